@@ -1,0 +1,153 @@
+//! The settings that every service has. Each is a flag and an environment variable; ranges are
+//! checked at startup, and an error never repeats a value that may hold a password.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Args;
+use sqlx::postgres::PgConnectOptions;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    broker::BrokerUrl,
+    database,
+    telemetry::LogFormat,
+    topology::{Declare, Topology},
+};
+
+/// Where the stores are and what is in them.
+#[derive(Args, Clone, Debug)]
+pub struct StoreArgs {
+    /// Postgres, as postgres://user:password@host:5432/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_parser = database::parse_url)]
+    pub database_url: PgConnectOptions,
+
+    /// RabbitMQ, as amqp://user:password@host:5672/vhost (amqps:// for TLS)
+    #[arg(long, env = "AMQP_URL", hide_env_values = true, value_parser = BrokerUrl::parse)]
+    pub amqp_url: BrokerUrl,
+
+    /// What the names of exchanges and queues start with
+    #[arg(long, env = "TOPOLOGY_PREFIX", default_value = "pleo", value_parser = parse_prefix)]
+    pub topology_prefix: String,
+
+    /// Create missing exchanges and queues at start; false only checks that they exist
+    #[arg(long, env = "DECLARE_TOPOLOGY", default_value_t = true, action = clap::ArgAction::Set)]
+    pub declare_topology: bool,
+}
+
+impl StoreArgs {
+    /// The topology under the configured prefix.
+    pub fn topology(&self) -> Topology {
+        Topology::new(&self.topology_prefix)
+    }
+
+    /// Whether to create it.
+    pub fn declare(&self) -> Declare {
+        if self.declare_topology {
+            Declare::Active
+        } else {
+            Declare::Passive
+        }
+    }
+}
+
+/// How the process shows itself and how it stops.
+#[derive(Args, Clone, Debug)]
+pub struct ProcessArgs {
+    /// What to log, as a tracing filter: `info`, `debug`, `info,worker=debug`
+    #[arg(long, env = "LOG", default_value = "info", value_parser = parse_filter)]
+    pub log: String,
+
+    /// How to log
+    #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// After SIGTERM, how long unfinished work may take
+    #[arg(long, env = "SHUTDOWN_DEADLINE", default_value = "25s", value_parser = parse_duration)]
+    pub shutdown_deadline: Duration,
+
+    /// Where /livez, /readyz and /metrics listen; keep it off the public network
+    #[arg(long, env = "PRIVATE_LISTEN")]
+    pub private_listen: Option<SocketAddr>,
+}
+
+impl ProcessArgs {
+    /// Starts logging as configured.
+    pub fn init_logging(&self) {
+        crate::telemetry::init(EnvFilter::new(&self.log), self.log_format);
+    }
+
+    /// The private port's address, on `default_port` of loopback if none was given.
+    pub fn private_listen(&self, default_port: u16) -> SocketAddr {
+        self.private_listen
+            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], default_port)))
+    }
+}
+
+/// A duration with its unit, such as `500ms`, `5s` or `10m`; zero is refused.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than zero".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it as 500ms, 5s or 10m")),
+    }
+}
+
+/// A whole number from `MIN` to `MAX`.
+pub fn parse_in_range<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
+    text.parse::<usize>()
+        .ok()
+        .filter(|n| (MIN..=MAX).contains(n))
+        .ok_or_else(|| format!("must be a whole number from {MIN} to {MAX}"))
+}
+
+fn parse_prefix(text: &str) -> Result<String, String> {
+    let well_formed = !text.is_empty()
+        && text.len() <= 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+    if well_formed {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 1 to 64 letters, digits, `.`, `-` or `_`".to_owned())
+    }
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("0s")]
+    #[case("-1s")]
+    #[case("5")]
+    #[case("soon")]
+    fn a_bad_duration_is_refused(#[case] text: &str) {
+        assert!(parse_duration(text).is_err());
+    }
+
+    #[rstest]
+    #[case("0")]
+    #[case("-1")]
+    #[case("11")]
+    #[case("many")]
+    fn a_number_out_of_range_is_refused(#[case] text: &str) {
+        assert!(parse_in_range::<1, 10>(text).is_err());
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("a b")]
+    #[case("pleo#")]
+    fn a_bad_prefix_is_refused(#[case] text: &str) {
+        assert!(parse_prefix(text).is_err());
+    }
+}

@@ -1,0 +1,152 @@
+//! The canonical event type and the family that it belongs to.
+
+use std::fmt;
+
+/// The families of events, each with its own queue and worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// `*.export-job.*`
+    ExportJob,
+    /// `*.vendor.*`
+    Vendor,
+    /// Everything else, unknown types and bodies that are no Pleo event included.
+    Other,
+}
+
+impl Family {
+    /// Every family, in the order in which they are declared and shown.
+    pub const ALL: [Self; 3] = [Self::ExportJob, Self::Vendor, Self::Other];
+
+    /// The name used in queue names, metric labels and the spool: `export-job`, `vendor`, `other`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ExportJob => "export-job",
+            Self::Vendor => "vendor",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An event type in its canonical spelling, `version.resource.event` in kebab-case, such as
+/// `v1.export-job.created`.
+///
+/// Always 1 to 128 bytes of ASCII letters, digits, `.`, `-` and `_`, so that it fits an AMQP routing
+/// key and reads safely in a log line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EventType(String);
+
+impl EventType {
+    const MAX_LEN: usize = 128;
+
+    /// The type of a body that names none, or one that is no event type at all.
+    pub fn unknown() -> Self {
+        Self("unknown".to_owned())
+    }
+
+    /// Reads an event type as the sender spells it. The deprecated spelling
+    /// `v1.export.job-created`, which Pleo's prose still uses, becomes `v1.export-job.created`.
+    ///
+    /// `None` where the text cannot be an event type: empty, over 128 bytes, or with other
+    /// characters than ASCII letters, digits, `.`, `-` and `_`.
+    pub fn parse(raw: &str) -> Option<Self> {
+        let well_formed = !raw.is_empty()
+            && raw.len() <= Self::MAX_LEN
+            && raw
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        if !well_formed {
+            return None;
+        }
+        let mut segments = raw.split('.');
+        if let (Some(version), Some("export"), Some(rest), None) = (
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+        ) && let Some(event) = rest.strip_prefix("job-")
+        {
+            return Some(Self(format!("{version}.export-job.{event}")));
+        }
+        Some(Self(raw.to_owned()))
+    }
+
+    /// The canonical spelling, which is also the routing key.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The family, decided as the topology's bindings decide it: three segments, the middle one
+    /// names the resource.
+    pub fn family(&self) -> Family {
+        let mut segments = self.0.split('.');
+        match (
+            segments.next(),
+            segments.next(),
+            segments.next(),
+            segments.next(),
+        ) {
+            (Some(_), Some("export-job"), Some(_), None) => Family::ExportJob,
+            (Some(_), Some("vendor"), Some(_), None) => Family::Vendor,
+            _ => Family::Other,
+        }
+    }
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("v1.export-job.created", "v1.export-job.created", Family::ExportJob)]
+    #[case("v1.export.job-created", "v1.export-job.created", Family::ExportJob)]
+    #[case("v2.export-job.created", "v2.export-job.created", Family::ExportJob)]
+    #[case("v1.vendor.created", "v1.vendor.created", Family::Vendor)]
+    #[case("v9.vendor.archived", "v9.vendor.archived", Family::Vendor)]
+    #[case("v1.receipt.created", "v1.receipt.created", Family::Other)]
+    #[case(
+        "v1.export-job.created.now",
+        "v1.export-job.created.now",
+        Family::Other
+    )]
+    #[case("export-job", "export-job", Family::Other)]
+    #[case("v1.export.jobs", "v1.export.jobs", Family::Other)]
+    fn types_are_canonical_and_have_a_family(
+        #[case] raw: &str,
+        #[case] canonical: &str,
+        #[case] family: Family,
+    ) {
+        let event_type = EventType::parse(raw).expect("well formed");
+        assert_eq!(event_type.as_str(), canonical);
+        assert_eq!(event_type.family(), family);
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("v1 vendor")]
+    #[case("v1.vendor.created\n")]
+    #[case("v1.vendör.created")]
+    #[case("v1.vendor.#")]
+    #[case(&"a".repeat(129))]
+    fn what_cannot_be_a_type_is_refused(#[case] raw: &str) {
+        assert_eq!(EventType::parse(raw), None);
+    }
+
+    #[test]
+    fn the_unknown_type_goes_to_the_other_family() {
+        assert_eq!(EventType::unknown().family(), Family::Other);
+    }
+}

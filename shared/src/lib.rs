@@ -1,0 +1,20 @@
+//! What both sides of the queue must agree on: how an event is classified, how it travels (message
+//! and spool row), where it travels (topology), and how a service of this pipeline connects, logs
+//! and reports. Nothing here verifies a signature (that is `ingest`) or writes an event's final row
+//! (that is `worker`).
+
+pub mod broker;
+pub mod config;
+pub mod database;
+pub mod envelope;
+pub mod event_type;
+pub mod message;
+pub mod metrics;
+pub mod private_port;
+pub mod shutdown;
+pub mod spool;
+pub mod telemetry;
+pub mod topology;
+
+pub use event_type::{EventType, Family};
+pub use message::AcceptedEvent;

@@ -1,0 +1,87 @@
+//! The private port of every service: `/livez`, `/readyz` and `/metrics`. Nothing on it is
+//! authenticated; it belongs on an internal network.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use actix_web::{App, HttpResponse, HttpServer, dev::Server, web};
+use anyhow::Context;
+use futures_util::future::BoxFuture;
+use prometheus::{Registry, TextEncoder};
+use serde::Serialize;
+
+/// What a service depends on, as just probed.
+#[derive(Debug, Serialize)]
+pub struct Check {
+    /// What was probed.
+    pub name: &'static str,
+    /// Whether it can be used now.
+    pub ok: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Check {
+    /// A check from the outcome of its probe.
+    pub fn new<E: std::fmt::Display>(name: &'static str, outcome: Result<(), E>) -> Self {
+        let reason = outcome.err().map(|e| e.to_string());
+        Self {
+            name,
+            ok: reason.is_none(),
+            reason,
+        }
+    }
+}
+
+/// The answer of `/readyz`: 200 when ready, else 503, with the checks as JSON.
+#[derive(Debug, Serialize)]
+pub struct Readiness {
+    /// Whether the service can do its work now.
+    pub ready: bool,
+    /// What it depends on.
+    pub checks: Vec<Check>,
+}
+
+/// Probes the service's dependencies, for real, at each call; must have its own deadline.
+pub type ReadinessProbe = Arc<dyn Fn() -> BoxFuture<'static, Readiness> + Send + Sync>;
+
+/// Binds the private port. The server runs when the result is awaited or spawned.
+pub fn serve(
+    address: SocketAddr,
+    registry: Registry,
+    readiness: ReadinessProbe,
+) -> anyhow::Result<Server> {
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(web::Data::new(registry.clone()))
+            .app_data(web::Data::new(Arc::clone(&readiness)))
+            .route("/livez", web::get().to(HttpResponse::Ok))
+            .route("/readyz", web::get().to(readyz))
+            .route("/metrics", web::get().to(metrics))
+    })
+    .workers(1)
+    .disable_signals()
+    .shutdown_timeout(1)
+    .bind(address)
+    .with_context(|| format!("cannot listen on {address} (PRIVATE_LISTEN)"))?;
+    Ok(server.run())
+}
+
+async fn readyz(probe: web::Data<ReadinessProbe>) -> HttpResponse {
+    let readiness = probe().await;
+    let mut response = if readiness.ready {
+        HttpResponse::Ok()
+    } else {
+        HttpResponse::ServiceUnavailable()
+    };
+    response.json(readiness)
+}
+
+async fn metrics(registry: web::Data<Registry>) -> HttpResponse {
+    match TextEncoder::new().encode_to_string(&registry.gather()) {
+        Ok(text) => HttpResponse::Ok()
+            .content_type(prometheus::TEXT_FORMAT)
+            .body(text),
+        Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+    }
+}

@@ -1,0 +1,77 @@
+//! Putting events into `webhook_spool`, the second way to the workers: ingest uses it while
+//! RabbitMQ is away, a worker for what has to wait for its next attempt.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+
+use crate::AcceptedEvent;
+
+/// An event to be spooled.
+#[derive(Debug)]
+pub struct SpoolEntry<'a> {
+    /// The event.
+    pub event: &'a AcceptedEvent,
+    /// Failed attempts to store it so far.
+    pub attempts: i32,
+    /// How often a worker took it and was gone before it had finished.
+    pub claims: i32,
+    /// How long from now until a worker may take it.
+    pub delay: Duration,
+    /// Why it is here.
+    pub reason: &'a str,
+}
+
+/// Inserts the entries; an event that is spooled already is left as it is. The caller's transaction
+/// must commit synchronously (`synchronous_commit = on`), as the row may be the only copy.
+pub async fn insert(
+    connection: &mut PgConnection,
+    entries: &[SpoolEntry<'_>],
+) -> Result<(), sqlx::Error> {
+    let column = |pick: fn(&AcceptedEvent) -> &str| -> Vec<&str> {
+        entries.iter().map(|e| pick(e.event)).collect()
+    };
+    let bodies: Vec<&[u8]> = entries.iter().map(|e| &e.event.body[..]).collect();
+    let hashes: Vec<&[u8]> = entries.iter().map(|e| &e.event.body_sha256[..]).collect();
+    let received: Vec<DateTime<Utc>> = entries.iter().map(|e| e.event.received_at).collect();
+    let attempted: Vec<Option<DateTime<Utc>>> =
+        entries.iter().map(|e| e.event.attempted_at).collect();
+    let secrets: Vec<Option<&str>> = entries
+        .iter()
+        .map(|e| e.event.secret_name.as_deref())
+        .collect();
+    let attempts: Vec<i32> = entries.iter().map(|e| e.attempts).collect();
+    let claims: Vec<i32> = entries.iter().map(|e| e.claims).collect();
+    let delays: Vec<f64> = entries.iter().map(|e| e.delay.as_secs_f64()).collect();
+    let reasons: Vec<&str> = entries.iter().map(|e| e.reason).collect();
+    sqlx::query(
+        "insert into webhook_spool
+             (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
+              secret_name, attempts, claims, due_at, last_error)
+         select webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
+                secret_name, attempts, claims, now() + make_interval(secs => delay), reason
+           from unnest($1::text[], $2::bytea[], $3::text[], $4::text[], $5::bytea[],
+                       $6::timestamptz[], $7::timestamptz[], $8::text[], $9::int[], $10::int[],
+                       $11::float8[], $12::text[])
+             as entry (webhook_id, body_sha256, family, event_type, body, received_at,
+                       attempted_at, secret_name, attempts, claims, delay, reason)
+          order by webhook_id, body_sha256
+         on conflict do nothing",
+    )
+    .bind(column(|event| &event.webhook_id))
+    .bind(hashes)
+    .bind(column(|event| event.event_type.family().name()))
+    .bind(column(|event| event.event_type.as_str()))
+    .bind(bodies)
+    .bind(received)
+    .bind(attempted)
+    .bind(secrets)
+    .bind(attempts)
+    .bind(claims)
+    .bind(delays)
+    .bind(reasons)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

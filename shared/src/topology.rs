@@ -1,0 +1,230 @@
+//! Exchanges, queues and bindings, defined once for every service and declared idempotently.
+//!
+//! There is no dead-letter exchange and no TTL here on purpose: retries and dead letters live in
+//! Postgres, where they can be queried, counted and replayed.
+
+use lapin::{
+    Channel, Connection, ErrorKind, ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    protocol::AMQPErrorKind,
+    types::{AMQPValue, FieldTable},
+};
+use tracing::error;
+
+use crate::Family;
+
+/// RabbitMQ 4 drops a message after 20 returns to the queue unless told otherwise, so a few
+/// consumer crashes would lose innocents. 3.10 has no "unlimited", hence a number that is never met.
+const DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// The names of everything on the broker, under one prefix.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    prefix: String,
+}
+
+/// Something on the broker that is not as this version wants it.
+#[derive(Clone, Debug)]
+pub struct Drift {
+    /// The queue's or exchange's name.
+    pub entity: String,
+    /// The broker's words: which argument, both values, or which permission is missing.
+    pub reason: String,
+}
+
+/// Whether the topology is created where missing, or only looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declare {
+    /// Create what is missing (needs `configure` permission).
+    Active,
+    /// Only check that it exists.
+    Passive,
+}
+
+impl Topology {
+    /// A topology whose names start with `prefix` (`pleo` gives `pleo.events`, `pleo.vendor`, …).
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self {
+            prefix: prefix.into(),
+        }
+    }
+
+    /// The topic exchange that ingest publishes to, with the event type as routing key.
+    pub fn events_exchange(&self) -> String {
+        format!("{}.events", self.prefix)
+    }
+
+    /// The alternate exchange of [`Self::events_exchange`]: whatever no binding takes.
+    pub fn unrouted_exchange(&self) -> String {
+        format!("{}.unrouted", self.prefix)
+    }
+
+    /// The work queue of a family.
+    pub fn queue(&self, family: Family) -> String {
+        format!("{}.{}", self.prefix, family.name())
+    }
+
+    /// The pattern under which a family's events reach its queue; `None` for the family that takes
+    /// what nobody else does.
+    pub fn binding(family: Family) -> Option<&'static str> {
+        match family {
+            Family::ExportJob => Some("*.export-job.*"),
+            Family::Vendor => Some("*.vendor.*"),
+            Family::Other => None,
+        }
+    }
+
+    /// Brings the broker to this topology. What differs on the broker is logged and returned, and
+    /// the rest is declared all the same; an error means that the connection is of no use.
+    pub async fn declare(
+        &self,
+        connection: &Connection,
+        mode: Declare,
+    ) -> Result<Vec<Drift>, lapin::Error> {
+        let mut drifts = Vec::new();
+        self.declare_exchanges(connection, mode, &mut drifts)
+            .await?;
+        for family in Family::ALL {
+            self.declare_queue(connection, mode, family, &mut drifts)
+                .await?;
+        }
+        for drift in &drifts {
+            error!(
+                entity = drift.entity,
+                reason = drift.reason,
+                "the broker's topology differs; compare the entity's arguments with the \
+                 topology in the documentation, then delete and re-create it when it is empty"
+            );
+        }
+        Ok(drifts)
+    }
+
+    async fn declare_exchanges(
+        &self,
+        connection: &Connection,
+        mode: Declare,
+        drifts: &mut Vec<Drift>,
+    ) -> Result<(), lapin::Error> {
+        let options = ExchangeDeclareOptions {
+            passive: mode == Declare::Passive,
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let unrouted = self.unrouted_exchange();
+        let channel = connection.create_channel().await?;
+        let declared = channel
+            .exchange_declare(
+                unrouted.as_str().into(),
+                ExchangeKind::Fanout,
+                options,
+                FieldTable::default(),
+            )
+            .await;
+        note_drift(declared, &unrouted, drifts)?;
+
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "alternate-exchange".into(),
+            AMQPValue::LongString(unrouted.as_str().into()),
+        );
+        let events = self.events_exchange();
+        let channel = connection.create_channel().await?;
+        let declared = channel
+            .exchange_declare(
+                events.as_str().into(),
+                ExchangeKind::Topic,
+                options,
+                arguments,
+            )
+            .await;
+        note_drift(declared, &events, drifts)
+    }
+
+    async fn declare_queue(
+        &self,
+        connection: &Connection,
+        mode: Declare,
+        family: Family,
+        drifts: &mut Vec<Drift>,
+    ) -> Result<(), lapin::Error> {
+        let queue = self.queue(family);
+        // A refused declaration closes its channel, so each entity has one of its own.
+        let channel = connection.create_channel().await?;
+        let options = QueueDeclareOptions {
+            passive: mode == Declare::Passive,
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = channel
+            .queue_declare(queue.as_str().into(), options, queue_arguments())
+            .await
+            .map(|_| ());
+        let existed_differently = declared.is_err();
+        note_drift(declared, &queue, drifts)?;
+        if mode == Declare::Passive {
+            return Ok(());
+        }
+        // The queue is there, if with other arguments: events must still reach it.
+        let channel = if existed_differently {
+            connection.create_channel().await?
+        } else {
+            channel
+        };
+        let bound = self.bind(&channel, family, &queue).await;
+        note_drift(bound, &queue, drifts)
+    }
+
+    async fn bind(
+        &self,
+        channel: &Channel,
+        family: Family,
+        queue: &str,
+    ) -> Result<(), lapin::Error> {
+        let (exchange, pattern) = match Self::binding(family) {
+            Some(pattern) => (self.events_exchange(), pattern),
+            None => (self.unrouted_exchange(), ""),
+        };
+        channel
+            .queue_bind(
+                queue.into(),
+                exchange.as_str().into(),
+                pattern.into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+    }
+}
+
+fn queue_arguments() -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    arguments.insert(
+        "x-delivery-limit".into(),
+        AMQPValue::LongLongInt(DELIVERY_LIMIT),
+    );
+    arguments
+}
+
+/// A refusal by the broker (406 other arguments, 403 not allowed, 404 not there) is drift; anything
+/// else is a broken connection.
+fn note_drift(
+    declared: Result<(), lapin::Error>,
+    entity: &str,
+    drifts: &mut Vec<Drift>,
+) -> Result<(), lapin::Error> {
+    let Err(error) = declared else { return Ok(()) };
+    match error.kind() {
+        ErrorKind::ProtocolError(refusal) if matches!(refusal.kind(), AMQPErrorKind::Soft(_)) => {
+            drifts.push(Drift {
+                entity: entity.to_owned(),
+                reason: refusal.get_message().to_string(),
+            });
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}

@@ -1,6 +1,20 @@
 //! The thin service in front: it verifies a webhook's signature, dedups by `webhook-id`, publishes
 //! to RabbitMQ (or spools to Postgres while RabbitMQ is away) and answers 2xx only when the event is
 //! safe. It does not interpret an event beyond its type.
+//!
+//! The way of a request: [`endpoint`] → [`headers`], [`secrets`], [`signature`] → [`acceptor`] →
+//! [`settlement`] → [`receipts`] and [`publisher`] → [`answer`].
 
+pub mod acceptor;
+pub mod answer;
+pub mod breaker;
+pub mod config;
+pub mod endpoint;
 pub mod headers;
+pub mod metrics;
+pub mod publisher;
+pub mod receipts;
+pub mod secrets;
+pub mod service;
+pub mod settlement;
 pub mod signature;

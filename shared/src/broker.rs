@@ -10,7 +10,7 @@ use anyhow::Context;
 use backon::ExponentialBuilder;
 use futures_util::{Stream, StreamExt};
 use lapin::{
-    Connection, ConnectionProperties, Event,
+    Channel, Connection, ConnectionProperties, Event,
     uri::{AMQPQueryString, AMQPUri},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -63,21 +63,28 @@ pub async fn connect(url: &BrokerUrl, name: &str) -> anyhow::Result<Connection> 
     .context("cannot connect to the broker")
 }
 
-/// Resolves when the connection has ended, with the reason. Take `events` from
-/// [`Connection::events_listener`] before using the connection, so that nothing is missed.
+/// Resolves when the connection or its working channel has ended, with the reason. Take `events`
+/// from [`Connection::events_listener`] before using the connection, so that nothing is missed.
 pub async fn ended(
     connection: &Connection,
-    mut events: impl Stream<Item = Event> + Unpin,
+    channel: &Channel,
+    events: impl Stream<Item = Event>,
 ) -> String {
-    /// A connection that died without an event is noticed by looking.
-    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    /// What ends without an event (a channel that the broker closes, for one) is noticed by looking.
+    const LOOK_EVERY: Duration = Duration::from_millis(200);
+    let mut events = std::pin::pin!(events);
     loop {
         match tokio::time::timeout(LOOK_EVERY, events.next()).await {
             Ok(Some(Event::Error(error))) => return error.to_string(),
             Ok(Some(_)) => {}
             Ok(None) => return "the connection is closed".to_owned(),
-            Err(_elapsed) if connection.status().connected() => {}
-            Err(_elapsed) => return "the connection is gone".to_owned(),
+            Err(_elapsed) if !connection.status().connected() => {
+                return "the connection is gone".to_owned();
+            }
+            Err(_elapsed) if !channel.status().connected() => {
+                return "the broker closed the channel".to_owned();
+            }
+            Err(_elapsed) => {}
         }
     }
 }

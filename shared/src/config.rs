@@ -3,7 +3,9 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use anyhow::anyhow;
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
@@ -17,13 +19,15 @@ use crate::{
 /// Where the stores are and what is in them.
 #[derive(Args, Clone, Debug)]
 pub struct StoreArgs {
+    // Both addresses hold passwords. As secrets they stay out of debug output, and parsed only after
+    // the command line they stay out of its error messages, which repeat a value.
     /// Postgres, as postgres://user:password@host:5432/database
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_parser = database::parse_url)]
-    pub database_url: PgConnectOptions,
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    database_url: SecretString,
 
     /// RabbitMQ, as amqp://user:password@host:5672/vhost (amqps:// for TLS)
-    #[arg(long, env = "AMQP_URL", hide_env_values = true, value_parser = BrokerUrl::parse)]
-    pub amqp_url: BrokerUrl,
+    #[arg(long, env = "AMQP_URL", hide_env_values = true)]
+    amqp_url: SecretString,
 
     /// What the names of exchanges and queues start with
     #[arg(long, env = "TOPOLOGY_PREFIX", default_value = "pleo", value_parser = parse_prefix)]
@@ -35,6 +39,18 @@ pub struct StoreArgs {
 }
 
 impl StoreArgs {
+    /// How to connect to Postgres.
+    pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
+        database::parse_url(self.database_url.expose_secret())
+            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))
+    }
+
+    /// How to connect to RabbitMQ.
+    pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
+        BrokerUrl::parse(self.amqp_url.expose_secret())
+            .map_err(|reason| anyhow!("AMQP_URL is {reason}"))
+    }
+
     /// The topology under the configured prefix.
     pub fn topology(&self) -> Topology {
         Topology::new(&self.topology_prefix)

@@ -1,4 +1,7 @@
-//! Turning SIGTERM and SIGINT into a cancellation that everything waiting can see.
+//! How a service ends: SIGTERM and SIGINT become a cancellation that everything waiting can see, and
+//! the outcome becomes the exit code.
+
+use std::process::ExitCode;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,4 +23,19 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
         cancel.cancel();
     });
     Ok(token)
+}
+
+/// The exit code of a service, with an error as one line on standard error.
+#[expect(
+    clippy::print_stderr,
+    reason = "an error at startup comes before logging"
+)]
+pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,0 +1,162 @@
+//! A circuit breaker: a store that just failed is left alone for a while, so that requests do not
+//! each wait for it, and is then tried by one batch at a time until it answers again.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// How long a store is left alone after a failure: doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Guards one store.
+#[derive(Debug, Default)]
+pub struct Breaker {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+enum State {
+    #[default]
+    Closed,
+    Open {
+        until: Instant,
+        pause: Duration,
+    },
+    /// One batch is trying the store; `pause` is how long it is left alone if that fails too.
+    Trying {
+        pause: Duration,
+    },
+}
+
+/// Permission to use the store. Report the outcome; a permit that is dropped without one counts as
+/// a failure, so that a trial cannot be forgotten.
+#[must_use]
+#[derive(Debug)]
+pub struct Permit<'b> {
+    breaker: &'b Breaker,
+    reported: bool,
+    /// Whether the store failed before: give it only a short time to prove itself.
+    pub is_trial: bool,
+}
+
+impl Breaker {
+    /// A permit if the store may be used at `now`.
+    pub fn permit(&self, now: Instant) -> Option<Permit<'_>> {
+        let mut state = self.lock();
+        let is_trial = match *state {
+            State::Closed => false,
+            State::Open { until, pause } if until <= now => {
+                *state = State::Trying { pause };
+                true
+            }
+            State::Open { .. } | State::Trying { .. } => return None,
+        };
+        Some(Permit {
+            breaker: self,
+            reported: false,
+            is_trial,
+        })
+    }
+
+    /// Whether the store is being left alone or tried.
+    pub fn is_open(&self) -> bool {
+        *self.lock() != State::Closed
+    }
+
+    fn failed(&self, was_trial: bool) {
+        let mut state = self.lock();
+        let pause = match *state {
+            State::Closed => FIRST_PAUSE,
+            State::Trying { pause } if was_trial => (pause * 2).min(LONGEST_PAUSE),
+            // A batch from before the store was left alone reports late: nothing new.
+            State::Open { .. } | State::Trying { .. } => return,
+        };
+        *state = State::Open {
+            until: Instant::now() + pause,
+            pause,
+        };
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // The state is a plain value, whole at every moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Permit<'_> {
+    /// The store answered.
+    pub fn succeeded(mut self) {
+        self.reported = true;
+        if self.is_trial {
+            *self.breaker.lock() = State::Closed;
+        }
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.breaker.failed(self.is_trial);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_failure_opens_it_and_one_successful_trial_closes_it() {
+        let breaker = Breaker::default();
+        drop(breaker.permit(Instant::now()).expect("closed"));
+        assert!(breaker.is_open());
+        assert!(breaker.permit(Instant::now()).is_none());
+
+        tokio::time::advance(FIRST_PAUSE).await;
+        let trial = breaker.permit(Instant::now()).expect("a trial");
+        assert!(trial.is_trial);
+        assert!(breaker.permit(Instant::now()).is_none(), "only one trial");
+        trial.succeeded();
+        assert!(!breaker.is_open());
+        let permit = breaker.permit(Instant::now()).expect("closed");
+        assert!(!permit.is_trial);
+        permit.succeeded();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failed_trials_lengthen_the_pause_up_to_a_limit() {
+        let breaker = Breaker::default();
+        drop(breaker.permit(Instant::now()).expect("closed"));
+        let mut pauses = Vec::new();
+        for _ in 0..5 {
+            let opened = Instant::now();
+            let trial = loop {
+                if let Some(trial) = breaker.permit(Instant::now()) {
+                    break trial;
+                }
+                tokio::time::advance(Duration::from_millis(250)).await;
+            };
+            pauses.push(opened.elapsed().as_millis());
+            drop(trial);
+        }
+        assert_eq!(pauses, [250, 500, 1_000, 2_000, 2_000]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_reports_of_older_batches_do_not_end_a_trial() {
+        let breaker = Breaker::default();
+        let early = breaker.permit(Instant::now()).expect("closed");
+        let late = breaker.permit(Instant::now()).expect("closed");
+        drop(early);
+        tokio::time::advance(FIRST_PAUSE).await;
+        let trial = breaker.permit(Instant::now()).expect("a trial");
+        late.succeeded();
+        assert!(breaker.is_open(), "only the trial closes it");
+        trial.succeeded();
+        assert!(!breaker.is_open());
+    }
+}

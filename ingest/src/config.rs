@@ -1,0 +1,93 @@
+//! The settings of the ingest service.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use secrecy::SecretString;
+use shared::config::{ProcessArgs, StoreArgs, parse_duration, parse_in_range};
+
+use crate::secrets::Secrets;
+
+/// The private port's default; the workers follow on the next ones.
+pub const DEFAULT_PRIVATE_PORT: u16 = 9100;
+
+/// Receives Pleo's webhooks: verifies, dedups, publishes to RabbitMQ, answers 2xx only when safe.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "ingest", version)]
+pub struct Config {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub stores: StoreArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub process: ProcessArgs,
+
+    /// Where POST /webhooks/pleo listens
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Named secrets, separated by commas: current=whsec_…,previous=whsec_…
+    #[arg(long, env = "WEBHOOK_SECRETS", hide_env_values = true)]
+    pub webhook_secrets: Option<SecretString>,
+
+    /// A file with the named secrets, one a line, instead of WEBHOOK_SECRETS
+    #[arg(long, env = "WEBHOOK_SECRETS_FILE", conflicts_with = "webhook_secrets")]
+    pub webhook_secrets_file: Option<PathBuf>,
+
+    /// How far a webhook's timestamp may be from this server's clock, both ways
+    #[arg(long, env = "TIMESTAMP_TOLERANCE", default_value = "5m", value_parser = parse_duration)]
+    pub timestamp_tolerance: Duration,
+
+    /// The largest body accepted, in bytes
+    #[arg(long, env = "BODY_LIMIT", default_value = "262144", value_parser = parse_in_range::<1_024, 16_777_216>)]
+    pub body_limit: usize,
+
+    /// Requests handled at once; past it the answer is 503 without delay
+    #[arg(long, env = "IN_FLIGHT_LIMIT", default_value = "1024", value_parser = parse_in_range::<1, 65_536>)]
+    pub in_flight_limit: usize,
+
+    /// From a read request to its answer, at most (1s to 14s)
+    #[arg(long, env = "ACCEPT_DEADLINE", default_value = "5s", value_parser = parse_accept_deadline)]
+    pub accept_deadline: Duration,
+
+    /// For how long a receipt alone proves that an event is safe; after that it must be in the
+    /// database, or a repeated delivery publishes it again
+    #[arg(long, env = "RECEIPT_TRUST", default_value = "5m", value_parser = parse_duration)]
+    pub receipt_trust: Duration,
+
+    /// The most events published together
+    #[arg(long, env = "BATCH_SIZE", default_value = "256", value_parser = parse_in_range::<1, 4_096>)]
+    pub batch_size: usize,
+
+    /// The most batches under way at once
+    #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "8", value_parser = parse_in_range::<1, 64>)]
+    pub batches_in_flight: usize,
+}
+
+impl Config {
+    /// Reads the configured secrets, from the environment or the file.
+    pub fn secrets(&self) -> anyhow::Result<Secrets> {
+        match (&self.webhook_secrets, &self.webhook_secrets_file) {
+            (Some(text), _) => Secrets::parse(text).context("WEBHOOK_SECRETS"),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map_err(anyhow::Error::from)
+                .and_then(|text| Secrets::parse(&SecretString::from(text)))
+                .with_context(|| format!("WEBHOOK_SECRETS_FILE {}", path.display())),
+            (None, None) => bail!(
+                "no secret is configured: set WEBHOOK_SECRETS=name=whsec_… or WEBHOOK_SECRETS_FILE"
+            ),
+        }
+    }
+}
+
+/// Senders wait 15 s or more for an answer, and Postgres ends an idle transaction of ours after 15.
+fn parse_accept_deadline(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if (Duration::from_secs(1)..=Duration::from_secs(14)).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("must be from 1s to 14s".to_owned())
+    }
+}

@@ -1,0 +1,184 @@
+//! `webhook_receipts`: ingest's memory of what it answered 2xx to.
+//!
+//! A receipt is written in a transaction that commits only after the broker's confirm, so a crash
+//! in between leaves none and the sender's retry goes through.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use shared::AcceptedEvent;
+use sqlx::{PgConnection, Row};
+
+use crate::acceptor::Layer;
+
+/// Begins the transaction around one batch. A receipt may be lost in a crash of Postgres (then a
+/// repetition is published again, which the workers absorb), so its commit need not wait for the
+/// disk. The time limits free the locks of an ingest that froze in the middle.
+pub const BEGIN: &str = "begin;
+    set local synchronous_commit = off;
+    set local lock_timeout = '1s';
+    set local statement_timeout = '5s';
+    set local idle_in_transaction_session_timeout = '15s'";
+
+/// From here on the commit waits for the disk: a spool row may be an event's only copy.
+pub const COMMIT_DURABLY: &str = "set local synchronous_commit = on";
+
+/// Fails unless Postgres would take a receipt now, and writes nothing.
+pub const PROBE: &str = "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+    select '', '', now() where false";
+
+/// What is to be done with an event, by its receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// It is ours to publish.
+    Publish,
+    /// It is safe already.
+    Duplicate(Layer),
+    /// Its id was accepted with another body.
+    Conflict,
+}
+
+/// Claims the events, whose ids must be distinct, for publishing: the answer is in their order. A
+/// claim is held by the transaction, and whoever else has the same id waits for its end.
+///
+/// A receipt alone proves little when it is old: the queue may have been purged since. So past
+/// `trust` an event counts as a duplicate only if it is in `events` or in the spool, and is
+/// otherwise claimed anew.
+pub async fn claim(
+    connection: &mut PgConnection,
+    events: &[&AcceptedEvent],
+    trust: Duration,
+) -> Result<Vec<Claim>, sqlx::Error> {
+    let new = insert(connection, events).await?;
+    let known: Vec<&str> = events
+        .iter()
+        .map(|event| event.webhook_id.as_str())
+        .filter(|id| !new.contains_key(*id))
+        .collect();
+    let mut claims: HashMap<String, Claim> = new;
+    if !known.is_empty() {
+        claims.extend(look_up(connection, &known, events, trust).await?);
+    }
+    Ok(events
+        .iter()
+        .map(|event| {
+            // An id in neither was swept between the two statements.
+            *claims.get(&event.webhook_id).unwrap_or(&Claim::Publish)
+        })
+        .collect())
+}
+
+async fn insert(
+    connection: &mut PgConnection,
+    events: &[&AcceptedEvent],
+) -> Result<HashMap<String, Claim>, sqlx::Error> {
+    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
+    let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
+    let received: Vec<DateTime<Utc>> = events.iter().map(|e| e.received_at).collect();
+    // In the order of the ids, so that two batches with the same ids wait instead of deadlocking.
+    let rows = sqlx::query(
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select id, body_sha256, received_at, now()
+           from unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
+          order by id
+         on conflict do nothing
+         returning webhook_id",
+    )
+    .bind(ids)
+    .bind(hashes)
+    .bind(received)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, Claim::Publish)))
+        .collect()
+}
+
+async fn look_up(
+    connection: &mut PgConnection,
+    ids: &[&str],
+    events: &[&AcceptedEvent],
+    trust: Duration,
+) -> Result<HashMap<String, Claim>, sqlx::Error> {
+    let hashes: HashMap<&str, &[u8; 32]> = events
+        .iter()
+        .map(|event| (event.webhook_id.as_str(), &event.body_sha256))
+        .collect();
+    let rows = sqlx::query(
+        "select webhook_id, body_sha256,
+                case when published_at > now() - make_interval(secs => $2) then 'receipt'
+                     when exists (select from events e where e.webhook_id = r.webhook_id) then 'stored'
+                     when exists (select from webhook_spool s where s.webhook_id = r.webhook_id) then 'spooled'
+                end
+           from webhook_receipts r
+          where webhook_id = any($1)",
+    )
+    .bind(ids)
+    .bind(trust.as_secs_f64())
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut claims = HashMap::new();
+    let mut stale = Vec::new();
+    for row in rows {
+        let id: String = row.try_get(0)?;
+        let body_sha256: &[u8] = row.try_get(1)?;
+        let proof: Option<&str> = row.try_get(2)?;
+        let same_body = hashes
+            .get(id.as_str())
+            .is_some_and(|hash| hash[..] == *body_sha256);
+        let claim = match proof {
+            _ if !same_body => Claim::Conflict,
+            Some("receipt") => Claim::Duplicate(Layer::Receipt),
+            Some(_) => Claim::Duplicate(Layer::Stored),
+            None => {
+                stale.push(id);
+                continue;
+            }
+        };
+        claims.insert(id, claim);
+    }
+    claims.extend(reclaim(connection, stale, trust).await?);
+    Ok(claims)
+}
+
+/// Claims anew what has a receipt and is nowhere to be found. Of several that try at once, the
+/// first gets it, and the others then see a fresh receipt.
+async fn reclaim(
+    connection: &mut PgConnection,
+    stale: Vec<String>,
+    trust: Duration,
+) -> Result<Vec<(String, Claim)>, sqlx::Error> {
+    if stale.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ours: Vec<String> = sqlx::query_scalar(
+        "update webhook_receipts set published_at = now()
+          where webhook_id = any($1)
+            and (published_at is null or published_at <= now() - make_interval(secs => $2))
+         returning webhook_id",
+    )
+    .bind(&stale)
+    .bind(trust.as_secs_f64())
+    .fetch_all(connection)
+    .await?;
+    Ok(stale
+        .into_iter()
+        .map(|id| {
+            let claim = if ours.contains(&id) {
+                Claim::Publish
+            } else {
+                Claim::Duplicate(Layer::Receipt)
+            };
+            (id, claim)
+        })
+        .collect())
+}
+
+/// Notes that these are in the spool and not with the broker.
+pub async fn mark_spooled(connection: &mut PgConnection, ids: &[&str]) -> Result<(), sqlx::Error> {
+    sqlx::query("update webhook_receipts set published_at = null where webhook_id = any($1)")
+        .bind(ids)
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! The configured keys, each with a name. Several are live at once: one per subscription, and two
+//! during a rotation.
+
+use anyhow::{Context, bail};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{
+    headers::WebhookHeaders,
+    signature::{self, Key},
+};
+
+const MAX_NAME_LEN: usize = 32;
+
+/// All keys that a webhook may be signed with. Never empty, names unique.
+#[derive(Debug)]
+pub struct Secrets(Vec<(String, Key)>);
+
+impl Secrets {
+    /// Reads `name=whsec_…` entries, separated by commas or line ends; lines that start with `#`
+    /// are comments. The error names the entry and never shows its key.
+    pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
+        let mut keys: Vec<(String, Key)> = Vec::new();
+        let entries = text
+            .expose_secret()
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .flat_map(|line| line.split(','))
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        for (index, entry) in entries.enumerate() {
+            let position = index + 1;
+            let Some((name, key)) = entry
+                .split_once('=')
+                .filter(|(name, _)| !name.starts_with("wh"))
+            else {
+                bail!("secret {position} has no name: write it as name=whsec_…");
+            };
+            let name = name.trim();
+            if !is_name(name) {
+                bail!(
+                    "the name of secret {position} must be 1 to {MAX_NAME_LEN} lower-case letters, \
+                     digits, `-` or `_`"
+                );
+            }
+            if keys.iter().any(|(other, _)| other == name) {
+                bail!("the secret name `{name}` is there twice");
+            }
+            let key = Key::parse(key.trim()).with_context(|| format!("the secret `{name}`"))?;
+            keys.push((name.to_owned(), key));
+        }
+        if keys.is_empty() {
+            bail!("no secret is configured: give at least one name=whsec_…");
+        }
+        Ok(Self(keys))
+    }
+
+    /// The name of the key that verifies the webhook, if any does.
+    pub fn verify(&self, headers: &WebhookHeaders, body: &[u8]) -> Option<&str> {
+        signature::matching_key(&self.0, headers, body)
+    }
+
+    /// The configured names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+}
+
+/// Names become metric labels and column values.
+fn is_name(text: &str) -> bool {
+    (1..=MAX_NAME_LEN).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn parse(text: &str) -> anyhow::Result<Secrets> {
+        Secrets::parse(&SecretString::from(text))
+    }
+
+    #[test]
+    fn several_named_secrets_are_read() {
+        let text =
+            format!("# rotated in spring\ncurrent={KEY}, previous={KEY}\n\nentity-2 = {KEY}\n");
+        let secrets = parse(&text).expect("valid");
+        assert_eq!(
+            secrets.names().collect::<Vec<_>>(),
+            ["current", "previous", "entity-2"]
+        );
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case(" , \n# only a comment")]
+    #[case(KEY)]
+    #[case(&format!("={KEY}"))]
+    #[case(&format!("Current={KEY}"))]
+    #[case(&format!("a={KEY},a={KEY}"))]
+    #[case("current=whsec_c2hvcnQ=")]
+    #[case("current=")]
+    fn a_bad_list_is_refused_without_showing_a_key(#[case] text: &str) {
+        let error = format!("{:#}", parse(text).expect_err("refused"));
+        assert!(
+            !error.contains("MfKQ9") && !error.contains("c2hvcnQ"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! The service put together: start, serve, stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use actix_web::{
+    App, HttpServer,
+    dev::{Server, ServerHandle},
+    web,
+};
+use anyhow::{Context, bail};
+use shared::{
+    database,
+    private_port::{self, Check, Readiness, ReadinessProbe},
+};
+use sqlx::PgPool;
+use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    acceptor::{self, Batcher},
+    config::{Config, DEFAULT_PRIVATE_PORT},
+    endpoint::{self, Endpoint},
+    metrics::Metrics,
+    publisher::{self, Publisher, Supervisor},
+    receipts,
+    settlement::Settlement,
+};
+
+/// From a connection's first byte to the end of its headers.
+const HEADERS_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Idle connections are closed after this long, so that they do not use up the sockets.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// Open connections per core.
+const CONNECTIONS_PER_WORKER: usize = 10_000;
+
+/// A service that is bound to its ports and not yet serving.
+pub struct Service {
+    public: Server,
+    private: Server,
+    address: SocketAddr,
+    batcher: Batcher,
+    supervisor: Supervisor,
+    shutdown_deadline: Duration,
+}
+
+impl Service {
+    /// Checks the settings and binds the ports. Neither store needs to be there.
+    pub fn bind(config: &Config) -> anyhow::Result<Self> {
+        let secrets = config.secrets()?;
+        let metrics = Metrics::new(&secrets);
+        let connections = u32::try_from(config.batches_in_flight).unwrap_or(u32::MAX);
+        // One for each batch, and one so that readiness can be probed while all are busy.
+        let pool = database::pool(
+            config.stores.postgres()?,
+            "ingest",
+            connections.saturating_add(1),
+        );
+        let (publisher, supervisor) = publisher::new(
+            config.stores.broker()?,
+            config.stores.topology(),
+            config.stores.declare(),
+            metrics.service.clone(),
+        );
+        let settlement = Settlement::new(
+            pool.clone(),
+            publisher.clone(),
+            metrics.clone(),
+            config.accept_deadline,
+            config.receipt_trust,
+        );
+        let (acceptor, batcher) =
+            acceptor::new(settlement, config.batch_size, config.batches_in_flight);
+        let private = private_port::serve(
+            config.process.private_listen(DEFAULT_PRIVATE_PORT),
+            metrics.service.registry.clone(),
+            readiness(pool, publisher),
+        )?;
+        let endpoint = web::Data::new(Endpoint {
+            secrets,
+            acceptor,
+            metrics,
+            in_flight: Arc::new(Semaphore::new(config.in_flight_limit)),
+            body_limit: config.body_limit,
+            timestamp_tolerance: config.timestamp_tolerance,
+        });
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(endpoint.clone())
+                .route(endpoint::PATH, web::post().to(endpoint::receive))
+        })
+        .client_request_timeout(HEADERS_DEADLINE)
+        .keep_alive(KEEP_ALIVE)
+        .max_connections(CONNECTIONS_PER_WORKER)
+        .disable_signals()
+        .shutdown_timeout(config.process.shutdown_deadline.as_secs())
+        .bind(config.listen)
+        .with_context(|| format!("cannot listen on {} (LISTEN)", config.listen))?;
+        let address = server.addrs()[0];
+        Ok(Self {
+            public: server.run(),
+            private,
+            address,
+            batcher,
+            supervisor,
+            shutdown_deadline: config.process.shutdown_deadline,
+        })
+    }
+
+    /// Where the public port listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`, then answers what is in flight. An error means that this took longer
+    /// than the shutdown deadline, or that a server failed.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        info!(address = %self.address, "listening");
+        let stop_broker = CancellationToken::new();
+        let supervisor = tokio::spawn(self.supervisor.run(stop_broker.clone()));
+        let batcher = tokio::spawn(self.batcher.run());
+        let private_handle = self.private.handle();
+        tokio::spawn(self.private);
+        let public_handle = self.public.handle();
+        let mut public = tokio::spawn(self.public);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            ended = &mut public => bail!("the public port failed: {ended:?}"),
+        }
+        let drained = timeout(self.shutdown_deadline, drain(&public_handle, batcher)).await;
+        stop_broker.cancel();
+        supervisor.await.context("the publisher's supervisor")?;
+        private_handle.stop(false).await;
+        drained
+            .context("some requests were still unanswered at the shutdown deadline")?
+            .context("the batcher")?;
+        info!("stopped; every request was answered");
+        Ok(())
+    }
+}
+
+/// The server drops its handlers, and with them every acceptor, once it has answered everything;
+/// that is the batcher's end.
+async fn drain(
+    public: &ServerHandle,
+    batcher: JoinHandle<()>,
+) -> Result<(), tokio::task::JoinError> {
+    public.stop(true).await;
+    batcher.await
+}
+
+/// Ready when an event could be accepted: one store is enough.
+fn readiness(pool: PgPool, publisher: Publisher) -> ReadinessProbe {
+    Arc::new(move || {
+        let (pool, publisher) = (pool.clone(), publisher.clone());
+        Box::pin(async move {
+            let (postgres, rabbitmq) =
+                tokio::join!(database::probe(&pool, receipts::PROBE), publisher.probe());
+            let ready = postgres.is_ok() || rabbitmq.is_ok();
+            Readiness {
+                ready,
+                checks: vec![
+                    Check::new("postgres", postgres),
+                    Check::new("rabbitmq", rabbitmq),
+                ],
+            }
+        })
+    })
+}

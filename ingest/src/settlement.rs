@@ -1,0 +1,296 @@
+//! One batch of events on its way to safety: claim, publish, await confirms, spool what was not
+//! confirmed, commit. Either store alone is enough.
+
+use std::time::Duration;
+
+use shared::{
+    AcceptedEvent,
+    database::{DeadlineTransaction, TransactionError},
+    message::Receipt,
+    spool::{self, SpoolEntry},
+};
+use sqlx::PgPool;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::{
+    acceptor::Outcome,
+    breaker::{Breaker, Permit},
+    metrics::Metrics,
+    publisher::{PublishError, Publisher},
+    receipts::{self, Claim},
+};
+
+/// How long a store that failed before may take to prove itself: the batch that tries it still has
+/// to be answered in good time from the other one.
+const TRIAL: Duration = Duration::from_millis(500);
+
+/// Brings batches to safety.
+pub struct Settlement {
+    pool: PgPool,
+    publisher: Publisher,
+    database_breaker: Breaker,
+    broker_breaker: Breaker,
+    metrics: Metrics,
+    deadline: Duration,
+    receipt_trust: Duration,
+}
+
+/// The moments at which a batch's phases must be over. The first store's failure must leave the
+/// second one time.
+struct Schedule {
+    claimed: Instant,
+    confirmed: Instant,
+    committed: Instant,
+}
+
+/// The batch's transaction, with the permit that is to be told how Postgres fared.
+struct Claimed<'s> {
+    transaction: DeadlineTransaction,
+    permit: Permit<'s>,
+}
+
+impl Settlement {
+    /// `deadline` is for a whole batch; `receipt_trust` is explained at [`receipts::claim`].
+    pub fn new(
+        pool: PgPool,
+        publisher: Publisher,
+        metrics: Metrics,
+        deadline: Duration,
+        receipt_trust: Duration,
+    ) -> Self {
+        Self {
+            pool,
+            publisher,
+            database_breaker: Breaker::default(),
+            broker_breaker: Breaker::default(),
+            metrics,
+            deadline,
+            receipt_trust,
+        }
+    }
+
+    /// How long a batch may take.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Settles events whose ids are distinct; the outcomes are in their order.
+    pub async fn settle(&self, events: &[AcceptedEvent]) -> Vec<Outcome> {
+        self.metrics.batch_size.observe(events.len() as f64);
+        let now = Instant::now();
+        let schedule = Schedule {
+            claimed: now + self.deadline * 3 / 10,
+            confirmed: now + self.deadline * 7 / 10,
+            committed: now + self.deadline,
+        };
+        let all: Vec<&AcceptedEvent> = events.iter().collect();
+        let (claimed, claims) = match self.claim(&all, &schedule).await {
+            Some((claimed, claims)) => (Some(claimed), claims),
+            None => {
+                self.metrics.without_dedup.inc();
+                (None, vec![Claim::Publish; events.len()])
+            }
+        };
+        let receipt = match claimed {
+            Some(_) => Receipt::Recorded,
+            None => Receipt::Missing,
+        };
+        let ours: Vec<usize> = (0..events.len())
+            .filter(|&i| claims[i] == Claim::Publish)
+            .collect();
+        let to_publish: Vec<_> = ours.iter().map(|&i| (&events[i], receipt)).collect();
+        let confirms = self.publish(&to_publish, &schedule).await;
+
+        let unconfirmed: Vec<&AcceptedEvent> = to_publish
+            .iter()
+            .zip(&confirms)
+            .filter(|(_, confirm)| confirm.is_err())
+            .map(|((event, _), _)| *event)
+            .collect();
+        let spooled = self.finish(claimed, &unconfirmed, &schedule).await;
+
+        let mut outcomes: Vec<Outcome> = claims
+            .into_iter()
+            .map(|claim| match claim {
+                Claim::Publish => Outcome::Accepted,
+                Claim::Duplicate(layer) => Outcome::Duplicate(layer),
+                Claim::Conflict => Outcome::Conflict,
+            })
+            .collect();
+        for (&i, confirm) in ours.iter().zip(&confirms) {
+            if let Err(reason) = confirm
+                && !spooled
+            {
+                debug!(webhook_id = events[i].webhook_id, %reason, "not accepted");
+                outcomes[i] = Outcome::Unavailable;
+            }
+        }
+        self.show_breakers();
+        outcomes
+    }
+
+    /// Claims in a new transaction; `None` if Postgres cannot be asked, which is no reason to refuse
+    /// an event.
+    async fn claim(
+        &self,
+        events: &[&AcceptedEvent],
+        schedule: &Schedule,
+    ) -> Option<(Claimed<'_>, Vec<Claim>)> {
+        let mut claimed = self.begin(schedule.claimed).await?;
+        let trust = self.receipt_trust;
+        let claims = claimed
+            .transaction
+            .run(async |connection| receipts::claim(connection, events, trust).await)
+            .await;
+        match claims {
+            Ok(claims) => Some((claimed, claims)),
+            Err(error) => {
+                claimed.failed(&error);
+                None
+            }
+        }
+    }
+
+    async fn begin(&self, deadline: Instant) -> Option<Claimed<'_>> {
+        let now = Instant::now();
+        let permit = self.database_breaker.permit(now)?;
+        let deadline = if permit.is_trial {
+            deadline.min(now + TRIAL)
+        } else {
+            deadline
+        };
+        match DeadlineTransaction::begin(&self.pool, receipts::BEGIN, deadline).await {
+            Ok(transaction) => Some(Claimed {
+                transaction,
+                permit,
+            }),
+            Err(error) => {
+                warn!(%error, "postgres is away; publishing without dedup meanwhile");
+                drop(permit);
+                None
+            }
+        }
+    }
+
+    async fn publish(
+        &self,
+        events: &[(&AcceptedEvent, Receipt)],
+        schedule: &Schedule,
+    ) -> Vec<Result<(), PublishError>> {
+        if events.is_empty() {
+            return Vec::new();
+        }
+        let started = Instant::now();
+        let Some(permit) = self.broker_breaker.permit(started) else {
+            return vec![Err(PublishError::Disconnected); events.len()];
+        };
+        let deadline = if permit.is_trial {
+            schedule.confirmed.min(started + TRIAL)
+        } else {
+            schedule.confirmed
+        };
+        let confirms = self.publisher.publish(events, deadline).await;
+        match confirms.iter().find_map(|confirm| confirm.as_ref().err()) {
+            None => {
+                permit.succeeded();
+                self.metrics
+                    .confirm_seconds
+                    .observe(started.elapsed().as_secs_f64());
+            }
+            Some(error) => {
+                warn!(%error, events = events.len(), "not confirmed; spooling instead");
+                drop(permit);
+            }
+        }
+        confirms
+    }
+
+    /// Spools what was not confirmed and commits. True if `unconfirmed` is safe in the spool.
+    ///
+    /// Without anything to spool a failed commit loses only receipts: the broker has the events.
+    async fn finish(
+        &self,
+        claimed: Option<Claimed<'_>>,
+        unconfirmed: &[&AcceptedEvent],
+        schedule: &Schedule,
+    ) -> bool {
+        let claimed = match claimed {
+            Some(claimed) => Some(claimed),
+            None if unconfirmed.is_empty() => None,
+            // The claim failed, over a lock perhaps: the spool may still be reached.
+            None => self.begin(schedule.committed).await,
+        };
+        let Some(mut claimed) = claimed else {
+            return false;
+        };
+        claimed.transaction.set_deadline(schedule.committed);
+        if !unconfirmed.is_empty()
+            && let Err(error) = spool_events(&mut claimed.transaction, unconfirmed).await
+        {
+            claimed.failed(&error);
+            return false;
+        }
+        match claimed.transaction.commit().await {
+            Ok(()) => {
+                claimed.permit.succeeded();
+                self.metrics.spooled.inc_by(unconfirmed.len() as u64);
+                true
+            }
+            Err(error) => {
+                warn!(%error, "postgres did not commit");
+                drop(claimed.permit);
+                false
+            }
+        }
+    }
+
+    fn show_breakers(&self) {
+        for (store, breaker) in [
+            ("postgres", &self.database_breaker),
+            ("rabbitmq", &self.broker_breaker),
+        ] {
+            self.metrics
+                .breaker_open
+                .with_label_values(&[store])
+                .set(breaker.is_open().into());
+        }
+    }
+}
+
+impl Claimed<'_> {
+    /// Gives the transaction up. Losing a race for a lock says nothing against Postgres.
+    fn failed(self, error: &TransactionError) {
+        const LOCK_NOT_AVAILABLE: &str = "55P03";
+        const DEADLOCK_DETECTED: &str = "40P01";
+        warn!(%error, "a batch goes without its transaction in postgres");
+        match error.sqlstate().as_deref() {
+            Some(LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED) => self.permit.succeeded(),
+            _ => drop(self.permit),
+        }
+    }
+}
+
+async fn spool_events(
+    transaction: &mut DeadlineTransaction,
+    events: &[&AcceptedEvent],
+) -> Result<(), TransactionError> {
+    let entries: Vec<_> = events
+        .iter()
+        .map(|&event| SpoolEntry {
+            event,
+            attempts: 0,
+            claims: 0,
+            delay: Duration::ZERO,
+            reason: "RabbitMQ did not confirm it",
+        })
+        .collect();
+    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
+    transaction.execute(receipts::COMMIT_DURABLY).await?;
+    transaction
+        .run(async |connection| {
+            spool::insert(connection, &entries).await?;
+            receipts::mark_spooled(connection, &ids).await
+        })
+        .await
+}

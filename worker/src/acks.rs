@@ -1,0 +1,68 @@
+//! Which deliveries of one channel may be acknowledged.
+
+use std::collections::BTreeSet;
+
+/// The deliveries of one channel that are finished. Batches finish in any order, but an
+/// acknowledgement with `multiple` covers everything before its tag as well: only the tag up to
+/// which nothing is missing may be sent.
+///
+/// Tags belong to a channel: a new channel needs a new value of this type.
+#[derive(Debug, Default)]
+pub struct Acks {
+    /// Everything up to here is finished. Tags start at 1.
+    prefix: u64,
+    /// What is finished beyond.
+    beyond: BTreeSet<u64>,
+}
+
+impl Acks {
+    /// Notes finished deliveries. If the prefix grew, the answer is its last tag, to be
+    /// acknowledged with `multiple`.
+    pub fn finish(&mut self, tags: impl IntoIterator<Item = u64>) -> Option<u64> {
+        self.beyond.extend(tags);
+        let before = self.prefix;
+        while self.beyond.first() == Some(&(self.prefix + 1)) {
+            self.beyond.pop_first();
+            self.prefix += 1;
+        }
+        (self.prefix > before).then_some(self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn nothing_beyond_a_gap_is_acknowledged() {
+        let mut acks = Acks::default();
+        assert_eq!(acks.finish([2, 3]), None);
+        assert_eq!(acks.finish([5]), None);
+        assert_eq!(acks.finish([1]), Some(3));
+        assert_eq!(acks.finish([4]), Some(5));
+        assert_eq!(acks.finish([]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_is_finished_is_acknowledged(
+            order in Just((1..=40_u64).collect::<Vec<_>>()).prop_shuffle(),
+            batch in 1_usize..10,
+        ) {
+            let mut acks = Acks::default();
+            let mut finished = BTreeSet::new();
+            let mut last = 0;
+            for tags in order.chunks(batch) {
+                finished.extend(tags.iter().copied());
+                if let Some(tag) = acks.finish(tags.iter().copied()) {
+                    prop_assert!((1..=tag).all(|t| finished.contains(&t)));
+                    prop_assert!(tag > last);
+                    last = tag;
+                }
+            }
+            prop_assert_eq!(last, 40, "in the end everything is acknowledged");
+        }
+    }
+}

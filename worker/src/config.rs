@@ -1,0 +1,48 @@
+//! The settings of a worker.
+
+use std::time::Duration;
+
+use clap::Parser;
+use shared::config::{ProcessArgs, StoreArgs, parse_duration, parse_in_range};
+
+/// Stores one family's events in Postgres, from its queue and from the spool.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Config {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub stores: StoreArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub process: ProcessArgs,
+
+    /// Bring the schema up to date at start; false expects that somebody else did
+    #[arg(long, env = "MIGRATE", default_value_t = true, action = clap::ArgAction::Set)]
+    pub migrate: bool,
+
+    /// The most events stored in one transaction
+    #[arg(long, env = "BATCH_SIZE", default_value = "500", value_parser = parse_in_range::<1, 5_000>)]
+    pub batch_size: usize,
+
+    /// The most transactions at once
+    #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "2", value_parser = parse_in_range::<1, 10>)]
+    pub batches_in_flight: usize,
+
+    /// How long a batch that is not full waits for more events
+    #[arg(long, env = "BATCH_LINGER", default_value = "5ms", value_parser = parse_duration)]
+    pub batch_linger: Duration,
+
+    /// How long receipts of stored events are kept to recognise repetitions (other-worker)
+    #[arg(long, env = "RECEIPT_RETENTION", default_value = "7d", value_parser = parse_retention)]
+    pub receipt_retention: Duration,
+}
+
+/// Senders repeat a webhook for up to 75 hours.
+fn parse_retention(text: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration < Duration::from_secs(4 * 24 * 3_600) {
+        return Err("must be at least 4d: senders repeat a webhook for days".to_owned());
+    }
+    Ok(duration)
+}

@@ -1,0 +1,302 @@
+//! The first way in: a family's queue. Batches are stored side by side; what is acknowledged is
+//! only ever the contiguous prefix of finished deliveries, on the channel that delivered them.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow};
+use chrono::Utc;
+use futures_util::{FutureExt, StreamExt};
+use lapin::{
+    Channel, Connection, Consumer as Deliveries,
+    message::Delivery,
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use shared::{
+    Family,
+    broker::{self, BrokerUrl},
+    message::Delivered,
+    topology::{Declare, Topology},
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    acks::Acks,
+    metrics::Metrics,
+    persistence::{Abandoned, Persistence},
+    work::Work,
+};
+
+/// A message that was given to a consumer this often without being acknowledged may be what stops
+/// the consumers.
+const SUSPICIOUS_REDELIVERIES: u64 = 2;
+
+/// Declaring and subscribing on a fresh connection.
+const SETUP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Closing a connection whose broker may be gone.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Consumes one family's queue.
+pub struct Consumer {
+    /// Where.
+    pub url: BrokerUrl,
+    /// What.
+    pub topology: Topology,
+    /// Whether to create it.
+    pub declare: Declare,
+    /// Whose queue.
+    pub family: Family,
+    /// Stores what comes.
+    pub persistence: Arc<Persistence>,
+    /// Counts.
+    pub metrics: Metrics,
+    /// The most events stored in one transaction.
+    pub batch_size: usize,
+    /// The most transactions at once.
+    pub batches_in_flight: usize,
+    /// How long a batch that is not full waits for more.
+    pub linger: Duration,
+}
+
+/// Why consuming on one connection ended.
+enum Ended {
+    /// As asked: everything delivered is finished and acknowledged.
+    Stopped,
+    /// The connection, the channel or the subscription is gone.
+    Lost(String),
+    /// Postgres is away for long; the messages are back in the queue.
+    Unstorable,
+}
+
+/// The deliveries of a batch, and whether they were stored.
+type Finished = (Vec<u64>, Result<(), Abandoned>);
+
+impl Consumer {
+    /// Consumes, over as many connections as it takes, until `stop`; then finishes what was
+    /// delivered, at the latest when `abandon` comes.
+    pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
+        let mut delays = broker::reconnect_delays();
+        while !stop.is_cancelled() {
+            match self.consume_on_one_connection(&stop, &abandon).await {
+                Ok(Ended::Stopped) => return,
+                Ok(Ended::Lost(reason)) => {
+                    delays = broker::reconnect_delays();
+                    warn!(family = %self.family, reason, "the connection to RabbitMQ ended; connecting again");
+                }
+                Ok(Ended::Unstorable) => {
+                    warn!(family = %self.family, "the messages are back in the queue until postgres is well");
+                }
+                Err(error) => {
+                    let error = format!("{error:#}");
+                    warn!(family = %self.family, error, "cannot consume");
+                }
+            }
+            let delay = delays.next().unwrap_or_default();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    async fn consume_on_one_connection(
+        &self,
+        stop: &CancellationToken,
+        abandon: &CancellationToken,
+    ) -> anyhow::Result<Ended> {
+        let Some(subscribed) = stop.run_until_cancelled(self.subscribe()).await else {
+            return Ok(Ended::Stopped);
+        };
+        let (connection, channel, deliveries) = subscribed?;
+        let events = connection.events_listener();
+        info!(family = %self.family, "consuming");
+        self.metrics.consuming.set(1);
+        // Batches of this connection are of no use to the next one: its broker delivers them again.
+        let abandon = abandon.child_token();
+        let mut running = JoinSet::new();
+        let ended = tokio::select! {
+            ended = self.consume(&channel, deliveries, &mut running, stop, &abandon) => ended,
+            reason = broker::ended(&connection, &channel, events) => Ended::Lost(reason),
+        };
+        self.metrics.consuming.set(0);
+        abandon.cancel();
+        // What is being committed may finish; it is then known when it comes again.
+        while running.join_next().await.is_some() {}
+        // Best effort: closing gives unacknowledged messages back, and so does a broken connection.
+        timeout(CLOSE_DEADLINE, connection.close(200, "done".into()))
+            .await
+            .ok();
+        Ok(ended)
+    }
+
+    async fn subscribe(&self) -> anyhow::Result<(Connection, Channel, Deliveries)> {
+        // While they cannot be stored, messages are better off in the queue.
+        self.persistence
+            .probe()
+            .await
+            .map_err(|reason| anyhow!("postgres is not ready: {reason}"))?;
+        let connection = broker::connect(&self.url, &format!("{}-worker", self.family)).await?;
+        let (channel, deliveries) = timeout(SETUP_DEADLINE, self.set_up(&connection))
+            .await
+            .context("RabbitMQ did not answer in time")??;
+        Ok((connection, channel, deliveries))
+    }
+
+    async fn set_up(&self, connection: &Connection) -> anyhow::Result<(Channel, Deliveries)> {
+        let drifts = self
+            .topology
+            .declare(connection, self.declare)
+            .await
+            .context("cannot declare the topology")?;
+        self.metrics.service.set_drift(&drifts);
+        let channel = connection.create_channel().await?;
+        // Enough that the next batch is here when one is finished.
+        let prefetch = self.batch_size * (self.batches_in_flight + 1);
+        channel
+            .basic_qos(
+                u16::try_from(prefetch).unwrap_or(u16::MAX),
+                BasicQosOptions::default(),
+            )
+            .await?;
+        let queue = self.topology.queue(self.family);
+        let deliveries = channel
+            .basic_consume(
+                queue.as_str().into(),
+                "".into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .with_context(|| format!("cannot consume {queue}"))?;
+        Ok((channel, deliveries))
+    }
+
+    async fn consume(
+        &self,
+        channel: &Channel,
+        mut deliveries: Deliveries,
+        running: &mut JoinSet<Finished>,
+        stop: &CancellationToken,
+        abandon: &CancellationToken,
+    ) -> Ended {
+        let mut acks = Acks::default();
+        let mut batch: Vec<Delivery> = Vec::new();
+        let mut flush_at = Instant::now();
+        let mut stopping = false;
+        let mut exhausted = false;
+        loop {
+            let full = batch.len() >= self.batch_size;
+            let has_slot = running.len() < self.batches_in_flight;
+            if exhausted && batch.is_empty() && running.is_empty() {
+                return Ended::Stopped;
+            }
+            tokio::select! {
+                Some(finished) = running.join_next(), if !running.is_empty() => {
+                    let (tags, outcome) = match finished {
+                        Ok(finished) => finished,
+                        // Its message comes again, is counted, and in the end set aside.
+                        Err(panic) => return Ended::Lost(panic.to_string()),
+                    };
+                    if outcome == Err(Abandoned) {
+                        return if stopping {
+                            Ended::Lost("stopped before everything was stored".to_owned())
+                        } else {
+                            Ended::Unstorable
+                        };
+                    }
+                    if let Some(tag) = acks.finish(tags)
+                        && let Err(error) = acknowledge(channel, tag).await
+                    {
+                        return Ended::Lost(error.to_string());
+                    }
+                }
+                delivery = deliveries.next(), if !full && !exhausted => match delivery {
+                    Some(Ok(delivery)) => {
+                        if batch.is_empty() {
+                            flush_at = Instant::now() + self.linger;
+                        }
+                        batch.push(delivery);
+                        // Whatever has arrived by now needs no further turn of this loop.
+                        while batch.len() < self.batch_size
+                            && let Some(Some(Ok(delivery))) = deliveries.next().now_or_never()
+                        {
+                            batch.push(delivery);
+                        }
+                    }
+                    Some(Err(error)) => return Ended::Lost(error.to_string()),
+                    None if stopping => exhausted = true,
+                    None => return Ended::Lost("the broker cancelled the subscription".to_owned()),
+                },
+                () = sleep_until(flush_at), if has_slot && !batch.is_empty() && !full => {
+                    self.start(std::mem::take(&mut batch), running, abandon);
+                }
+                () = std::future::ready(()), if has_slot && full => {
+                    self.start(std::mem::take(&mut batch), running, abandon);
+                }
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    let cancelled = channel
+                        .basic_cancel(deliveries.tag(), BasicCancelOptions::default())
+                        .await;
+                    if let Err(error) = cancelled {
+                        return Ended::Lost(error.to_string());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts to bring a batch to safety.
+    fn start(
+        &self,
+        batch: Vec<Delivery>,
+        running: &mut JoinSet<Finished>,
+        abandon: &CancellationToken,
+    ) {
+        let tags = batch.iter().map(|delivery| delivery.delivery_tag).collect();
+        let now = Utc::now();
+        let (suspicious, ordinary): (Vec<Delivered>, Vec<Delivered>) = batch
+            .into_iter()
+            .map(|d| Delivered::from_message(&d.properties, d.data, now))
+            .partition(|delivered| delivered.redeliveries >= SUSPICIOUS_REDELIVERIES);
+        let suspicious: Vec<Work> = suspicious.into_iter().map(Work::from).collect();
+        let ordinary: Vec<Work> = ordinary.into_iter().map(Work::from).collect();
+        if self.family == Family::Other {
+            let misrouted = ordinary
+                .iter()
+                .filter(|work| work.event.event_type.family() != Family::Other)
+                .count();
+            self.metrics.misrouted.inc_by(misrouted as u64);
+        }
+        let persistence = Arc::clone(&self.persistence);
+        let abandon = abandon.clone();
+        running.spawn(async move {
+            let outcome = async {
+                if !suspicious.is_empty() {
+                    persistence.isolate(&suspicious, &abandon).await?;
+                }
+                if !ordinary.is_empty() {
+                    persistence.persist(ordinary, &abandon).await?;
+                }
+                Ok(())
+            };
+            (tags, outcome.await)
+        });
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that acknowledges"
+)]
+async fn acknowledge(channel: &Channel, tag: u64) -> Result<(), lapin::Error> {
+    channel
+        .basic_ack(tag, BasicAckOptions { multiple: true })
+        .await
+}

@@ -1,0 +1,89 @@
+//! The families that have a typed table: one file each, with the shape of `data`, the table's row
+//! and the SQL that fills it.
+
+mod export_job;
+mod sort_key;
+mod text;
+mod vendor;
+
+pub use export_job::ExportJob;
+use serde_json::value::RawValue;
+use shared::Family;
+pub use sort_key::SortKey;
+use sqlx::PgConnection;
+pub use text::Text;
+pub use vendor::Vendor;
+
+/// Statements that fail unless the typed tables can be written now, and write nothing.
+pub const PROBE: &str = "update export_jobs set id = id where false;
+    update vendors set id = id where false";
+
+/// The row of a typed table.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Typed {
+    /// A row of `export_jobs`.
+    ExportJob(ExportJob),
+    /// A row of `vendors`.
+    Vendor(Vendor),
+}
+
+impl Typed {
+    /// Reads `data` as the family's type says. `Ok(None)` for a family without a table; an error
+    /// says in words why `data` is not what the type promises.
+    pub fn parse(
+        family: Family,
+        data: Option<&RawValue>,
+        webhook_id: &str,
+    ) -> Result<Option<Self>, String> {
+        let parse = match family {
+            Family::ExportJob => |json, id| ExportJob::parse(json, id).map(Self::ExportJob),
+            Family::Vendor => |json, id| Vendor::parse(json, id).map(Self::Vendor),
+            Family::Other => return Ok(None),
+        };
+        let data = data.ok_or("the event has no `data`")?;
+        parse(data.get(), webhook_id)
+            .map(Some)
+            .map_err(|error| format!("`data` is not that of the {family} its type names: {error}"))
+    }
+}
+
+/// Writes the rows into their tables. A row stays as it is unless the new state is newer, so the
+/// outcome does not depend on order, repetition or batching.
+pub async fn upsert(connection: &mut PgConnection, rows: &[&Typed]) -> Result<(), sqlx::Error> {
+    let mut export_jobs = Vec::new();
+    let mut vendors = Vec::new();
+    for row in rows {
+        match row {
+            Typed::ExportJob(row) => export_jobs.push(row),
+            Typed::Vendor(row) => vendors.push(row),
+        }
+    }
+    // Always in this order of tables, and within each by id: batches of several workers then wait
+    // for one another instead of deadlocking.
+    if !export_jobs.is_empty() {
+        ExportJob::upsert(
+            connection,
+            &newest_of_each(export_jobs, |r| &r.id, |r| &r.sort_key),
+        )
+        .await?;
+    }
+    if !vendors.is_empty() {
+        Vendor::upsert(
+            connection,
+            &newest_of_each(vendors, |r| &r.id, |r| &r.sort_key),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// One row for each id, sorted by id: Postgres refuses to update a row twice in one statement.
+fn newest_of_each<R>(
+    mut rows: Vec<&R>,
+    id: impl Fn(&R) -> &Text,
+    sort_key: impl Fn(&R) -> &SortKey,
+) -> Vec<&R> {
+    rows.sort_by(|a, b| (id(a), sort_key(b)).cmp(&(id(b), sort_key(a))));
+    rows.dedup_by(|later, kept| id(later) == id(kept));
+    rows
+}

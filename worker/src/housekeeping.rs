@@ -1,0 +1,82 @@
+//! What one worker does for all: the ledger of receipts without an event, and the sweep of old
+//! receipts. It belongs to the worker of the `other` family, which every deployment runs.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgPool, Row};
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use crate::metrics::Metrics;
+
+const INTERVAL: Duration = Duration::from_secs(15);
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Receipts deleted in one statement: small enough to hold no lock for long.
+const SWEEP_BATCH: i64 = 5_000;
+
+/// Looks at the ledger and sweeps receipts older than `retention`, for ever. It may be cancelled
+/// anywhere.
+pub async fn run(pool: PgPool, metrics: Metrics, retention: Duration) {
+    // Stored receipts stay stored, so each look starts at the oldest one that was not.
+    let mut since = DateTime::UNIX_EPOCH;
+    loop {
+        let work = async {
+            since = look_at_ledger(&pool, &metrics, since).await?;
+            sweep(&pool, retention).await
+        };
+        match timeout(DEADLINE, work).await {
+            Ok(Ok(swept)) if swept > 0 => debug!(swept, "swept receipts"),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => warn!(%error, "cannot look at the ledger"),
+            Err(_elapsed) => warn!("looking at the ledger takes too long"),
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// Counts receipts without an event, in the spool or elsewhere; answers with where the next look
+/// has to start.
+async fn look_at_ledger(
+    pool: &PgPool,
+    metrics: &Metrics,
+    since: DateTime<Utc>,
+) -> Result<DateTime<Utc>, sqlx::Error> {
+    /// A receipt shows up only when its transaction commits, some time after its `received_at`.
+    const SHOWS_UP_WITHIN: Duration = Duration::from_secs(60);
+    let now = Utc::now();
+    let row = sqlx::query(
+        "select count(*), min(received_at) from unstored_receipts where received_at >= $1",
+    )
+    .bind(since)
+    .fetch_one(pool)
+    .await?;
+    let count: i64 = row.try_get(0)?;
+    let oldest: Option<DateTime<Utc>> = row.try_get(1)?;
+    metrics.unstored.set(count);
+    metrics
+        .unstored_oldest_seconds
+        .set(oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64()));
+    // Spooled events have left the view, yet their receipts may be swept only with the event; the
+    // sweep looks for itself.
+    Ok(oldest.unwrap_or(now).min(now - SHOWS_UP_WITHIN))
+}
+
+/// Deletes a batch of receipts that are old and whose event is stored.
+async fn sweep(pool: &PgPool, retention: Duration) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query(
+        "delete from webhook_receipts
+          where webhook_id in (
+                select r.webhook_id from webhook_receipts r
+                 where r.received_at < now() - make_interval(secs => $1)
+                   and exists (select from events e where e.webhook_id = r.webhook_id)
+                 limit $2
+                   for update skip locked)",
+    )
+    .bind(retention.as_secs_f64())
+    .bind(SWEEP_BATCH)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,22 @@
+//! From a queue, and from due rows of the spool, to Postgres: each batch is one transaction, and a
+//! message is acknowledged only after its commit.
+//!
+//! The way of an event: [`consumer`] or [`spool_reader`] → [`record`] (pure: bytes to rows, with
+//! [`families`]) → [`persistence`] (retries, blame, deferral) → [`store`] (the transaction).
+//!
+//! Which table an event goes to follows from its type and not from the queue that it came by.
+
+pub mod acks;
+pub mod blame;
+pub mod config;
+pub mod consumer;
+pub mod families;
+pub mod housekeeping;
+pub mod jsonb;
+pub mod metrics;
+pub mod persistence;
+pub mod record;
+pub mod service;
+pub mod spool_reader;
+pub mod store;
+pub mod work;

@@ -1,0 +1,153 @@
+//! What a worker counts. Labels come from fixed sets.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
+use shared::{
+    Family,
+    metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics},
+};
+
+use crate::store::Stored;
+
+/// From receipt to storage takes milliseconds on a good day, and the length of an outage on a bad
+/// one.
+const END_TO_END_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0,
+    7_200.0,
+];
+
+/// All metrics of one family's worker. Each process is of one family, which is a constant label of
+/// all of them.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Those that every service has.
+    pub service: ServiceMetrics,
+    events: IntCounterVec,
+    batch_events: Histogram,
+    batch_seconds: Histogram,
+    end_to_end_seconds: Histogram,
+    /// Batches that wait for Postgres.
+    pub holding: IntGauge,
+    /// 1 while subscribed to the queue.
+    pub consuming: IntGauge,
+    /// Events of a known family in the catch-all queue: a binding is missing.
+    pub misrouted: IntCounter,
+    /// The family's rows in the spool.
+    pub spool_depth: IntGauge,
+    /// Seconds since the oldest of them was due.
+    pub spool_oldest_due_seconds: Gauge,
+    /// Receipts without an event (only on the worker that keeps house).
+    pub unstored: IntGauge,
+    /// The oldest one's age.
+    pub unstored_oldest_seconds: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything, with a series for every outcome.
+    pub fn new(family: Family) -> Self {
+        let service = ServiceMetrics::new(match family {
+            Family::ExportJob => "export-job-worker",
+            Family::Vendor => "vendor-worker",
+            Family::Other => "other-worker",
+        });
+        let options =
+            |name: &str, help: &str| Opts::new(name, help).const_label("family", family.name());
+        let int_gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::with_opts(options(name, help)).expect("a valid name");
+            service.register(gauge.clone());
+            gauge
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = Gauge::with_opts(options(name, help)).expect("a valid name");
+            service.register(gauge.clone());
+            gauge
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
+            let histogram = Histogram::with_opts(options).expect("a valid name");
+            service.register(histogram.clone());
+            histogram
+        };
+        let events = IntCounterVec::new(
+            options("pleo_worker_events_total", "Events by what became of them"),
+            &["outcome"],
+        )
+        .expect("a valid name");
+        service.register(events.clone());
+        for outcome in ["stored", "duplicate", "deferred", "problem"] {
+            events.with_label_values(&[outcome]);
+        }
+        let misrouted = IntCounter::with_opts(options(
+            "pleo_worker_misrouted_total",
+            "Events of a family with its own queue that came by the catch-all queue",
+        ))
+        .expect("a valid name");
+        service.register(misrouted.clone());
+        Self {
+            events,
+            batch_events: histogram(
+                "pleo_worker_batch_events",
+                "Events stored in one transaction",
+                BATCH_BUCKETS,
+            ),
+            batch_seconds: histogram(
+                "pleo_worker_batch_seconds",
+                "From the beginning of a batch's transaction to its commit",
+                LATENCY_BUCKETS,
+            ),
+            end_to_end_seconds: histogram(
+                "pleo_worker_end_to_end_seconds",
+                "From an event's receipt to its commit in Postgres",
+                END_TO_END_BUCKETS,
+            ),
+            holding: int_gauge(
+                "pleo_worker_holding_batches",
+                "Batches that wait for Postgres to be well",
+            ),
+            consuming: int_gauge("pleo_worker_consuming", "1 while subscribed to the queue"),
+            misrouted,
+            spool_depth: int_gauge("pleo_worker_spool_events", "Events in the spool"),
+            spool_oldest_due_seconds: gauge(
+                "pleo_worker_spool_oldest_due_seconds",
+                "Seconds since the oldest event in the spool was due; 0 if none is",
+            ),
+            unstored: int_gauge(
+                "pleo_worker_unstored_receipts",
+                "Accepted events that are neither stored nor spooled (other-worker only)",
+            ),
+            unstored_oldest_seconds: gauge(
+                "pleo_worker_unstored_oldest_seconds",
+                "The oldest one's age (other-worker only)",
+            ),
+            service,
+        }
+    }
+
+    /// Counts a committed batch.
+    pub fn batch_stored(&self, events: usize, took: Duration) {
+        self.batch_events.observe(events as f64);
+        self.batch_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts an event of a committed batch.
+    pub fn event_stored(&self, stored: Stored, since_received: TimeDelta) {
+        let outcome = match stored {
+            Stored::Healthy => "stored",
+            Stored::WithProblem => "problem",
+            Stored::Already => "duplicate",
+        };
+        self.events.with_label_values(&[outcome]).inc();
+        if stored != Stored::Already {
+            // Two machines' clocks may disagree by a little.
+            self.end_to_end_seconds
+                .observe(since_received.as_seconds_f64().max(0.0));
+        }
+    }
+
+    /// Counts an event that went to the spool for another attempt.
+    pub fn deferred(&self) {
+        self.events.with_label_values(&["deferred"]).inc();
+    }
+}

@@ -1,0 +1,305 @@
+//! From an accepted event to its rows. Pure: the same event gives the same rows.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use shared::{EventType, envelope::Envelope};
+
+use crate::{
+    families::{Text, Typed},
+    jsonb,
+    work::Work,
+};
+
+/// The body, in the column that can hold it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// `events.payload`
+    Json(String),
+    /// `events.raw`
+    Raw(Bytes),
+}
+
+/// What one event becomes: a row of `events`, and one of a typed table unless there is a problem.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The event's id; its row's key.
+    pub webhook_id: String,
+    /// The type that the body names.
+    pub event_type: EventType,
+    /// Pleo's id of the event.
+    pub event_id: Option<Text>,
+    /// `data.companyId`
+    pub company_id: Option<Text>,
+    /// `data.id`
+    pub resource_id: Option<Text>,
+    /// The body.
+    pub body: Body,
+    /// Why there is no typed row although there should be.
+    pub problem: Option<String>,
+    /// The typed row.
+    pub typed: Option<Typed>,
+}
+
+impl Record {
+    /// Reads the event. Whatever cannot be read becomes the record's problem; nothing is refused.
+    pub fn new(work: &Work) -> Self {
+        let raw = || Body::Raw(work.event.body.clone());
+        if let Some(problem) = &work.problem {
+            // What stopped the worker may be the reading itself, so the body stays untouched.
+            return Self::unread(work, raw(), problem.clone());
+        }
+        // Whatever the check finds fine and Postgres does not is kept as bytes on the next attempt.
+        let body = match jsonb::as_jsonb(&work.event.body) {
+            Some(text) if work.attempts == 0 => Body::Json(text.to_owned()),
+            _ => raw(),
+        };
+        let envelope = match Envelope::parse(&work.event.body) {
+            Ok(envelope) => envelope,
+            Err(error) => return Self::unread(work, body, error.to_string()),
+        };
+        let (company_id, resource_id) = envelope.data.map_or((None, None), identify);
+        let typed = Typed::parse(
+            envelope.event_type.family(),
+            envelope.data,
+            &work.event.webhook_id,
+        );
+        let (typed, problem) = match typed {
+            Ok(typed) => (typed, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        Self {
+            webhook_id: work.event.webhook_id.clone(),
+            event_id: envelope.event_id.and_then(|id| Text::new(id.into_owned())),
+            event_type: envelope.event_type,
+            company_id,
+            resource_id,
+            body,
+            problem: problem.map(storable),
+            typed,
+        }
+    }
+
+    /// Gives the typed row up, with the reason.
+    pub fn with_problem(self, problem: String) -> Self {
+        Self {
+            problem: Some(storable(problem)),
+            typed: None,
+            ..self
+        }
+    }
+
+    fn unread(work: &Work, body: Body, problem: String) -> Self {
+        Self {
+            webhook_id: work.event.webhook_id.clone(),
+            event_type: work.event.event_type.clone(),
+            event_id: None,
+            company_id: None,
+            resource_id: None,
+            body,
+            problem: Some(storable(problem)),
+            typed: None,
+        }
+    }
+}
+
+/// A parser's message may quote the body, NUL included.
+fn storable(problem: String) -> String {
+    problem.replace('\0', "\u{fffd}")
+}
+
+/// `companyId` and `id`, where they are text: events of every type can be found by them.
+fn identify(data: &RawValue) -> (Option<Text>, Option<Text>) {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Ids<'a> {
+        #[serde(borrow)]
+        company_id: Option<&'a RawValue>,
+        #[serde(borrow)]
+        id: Option<&'a RawValue>,
+    }
+    let text = |value: Option<&RawValue>| serde_json::from_str(value?.get()).ok();
+    // Only an object has fields; serde would also read an array as one.
+    if !data.get().starts_with('{') {
+        return (None, None);
+    }
+    serde_json::from_str::<Ids<'_>>(data.get())
+        .map(|ids| (text(ids.company_id), text(ids.id)))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{TimeZone, Utc};
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use shared::{AcceptedEvent, message::Receipt};
+
+    use super::*;
+    use crate::work::Source;
+
+    const VENDOR: &str = r#"{"id":"v1","companyId":"c1","name":"Acme","state":"DRAFT"}"#;
+    const EXPORT_JOB: &str = r#"{"id":"j1","companyId":"c1","status":"pending"}"#;
+
+    fn work(body: impl Into<Bytes>) -> Work {
+        let body = body.into();
+        Work {
+            event: AcceptedEvent {
+                webhook_id: "msg_1".to_owned(),
+                event_type: EventType::unknown(),
+                body_sha256: shared::message::body_sha256(&body),
+                body,
+                received_at: Utc.timestamp_opt(1_700_000_000, 0).unwrap(),
+                attempted_at: None,
+                secret_name: None,
+            },
+            receipt: Receipt::Recorded,
+            attempts: 0,
+            problem: None,
+            source: Source::Queue,
+        }
+    }
+
+    fn event(event_type: &str, data: &str) -> Record {
+        Record::new(&work(format!(
+            r#"{{"data":{data},"eventType":"{event_type}","eventId":"e1"}}"#
+        )))
+    }
+
+    #[test]
+    fn a_vendor_event_becomes_a_vendor() {
+        let record = event("v1.vendor.created", VENDOR);
+        assert_eq!(record.problem, None);
+        assert!(matches!(record.typed, Some(Typed::Vendor(_))));
+        assert_eq!(record.company_id.as_ref().map(Text::as_str), Some("c1"));
+        assert_eq!(record.resource_id.as_ref().map(Text::as_str), Some("v1"));
+        assert_eq!(record.event_id.as_ref().map(Text::as_str), Some("e1"));
+        assert!(matches!(record.body, Body::Json(_)));
+    }
+
+    #[rstest]
+    #[case("v1.export.job-created")]
+    #[case("v2.export-job.updated")]
+    fn every_spelling_and_version_of_an_export_job_becomes_one(#[case] event_type: &str) {
+        let record = event(event_type, EXPORT_JOB);
+        assert!(
+            matches!(record.typed, Some(Typed::ExportJob(_))),
+            "{record:?}"
+        );
+    }
+
+    #[test]
+    fn unknown_types_are_healthy_events_without_a_typed_row() {
+        let record = event("v1.receipt.created", r#"{"id":"r1"}"#);
+        assert_eq!(record.problem, None);
+        assert!(record.typed.is_none());
+        assert_eq!(record.resource_id.as_ref().map(Text::as_str), Some("r1"));
+    }
+
+    #[test]
+    fn unknown_states_and_fields_are_stored() {
+        let data = r#"{"id":"v1","companyId":"c1","name":"","state":"FROZEN","new":[1]}"#;
+        let record = event("v1.vendor.created", data);
+        assert!(matches!(record.typed, Some(Typed::Vendor(_))), "{record:?}");
+    }
+
+    #[rstest]
+    #[case("v1.export-job.created", VENDOR, "missing field `status`")]
+    #[case("v1.vendor.created", EXPORT_JOB, "missing field `name`")]
+    #[case("v1.vendor.created", "null", "no `data`")]
+    #[case("v1.vendor.created", "[]", "`data` is not that of the vendor")]
+    #[case(
+        "v1.vendor.created",
+        r#"{"id":"v1","companyId":"c1","name":"a\u0000","state":"DRAFT"}"#,
+        "\\u0000"
+    )]
+    fn data_that_disagrees_with_its_type_is_a_problem(
+        #[case] event_type: &str,
+        #[case] data: &str,
+        #[case] expected: &str,
+    ) {
+        let record = event(event_type, data);
+        let problem = record.problem.expect("a problem");
+        assert!(problem.contains(expected), "{problem}");
+        assert!(record.typed.is_none());
+        assert_eq!(record.event_type.as_str(), event_type);
+    }
+
+    #[rstest]
+    #[case(b"", "the body is empty")]
+    #[case(b"hello", "the body is not a JSON object")]
+    #[case(b"\xff\x00", "the body is not a JSON object")]
+    #[case(b"{}", "no `eventType`")]
+    fn what_is_no_event_is_kept_with_a_problem(
+        #[case] body: &'static [u8],
+        #[case] expected: &str,
+    ) {
+        let record = Record::new(&work(body));
+        let problem = record.problem.expect("a problem");
+        assert!(problem.contains(expected), "{problem}");
+        assert_eq!(record.event_type, EventType::unknown());
+    }
+
+    #[test]
+    fn a_body_that_jsonb_cannot_hold_is_kept_as_bytes() {
+        let data = r#"{"id":"v1","companyId":"c1","name":"a","state":"DRAFT","note":"\u0000"}"#;
+        let record = event("v1.vendor.created", data);
+        assert!(matches!(record.body, Body::Raw(_)));
+        assert!(matches!(record.typed, Some(Typed::Vendor(_))), "{record:?}");
+    }
+
+    #[test]
+    fn what_stopped_the_worker_is_not_read_again() {
+        let mut work = work(format!(
+            r#"{{"eventType":"v1.vendor.created","data":{VENDOR}}}"#
+        ));
+        work.problem = Some("stopped the worker".to_owned());
+        let record = Record::new(&work);
+        assert!(matches!(record.body, Body::Raw(_)));
+        assert!(record.typed.is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics_and_each_can_be_stored(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let record = Record::new(&work(body));
+            prop_assert!(!record.problem.unwrap_or_default().contains('\0'));
+        }
+
+        #[test]
+        fn no_json_panics(json in json_text()) {
+            let record = event("v1.vendor.created", &json);
+            prop_assert!(record.typed.is_some() || record.problem.is_some());
+        }
+    }
+
+    fn json_text() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<i64>().prop_map(|n| n.to_string()),
+            any::<String>().prop_map(|s| serde_json::to_string(&s).expect("a string")),
+            Just(r#""2025-02-21T10:05:43.530450712Z""#.to_owned()),
+        ];
+        leaf.prop_recursive(3, 16, 6, |inner| {
+            let key = prop_oneof![
+                Just("id".to_owned()),
+                Just("companyId".to_owned()),
+                Just("name".to_owned()),
+                Just("state".to_owned()),
+                Just("createdAt".to_owned()),
+                "[a-z]{1,4}",
+            ];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4)
+                    .prop_map(|items| format!("[{}]", items.join(","))),
+                proptest::collection::hash_map(key, inner, 0..6).prop_map(|fields| {
+                    let fields: Vec<_> = fields
+                        .iter()
+                        .map(|(k, v)| format!(r#""{k}":{v}"#))
+                        .collect();
+                    format!("{{{}}}", fields.join(","))
+                }),
+            ]
+        })
+    }
+}

@@ -1,0 +1,172 @@
+//! A worker put together: start, work, stop.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::bail;
+use clap::Parser;
+use shared::{
+    Family, broker, database,
+    private_port::{self, Check, Readiness, ReadinessProbe},
+    shutdown,
+};
+use sqlx::{PgPool, Row};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config, consumer::Consumer, housekeeping, metrics::Metrics, persistence::Persistence,
+    spool_reader::SpoolReader,
+};
+
+/// How often the spool's state is measured.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
+
+/// The `main` of a family's worker; the private port's default is the family's own.
+pub async fn main(family: Family) -> ExitCode {
+    let config = Config::parse();
+    config.process.init_logging();
+    let outcome = match shutdown::on_signal() {
+        Ok(stop) => run(family, &config, stop).await,
+        Err(error) => Err(error),
+    };
+    shutdown::exit_code(outcome)
+}
+
+/// Works until `stop`, then finishes what is in hand. An error means that this took longer than the
+/// shutdown deadline; nothing is lost by that.
+pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let metrics = Metrics::new(family);
+    let name = format!("{family}-worker");
+    // The batches, the spool reader, and one for probes and measurements.
+    let connections = u32::try_from(config.batches_in_flight + 2).unwrap_or(u32::MAX);
+    let pool = database::pool(config.stores.postgres()?, &name, connections);
+    let persistence = Arc::new(Persistence::new(pool.clone(), family, metrics.clone()));
+    let consumer = Consumer {
+        url: config.stores.broker()?,
+        topology: config.stores.topology(),
+        declare: config.stores.declare(),
+        family,
+        persistence: Arc::clone(&persistence),
+        metrics: metrics.clone(),
+        batch_size: config.batch_size,
+        batches_in_flight: config.batches_in_flight,
+        linger: config.batch_linger,
+    };
+    let spool_reader = SpoolReader {
+        pool: pool.clone(),
+        persistence: Arc::clone(&persistence),
+        family,
+        batch_size: config.batch_size,
+    };
+    let private = private_port::serve(
+        config.process.private_listen(default_port(family)),
+        metrics.service.registry.clone(),
+        readiness(persistence, metrics.clone()),
+    )?;
+    let private_handle = private.handle();
+    tokio::spawn(private);
+    info!(%family, "started");
+
+    if config.migrate {
+        migrate(&pool, &stop).await;
+    }
+    let abandon = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(consumer.run(stop.clone(), abandon.clone()));
+    tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
+    // These hold nothing, so they may end anywhere.
+    let looks = [
+        Some(tokio::spawn(measure_spool(
+            pool.clone(),
+            metrics.clone(),
+            family,
+        ))),
+        (family == Family::Other)
+            .then(|| tokio::spawn(housekeeping::run(pool, metrics, config.receipt_retention))),
+    ];
+    tasks.close();
+    stop.cancelled().await;
+    let drained = timeout(config.process.shutdown_deadline, tasks.wait()).await;
+    abandon.cancel();
+    looks
+        .iter()
+        .flatten()
+        .for_each(tokio::task::JoinHandle::abort);
+    private_handle.stop(false).await;
+    if drained.is_err() {
+        bail!("not everything was stored at the shutdown deadline; the broker delivers it again");
+    }
+    info!(%family, "stopped; everything in hand is stored");
+    Ok(())
+}
+
+/// Each worker's private port, so that all of them run on one machine without settings.
+fn default_port(family: Family) -> u16 {
+    match family {
+        Family::ExportJob => 9101,
+        Family::Vendor => 9102,
+        Family::Other => 9103,
+    }
+}
+
+/// Brings the schema up to date, however long Postgres takes to be there.
+async fn migrate(pool: &PgPool, stop: &CancellationToken) {
+    let mut delays = broker::reconnect_delays();
+    loop {
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = migrations::run(pool) => outcome,
+        };
+        match outcome {
+            Ok(()) => return info!("the schema is up to date"),
+            Err(error) => warn!(%error, "cannot bring the schema up to date yet"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(delays.next().unwrap_or_default()) => {}
+        }
+    }
+}
+
+/// Ready when subscribed to the queue and able to store.
+fn readiness(persistence: Arc<Persistence>, metrics: Metrics) -> ReadinessProbe {
+    Arc::new(move || {
+        let (persistence, metrics) = (Arc::clone(&persistence), metrics.clone());
+        Box::pin(async move {
+            let subscribed = if metrics.consuming.get() == 1 {
+                Ok(())
+            } else {
+                Err("not subscribed to the queue".to_owned())
+            };
+            let checks = vec![
+                Check::new("postgres", persistence.probe().await),
+                Check::new("rabbitmq", subscribed),
+            ];
+            Readiness {
+                ready: checks.iter().all(|check| check.ok),
+                checks,
+            }
+        })
+    })
+}
+
+/// Shows how much of the family waits in the spool and how long overdue it is.
+async fn measure_spool(pool: PgPool, metrics: Metrics, family: Family) {
+    loop {
+        let measured = sqlx::query(
+            "select count(*),
+                    coalesce(greatest(extract(epoch from now() - min(due_at)), 0), 0)::float8
+               from webhook_spool where family = $1",
+        )
+        .bind(family.name())
+        .fetch_one(&pool);
+        if let Ok(Ok(row)) = timeout(MEASURE_EVERY, measured).await {
+            metrics.spool_depth.set(row.try_get(0).unwrap_or_default());
+            metrics
+                .spool_oldest_due_seconds
+                .set(row.try_get(1).unwrap_or_default());
+        }
+        tokio::time::sleep(MEASURE_EVERY).await;
+    }
+}

@@ -1,0 +1,148 @@
+//! The second way in: due rows of `webhook_spool`.
+//!
+//! A row is claimed (counted and made due later) in a transaction of its own, before anything is
+//! done with it. If the process dies in the middle, the row comes back when the claim runs out, and
+//! its count shows which event keeps killing workers.
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{AcceptedEvent, EventType, Family, message::Receipt};
+use sqlx::{PgPool, Row, postgres::PgRow};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    persistence::{Abandoned, Persistence},
+    work::{Source, Work},
+};
+
+/// How long a claimed row is left to its worker.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// After so many unfinished claims in company, a row is handled alone: its neighbours must not pay
+/// for it.
+pub const ISOLATE_AFTER: i32 = 2;
+
+/// After so many unfinished claims alone, it is what stops the workers.
+const TRIES_ALONE: i32 = 3;
+
+/// How often an empty spool is looked at.
+const IDLE_POLL: Duration = Duration::from_secs(1);
+
+/// For one claim.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Reads one family's part of the spool.
+pub struct SpoolReader {
+    /// Where the spool is.
+    pub pool: PgPool,
+    /// Stores what is due.
+    pub persistence: Arc<Persistence>,
+    /// Whose rows.
+    pub family: Family,
+    /// The most events stored in one transaction.
+    pub batch_size: usize,
+}
+
+impl SpoolReader {
+    /// Takes due rows until `stop`; what is not stored by the time of `abandon` is given back.
+    pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
+        let mut delays = shared::broker::reconnect_delays();
+        while !stop.is_cancelled() {
+            let pause = match self.store_due(&abandon).await {
+                Ok(0) => IDLE_POLL,
+                Ok(_) => {
+                    delays = shared::broker::reconnect_delays();
+                    Duration::ZERO
+                }
+                Err(error) => {
+                    warn!(family = %self.family, error, "cannot store from the spool");
+                    delays.next().unwrap_or(IDLE_POLL)
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Stores a batch of rows that may share a transaction, then at most one that has to be alone;
+    /// answers with their number.
+    async fn store_due(&self, abandon: &CancellationToken) -> Result<usize, String> {
+        let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
+        let mut stored = 0;
+        for (claims, limit) in [(0..ISOLATE_AFTER, limit), (ISOLATE_AFTER..i32::MAX, 1)] {
+            let due = timeout(
+                CLAIM_DEADLINE,
+                claim(&self.pool, self.family, claims, limit),
+            )
+            .await
+            .map_err(|_elapsed| "postgres did not answer in time".to_owned())?
+            .map_err(|error| error.to_string())?;
+            if due.is_empty() {
+                continue;
+            }
+            stored += due.len();
+            let (persistence, abandon) = (Arc::clone(&self.persistence), abandon.clone());
+            // In a task of its own, so that an event that makes it panic is counted like one that
+            // stops the process, and the next is taken all the same.
+            tokio::spawn(async move { persistence.persist(due, &abandon).await })
+                .await
+                .map_err(|panic| panic.to_string())?
+                .map_err(|Abandoned| "gave up for now".to_owned())?;
+        }
+        Ok(stored)
+    }
+}
+
+async fn claim(
+    pool: &PgPool,
+    family: Family,
+    claims: std::ops::Range<i32>,
+    limit: i64,
+) -> Result<Vec<Work>, sqlx::Error> {
+    let rows = sqlx::query(
+        "update webhook_spool s
+            set claims = s.claims + 1, due_at = now() + make_interval(secs => $5)
+           from (select webhook_id, body_sha256 from webhook_spool
+                  where family = $1 and due_at <= now() and claims >= $2 and claims < $3
+                  order by due_at
+                  limit $4
+                    for update skip locked) due
+          where s.webhook_id = due.webhook_id and s.body_sha256 = due.body_sha256
+         returning s.*",
+    )
+    .bind(family.name())
+    .bind(claims.start)
+    .bind(claims.end)
+    .bind(limit)
+    .bind(LEASE.as_secs_f64())
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(as_work).collect()
+}
+
+fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
+    let body: Vec<u8> = row.try_get("body")?;
+    let event_type: &str = row.try_get("event_type")?;
+    let claims: i32 = row.try_get("claims")?;
+    let event = AcceptedEvent {
+        webhook_id: row.try_get("webhook_id")?,
+        event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
+        body_sha256: shared::message::body_sha256(&body),
+        body: body.into(),
+        received_at: row.try_get("received_at")?,
+        attempted_at: row.try_get("attempted_at")?,
+        secret_name: row.try_get("secret_name")?,
+    };
+    let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
+    Ok(Work {
+        event,
+        receipt: Receipt::Recorded,
+        attempts: row.try_get("attempts")?,
+        problem: gives_up.then(|| format!("stopped the worker {TRIES_ALONE} times")),
+        source: Source::Spool,
+    })
+}

@@ -1,0 +1,308 @@
+//! One batch, one transaction: `events`, the typed tables, missing receipts, finished spool rows.
+//! Only its commit makes an acknowledgement legitimate.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use shared::{
+    database::{DeadlineTransaction, TransactionError},
+    message::Receipt,
+};
+use sqlx::{PgConnection, PgPool, Row};
+use tokio::time::Instant;
+
+use crate::{
+    families::{self, Text, Typed},
+    record::{Body, Record},
+    work::{Source, Work},
+};
+
+/// For a whole transaction; Postgres' own limits below end it earlier and say why.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// An acknowledgement follows, and the message is then gone, so the commit has to be on disk,
+/// whatever the server's default is.
+const BEGIN: &str = "begin;
+    set local synchronous_commit = on;
+    set local lock_timeout = '10s';
+    set local statement_timeout = '20s';
+    set local idle_in_transaction_session_timeout = '30s'";
+
+/// Fails unless a batch of any family could be stored now, and writes nothing.
+pub const PROBE: &str = "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+     select '', '', now(), '', '' where false;
+    delete from webhook_spool where false";
+
+/// How the events of a batch fared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// New, and healthy.
+    Healthy,
+    /// New, with a problem.
+    WithProblem,
+    /// It was in `events` already.
+    Already,
+}
+
+/// Stores the batch; the answer is in its order. After an error nothing of it is stored, unless the
+/// commit itself was cut off: storing it again is harmless in any case.
+pub async fn store(
+    pool: &PgPool,
+    batch: &[(&Work, &Record)],
+) -> Result<Vec<Stored>, TransactionError> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut transaction = DeadlineTransaction::begin(pool, BEGIN, deadline).await?;
+    let stored = transaction
+        .run(async |connection| write(connection, batch).await)
+        .await;
+    match stored {
+        Ok(stored) => transaction.commit().await.map(|()| stored),
+        Err(error @ TransactionError::Database(_)) => {
+            // Postgres answered, so the connection is good. Should the rollback fail after all, the
+            // transaction's drop closes the connection, and the first error says more.
+            transaction.rollback().await.ok();
+            Err(error)
+        }
+        Err(error @ TransactionError::Deadline) => Err(error),
+    }
+}
+
+async fn write(
+    connection: &mut PgConnection,
+    batch: &[(&Work, &Record)],
+) -> Result<Vec<Stored>, sqlx::Error> {
+    // One order for all batches, so that those of several workers wait instead of deadlocking.
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|&i| &batch[i].1.webhook_id);
+    // The first of each id; a repetition within the batch is handled like one of an earlier batch.
+    let mut firsts: Vec<usize> = order.clone();
+    firsts.dedup_by_key(|i| &batch[*i].1.webhook_id);
+
+    let rows: Vec<_> = firsts
+        .iter()
+        .map(|&i| EventRow::new(batch[i].0, batch[i].1))
+        .collect();
+    let inserted = insert_events(connection, &rows).await?;
+    let new: HashSet<usize> = firsts
+        .into_iter()
+        .filter(|&i| inserted.contains(&batch[i].1.webhook_id))
+        .collect();
+    let known: Vec<usize> = order.into_iter().filter(|i| !new.contains(i)).collect();
+    let conflicts = insert_conflicts(connection, batch, &known).await?;
+
+    let typed: Vec<&Typed> = new
+        .iter()
+        .filter_map(|&i| batch[i].1.typed.as_ref())
+        .collect();
+    families::upsert(connection, &typed).await?;
+    insert_missing_receipts(connection, batch, &new).await?;
+    delete_spooled(connection, batch).await?;
+
+    Ok((0..batch.len())
+        .map(|i| {
+            if conflicts.contains(&i) {
+                Stored::WithProblem
+            } else if !new.contains(&i) {
+                Stored::Already
+            } else if batch[i].1.problem.is_some() {
+                Stored::WithProblem
+            } else {
+                Stored::Healthy
+            }
+        })
+        .collect())
+}
+
+/// A row of `events`.
+struct EventRow<'a> {
+    work: &'a Work,
+    record: &'a Record,
+    webhook_id: String,
+    problem: Option<&'a str>,
+}
+
+impl<'a> EventRow<'a> {
+    fn new(work: &'a Work, record: &'a Record) -> Self {
+        Self {
+            work,
+            record,
+            webhook_id: record.webhook_id.clone(),
+            problem: record.problem.as_deref(),
+        }
+    }
+
+    /// A second body under an id that is taken. Ingest refuses it; while Postgres was away it could
+    /// not know.
+    fn conflicting(work: &'a Work, record: &'a Record) -> Self {
+        let mark = hex::encode(&work.event.body_sha256[..8]);
+        Self {
+            webhook_id: format!("{}#conflict-{mark}", record.webhook_id),
+            problem: Some("another body was accepted under this webhook id before"),
+            ..Self::new(work, record)
+        }
+    }
+}
+
+/// Inserts the rows that are not there yet, whose ids must be distinct and sorted, and answers with
+/// the ids of those.
+async fn insert_events(
+    connection: &mut PgConnection,
+    rows: &[EventRow<'_>],
+) -> Result<HashSet<String>, sqlx::Error> {
+    fn column<'r, T>(rows: &'r [EventRow<'_>], pick: impl Fn(&'r EventRow<'_>) -> T) -> Vec<T> {
+        rows.iter().map(pick).collect()
+    }
+    fn text(text: &Option<Text>) -> Option<&str> {
+        text.as_ref().map(Text::as_str)
+    }
+    let inserted: Vec<String> = sqlx::query_scalar(
+        "insert into events
+             (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
+              payload, raw, body_sha256, secret_name, problem, attempts)
+         select webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
+                received_at, payload::jsonb, raw, body_sha256, secret_name, problem, attempts
+           from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
+                       $6::timestamptz[], $7::timestamptz[], $8::text[], $9::bytea[], $10::bytea[],
+                       $11::text[], $12::text[], $13::int[])
+             as event (webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
+                       received_at, payload, raw, body_sha256, secret_name, problem, attempts)
+         on conflict do nothing
+         returning webhook_id",
+    )
+    .bind(column(rows, |r| r.webhook_id.as_str()))
+    .bind(column(rows, |r| text(&r.record.event_id)))
+    .bind(column(rows, |r| r.record.event_type.as_str()))
+    .bind(column(rows, |r| text(&r.record.company_id)))
+    .bind(column(rows, |r| text(&r.record.resource_id)))
+    .bind(column(rows, |r| r.work.event.attempted_at))
+    .bind(column(rows, |r| r.work.event.received_at))
+    .bind(column(rows, |r| match &r.record.body {
+        Body::Json(json) => Some(json.as_str()),
+        Body::Raw(_) => None,
+    }))
+    .bind(column(rows, |r| match &r.record.body {
+        Body::Json(_) => None,
+        Body::Raw(raw) => Some(&raw[..]),
+    }))
+    .bind(column(rows, |r| &r.work.event.body_sha256[..]))
+    .bind(column(rows, |r| r.work.event.secret_name.as_deref()))
+    .bind(column(rows, |r| r.problem))
+    .bind(column(rows, |r| r.work.attempts.saturating_add(1)))
+    .fetch_all(connection)
+    .await?;
+    Ok(inserted.into_iter().collect())
+}
+
+/// Of the events whose id was taken, stores those with another body under an id of their own and
+/// answers with their positions.
+async fn insert_conflicts(
+    connection: &mut PgConnection,
+    batch: &[(&Work, &Record)],
+    known: &[usize],
+) -> Result<HashSet<usize>, sqlx::Error> {
+    if known.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let ids: Vec<&str> = known
+        .iter()
+        .map(|&i| batch[i].1.webhook_id.as_str())
+        .collect();
+    let stored: HashMap<String, Vec<u8>> =
+        sqlx::query("select webhook_id, body_sha256 from events where webhook_id = any($1)")
+            .bind(ids)
+            .fetch_all(&mut *connection)
+            .await?
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<_, sqlx::Error>>()?;
+    let mut conflicts: Vec<(usize, EventRow<'_>)> = known
+        .iter()
+        .filter(|&&i| {
+            stored
+                .get(&batch[i].1.webhook_id)
+                .is_some_and(|hash| hash[..] != batch[i].0.event.body_sha256)
+        })
+        .map(|&i| (i, EventRow::conflicting(batch[i].0, batch[i].1)))
+        .collect();
+    if conflicts.is_empty() {
+        return Ok(HashSet::new());
+    }
+    conflicts.sort_by(|(_, a), (_, b)| a.webhook_id.cmp(&b.webhook_id));
+    conflicts.dedup_by(|(_, a), (_, b)| a.webhook_id == b.webhook_id);
+    let (positions, rows): (Vec<_>, Vec<_>) = conflicts.into_iter().unzip();
+    let inserted = insert_events(connection, &rows).await?;
+    Ok(positions
+        .into_iter()
+        .zip(&rows)
+        .filter(|(_, row)| inserted.contains(&row.webhook_id))
+        .map(|(position, _)| position)
+        .collect())
+}
+
+/// Gives a receipt to what was accepted while ingest could not write one, so that a repetition of
+/// it is recognised from now on.
+async fn insert_missing_receipts(
+    connection: &mut PgConnection,
+    batch: &[(&Work, &Record)],
+    new: &HashSet<usize>,
+) -> Result<(), sqlx::Error> {
+    let missing: Vec<&Work> = new
+        .iter()
+        .map(|&i| batch[i].0)
+        .filter(|work| work.receipt == Receipt::Missing)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<&str> = missing
+        .iter()
+        .map(|w| w.event.webhook_id.as_str())
+        .collect();
+    let hashes: Vec<&[u8]> = missing.iter().map(|w| &w.event.body_sha256[..]).collect();
+    let received: Vec<DateTime<Utc>> = missing.iter().map(|w| w.event.received_at).collect();
+    sqlx::query(
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select id, body_sha256, received_at, now()
+           from unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
+          order by id
+         on conflict do nothing",
+    )
+    .bind(ids)
+    .bind(hashes)
+    .bind(received)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn delete_spooled(
+    connection: &mut PgConnection,
+    batch: &[(&Work, &Record)],
+) -> Result<(), sqlx::Error> {
+    let spooled: Vec<&Work> = batch
+        .iter()
+        .map(|(work, _)| *work)
+        .filter(|work| work.source == Source::Spool)
+        .collect();
+    if spooled.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<&str> = spooled
+        .iter()
+        .map(|w| w.event.webhook_id.as_str())
+        .collect();
+    let hashes: Vec<&[u8]> = spooled.iter().map(|w| &w.event.body_sha256[..]).collect();
+    sqlx::query(
+        "delete from webhook_spool s
+          using unnest($1::text[], $2::bytea[]) as done (webhook_id, body_sha256)
+          where s.webhook_id = done.webhook_id and s.body_sha256 = done.body_sha256",
+    )
+    .bind(ids)
+    .bind(hashes)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! What a worker has in hand: an event, and what became of it so far.
+
+use shared::{
+    AcceptedEvent,
+    message::{Delivered, Receipt},
+};
+
+/// One event to be stored.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The event.
+    pub event: AcceptedEvent,
+    /// Whether ingest recorded a receipt for it.
+    pub receipt: Receipt,
+    /// Failed attempts to store it so far.
+    pub attempts: i32,
+    /// A problem that is known before its body is looked at; the body is then kept as bytes.
+    pub problem: Option<String>,
+    /// Which way it came.
+    pub source: Source,
+}
+
+/// The two ways to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A queue's message, acknowledged once the event is stored or spooled.
+    Queue,
+    /// A row of the spool, deleted in the transaction that stores the event.
+    Spool,
+}
+
+impl From<Delivered> for Work {
+    fn from(delivered: Delivered) -> Self {
+        Self {
+            event: delivered.event,
+            receipt: delivered.receipt,
+            attempts: 0,
+            problem: delivered
+                .unidentified
+                .then(|| "the message had no id, so it did not come from ingest".to_owned()),
+            source: Source::Queue,
+        }
+    }
+}

@@ -62,6 +62,15 @@ impl Breaker {
         })
     }
 
+    /// A permit in any case, for when leaving the store alone would mean to refuse an event.
+    pub fn last_resort(&self, now: Instant) -> Permit<'_> {
+        self.permit(now).unwrap_or(Permit {
+            breaker: self,
+            reported: false,
+            is_trial: true,
+        })
+    }
+
     /// Whether the store is being left alone or tried.
     pub fn is_open(&self) -> bool {
         *self.lock() != State::Closed
@@ -109,54 +118,66 @@ impl Drop for Permit<'_> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_failure_opens_it_and_one_successful_trial_closes_it() {
-        let breaker = Breaker::default();
-        drop(breaker.permit(Instant::now()).expect("closed"));
+    /// Fails a permit and checks that the store is then left alone for exactly `pause`; answers with
+    /// a moment at which it may be tried.
+    fn fail(breaker: &Breaker, permit: Permit<'_>, pause: Duration) -> Instant {
+        let before = Instant::now();
+        drop(permit);
+        let after = Instant::now();
         assert!(breaker.is_open());
-        assert!(breaker.permit(Instant::now()).is_none());
+        let still = before + pause - Duration::from_millis(1);
+        assert!(breaker.permit(still).is_none(), "left alone for {pause:?}");
+        after + pause
+    }
 
-        tokio::time::advance(FIRST_PAUSE).await;
-        let trial = breaker.permit(Instant::now()).expect("a trial");
+    #[test]
+    fn one_failure_opens_it_and_one_successful_trial_closes_it() {
+        let breaker = Breaker::default();
+        let permit = breaker.permit(Instant::now()).expect("closed");
+        let later = fail(&breaker, permit, FIRST_PAUSE);
+
+        let trial = breaker.permit(later).expect("a trial");
         assert!(trial.is_trial);
-        assert!(breaker.permit(Instant::now()).is_none(), "only one trial");
+        assert!(breaker.permit(later).is_none(), "only one trial");
         trial.succeeded();
         assert!(!breaker.is_open());
-        let permit = breaker.permit(Instant::now()).expect("closed");
+        let permit = breaker.permit(later).expect("closed");
         assert!(!permit.is_trial);
         permit.succeeded();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn failed_trials_lengthen_the_pause_up_to_a_limit() {
+    #[test]
+    fn failed_trials_lengthen_the_pause_up_to_a_limit() {
         let breaker = Breaker::default();
-        drop(breaker.permit(Instant::now()).expect("closed"));
-        let mut pauses = Vec::new();
-        for _ in 0..5 {
-            let opened = Instant::now();
-            let trial = loop {
-                if let Some(trial) = breaker.permit(Instant::now()) {
-                    break trial;
-                }
-                tokio::time::advance(Duration::from_millis(250)).await;
-            };
-            pauses.push(opened.elapsed().as_millis());
-            drop(trial);
+        let mut permit = breaker.permit(Instant::now()).expect("closed");
+        for pause_ms in [250, 500, 1_000, 2_000, 2_000] {
+            let later = fail(&breaker, permit, Duration::from_millis(pause_ms));
+            permit = breaker.permit(later).expect("a trial");
         }
-        assert_eq!(pauses, [250, 500, 1_000, 2_000, 2_000]);
+        permit.succeeded();
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn late_reports_of_older_batches_do_not_end_a_trial() {
+    #[test]
+    fn late_reports_of_older_batches_do_not_end_a_trial() {
         let breaker = Breaker::default();
         let early = breaker.permit(Instant::now()).expect("closed");
         let late = breaker.permit(Instant::now()).expect("closed");
-        drop(early);
-        tokio::time::advance(FIRST_PAUSE).await;
-        let trial = breaker.permit(Instant::now()).expect("a trial");
+        let later = fail(&breaker, early, FIRST_PAUSE);
+        let trial = breaker.permit(later).expect("a trial");
         late.succeeded();
         assert!(breaker.is_open(), "only the trial closes it");
         trial.succeeded();
+        assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn the_last_resort_is_always_there_and_may_close_it() {
+        let breaker = Breaker::default();
+        let permit = breaker.permit(Instant::now()).expect("closed");
+        fail(&breaker, permit, FIRST_PAUSE);
+        drop(breaker.last_resort(Instant::now()));
+        assert!(breaker.is_open());
+        breaker.last_resort(Instant::now()).succeeded();
         assert!(!breaker.is_open());
     }
 }

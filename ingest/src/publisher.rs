@@ -36,6 +36,9 @@ pub enum PublishError {
     /// There is no connection just now.
     #[error("not connected to RabbitMQ")]
     Disconnected,
+    /// It failed a moment ago and was not asked.
+    #[error("RabbitMQ failed a moment ago")]
+    LeftAlone,
     /// The broker has a memory or disk alarm and takes nothing.
     #[error("RabbitMQ blocks publishers (memory or disk alarm)")]
     Blocked,

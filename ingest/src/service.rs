@@ -41,6 +41,7 @@ pub struct Service {
     public: Server,
     private: Server,
     address: SocketAddr,
+    private_address: SocketAddr,
     batcher: Batcher,
     supervisor: Supervisor,
     shutdown_deadline: Duration,
@@ -73,7 +74,7 @@ impl Service {
         );
         let (acceptor, batcher) =
             acceptor::new(settlement, config.batch_size, config.batches_in_flight);
-        let private = private_port::serve(
+        let (private, private_address) = private_port::serve(
             config.process.private_listen(DEFAULT_PRIVATE_PORT),
             metrics.service.registry.clone(),
             readiness(pool, publisher),
@@ -103,6 +104,7 @@ impl Service {
             public: server.run(),
             private,
             address,
+            private_address,
             batcher,
             supervisor,
             shutdown_deadline: config.process.shutdown_deadline,
@@ -112,6 +114,11 @@ impl Service {
     /// Where the public port listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the private port listens.
+    pub fn private_address(&self) -> SocketAddr {
+        self.private_address
     }
 
     /// Serves until `stop`, then answers what is in flight. An error means that this took longer

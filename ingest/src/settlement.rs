@@ -100,7 +100,9 @@ impl Settlement {
             .filter(|&i| claims[i] == Claim::Publish)
             .collect();
         let to_publish: Vec<_> = ours.iter().map(|&i| (&events[i], receipt)).collect();
-        let confirms = self.publish(&to_publish, &schedule).await;
+        let confirms = self
+            .publish(&to_publish, claimed.is_some(), &schedule)
+            .await;
 
         let unconfirmed: Vec<&AcceptedEvent> = to_publish
             .iter()
@@ -137,7 +139,8 @@ impl Settlement {
         events: &[&AcceptedEvent],
         schedule: &Schedule,
     ) -> Option<(Claimed<'_>, Vec<Claim>)> {
-        let mut claimed = self.begin(schedule.claimed).await?;
+        let permit = self.database_breaker.permit(Instant::now())?;
+        let mut claimed = self.begin(permit, schedule.claimed).await?;
         let trust = self.receipt_trust;
         let claims = claimed
             .transaction
@@ -152,9 +155,8 @@ impl Settlement {
         }
     }
 
-    async fn begin(&self, deadline: Instant) -> Option<Claimed<'_>> {
+    async fn begin<'s>(&'s self, permit: Permit<'s>, deadline: Instant) -> Option<Claimed<'s>> {
         let now = Instant::now();
-        let permit = self.database_breaker.permit(now)?;
         let deadline = if permit.is_trial {
             deadline.min(now + TRIAL)
         } else {
@@ -173,17 +175,21 @@ impl Settlement {
         }
     }
 
+    /// `can_spool` tells whether there is another way for what the broker does not take.
     async fn publish(
         &self,
         events: &[(&AcceptedEvent, Receipt)],
+        can_spool: bool,
         schedule: &Schedule,
     ) -> Vec<Result<(), PublishError>> {
         if events.is_empty() {
             return Vec::new();
         }
         let started = Instant::now();
-        let Some(permit) = self.broker_breaker.permit(started) else {
-            return vec![Err(PublishError::Disconnected); events.len()];
+        let permit = match self.broker_breaker.permit(started) {
+            Some(permit) => permit,
+            None if can_spool => return vec![Err(PublishError::LeftAlone); events.len()],
+            None => self.broker_breaker.last_resort(started),
         };
         let deadline = if permit.is_trial {
             schedule.confirmed.min(started + TRIAL)
@@ -219,7 +225,10 @@ impl Settlement {
             Some(claimed) => Some(claimed),
             None if unconfirmed.is_empty() => None,
             // The claim failed, over a lock perhaps: the spool may still be reached.
-            None => self.begin(schedule.committed).await,
+            None => {
+                let permit = self.database_breaker.last_resort(Instant::now());
+                self.begin(permit, schedule.committed).await
+            }
         };
         let Some(mut claimed) = claimed else {
             return false;

@@ -45,12 +45,13 @@ pub struct Readiness {
 /// Probes the service's dependencies, for real, at each call; must have its own deadline.
 pub type ReadinessProbe = Arc<dyn Fn() -> BoxFuture<'static, Readiness> + Send + Sync>;
 
-/// Binds the private port. The server runs when the result is awaited or spawned.
+/// Binds the private port and says where, which matters for port 0. The server runs when it is
+/// awaited or spawned.
 pub fn serve(
     address: SocketAddr,
     registry: Registry,
     readiness: ReadinessProbe,
-) -> anyhow::Result<Server> {
+) -> anyhow::Result<(Server, SocketAddr)> {
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(registry.clone()))
@@ -64,7 +65,8 @@ pub fn serve(
     .shutdown_timeout(1)
     .bind(address)
     .with_context(|| format!("cannot listen on {address} (PRIVATE_LISTEN)"))?;
-    Ok(server.run())
+    let bound = server.addrs()[0];
+    Ok((server.run(), bound))
 }
 
 async fn readyz(probe: web::Data<ReadinessProbe>) -> HttpResponse {

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use prometheus::{Gauge, IntGauge};
+use shared::metrics::ServiceMetrics;
 use sqlx::{PgPool, Row};
 use tokio::time::timeout;
 use tracing::{debug, warn};
-
-use crate::metrics::Metrics;
 
 const INTERVAL: Duration = Duration::from_secs(15);
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -16,14 +16,42 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Receipts deleted in one statement: small enough to hold no lock for long.
 const SWEEP_BATCH: i64 = 5_000;
 
+/// The ledger in figures.
+struct Ledger {
+    unstored: IntGauge,
+    oldest_seconds: Gauge,
+}
+
+impl Ledger {
+    fn register(metrics: &ServiceMetrics) -> Self {
+        let unstored = IntGauge::new(
+            "pleo_ledger_unstored_receipts",
+            "Accepted events that are neither stored nor spooled, so they must be in RabbitMQ",
+        )
+        .expect("a valid name");
+        let oldest_seconds = Gauge::new(
+            "pleo_ledger_oldest_unstored_seconds",
+            "The age of the oldest of them; 0 if there is none",
+        )
+        .expect("a valid name");
+        metrics.register(unstored.clone());
+        metrics.register(oldest_seconds.clone());
+        Self {
+            unstored,
+            oldest_seconds,
+        }
+    }
+}
+
 /// Looks at the ledger and sweeps receipts older than `retention`, for ever. It may be cancelled
 /// anywhere.
-pub async fn run(pool: PgPool, metrics: Metrics, retention: Duration) {
+pub async fn run(pool: PgPool, metrics: ServiceMetrics, retention: Duration) {
+    let ledger = Ledger::register(&metrics);
     // Stored receipts stay stored, so each look starts at the oldest one that was not.
     let mut since = DateTime::UNIX_EPOCH;
     loop {
         let work = async {
-            since = look_at_ledger(&pool, &metrics, since).await?;
+            since = look_at_ledger(&pool, &ledger, since).await?;
             sweep(&pool, retention).await
         };
         match timeout(DEADLINE, work).await {
@@ -40,7 +68,7 @@ pub async fn run(pool: PgPool, metrics: Metrics, retention: Duration) {
 /// has to start.
 async fn look_at_ledger(
     pool: &PgPool,
-    metrics: &Metrics,
+    ledger: &Ledger,
     since: DateTime<Utc>,
 ) -> Result<DateTime<Utc>, sqlx::Error> {
     /// A receipt shows up only when its transaction commits, some time after its `received_at`.
@@ -54,9 +82,9 @@ async fn look_at_ledger(
     .await?;
     let count: i64 = row.try_get(0)?;
     let oldest: Option<DateTime<Utc>> = row.try_get(1)?;
-    metrics.unstored.set(count);
-    metrics
-        .unstored_oldest_seconds
+    ledger.unstored.set(count);
+    ledger
+        .oldest_seconds
         .set(oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64()));
     // Spooled events have left the view, yet their receipts may be swept only with the event; the
     // sweep looks for itself.

@@ -38,10 +38,6 @@ pub struct Metrics {
     pub spool_depth: IntGauge,
     /// Seconds since the oldest of them was due.
     pub spool_oldest_due_seconds: Gauge,
-    /// Receipts without an event (only on the worker that keeps house).
-    pub unstored: IntGauge,
-    /// The oldest one's age.
-    pub unstored_oldest_seconds: Gauge,
 }
 
 impl Metrics {
@@ -112,14 +108,6 @@ impl Metrics {
             spool_oldest_due_seconds: gauge(
                 "pleo_worker_spool_oldest_due_seconds",
                 "Seconds since the oldest event in the spool was due; 0 if none is",
-            ),
-            unstored: int_gauge(
-                "pleo_worker_unstored_receipts",
-                "Accepted events that are neither stored nor spooled (other-worker only)",
-            ),
-            unstored_oldest_seconds: gauge(
-                "pleo_worker_unstored_oldest_seconds",
-                "The oldest one's age (other-worker only)",
             ),
             service,
         }

@@ -163,8 +163,8 @@ impl Persistence {
     ) -> Result<(), Abandoned> {
         let moved = self.complete(&Step::Isolate(batch), abandon).await?;
         // What even the spool refuses stays with the broker.
-        moved.map_err(|Refused(reason)| {
-            error!(family = %self.family, reason, "the spool refuses a message");
+        moved.map_err(|Refused(_)| {
+            error!(family = %self.family, "the spool refuses a message; it stays in the queue");
             Abandoned
         })
     }
@@ -179,12 +179,12 @@ impl Persistence {
             self.metrics
                 .event_stored(stored, now - work.event.received_at);
             if stored == Stored::WithProblem {
+                // Not the problem itself: a parser's words may quote the body.
                 error!(
                     family = %self.family,
                     webhook_id = record.webhook_id,
                     event_type = %record.event_type,
-                    problem = record.problem.as_deref().unwrap_or("conflicting body"),
-                    "stored as a dead letter"
+                    "stored with a problem; see dead_letters"
                 );
             }
         }
@@ -217,10 +217,9 @@ impl Persistence {
         warn!(
             family = %self.family,
             webhook_id = work.event.webhook_id,
-            reason,
             attempt = work.attempts.saturating_add(1),
             retry_in_s = delay.as_secs(),
-            "postgres refuses the event; trying again later"
+            "postgres refuses the event; trying again later, see webhook_spool"
         );
         let defer = Step::Defer {
             work,
@@ -232,11 +231,10 @@ impl Persistence {
                 self.metrics.deferred();
                 Ok(())
             }
-            Err(Refused(reason)) => {
+            Err(Refused(_)) => {
                 error!(
                     family = %self.family,
                     webhook_id = work.event.webhook_id,
-                    reason,
                     "the spool refuses the event; it stays where it is"
                 );
                 Err(Abandoned)

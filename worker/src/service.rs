@@ -59,7 +59,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
         family,
         batch_size: config.batch_size,
     };
-    let private = private_port::serve(
+    let (private, _) = private_port::serve(
         config.process.private_listen(default_port(family)),
         metrics.service.registry.clone(),
         readiness(persistence, metrics.clone()),
@@ -82,8 +82,13 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
             metrics.clone(),
             family,
         ))),
-        (family == Family::Other)
-            .then(|| tokio::spawn(housekeeping::run(pool, metrics, config.receipt_retention))),
+        (family == Family::Other).then(|| {
+            tokio::spawn(housekeeping::run(
+                pool,
+                metrics.service,
+                config.receipt_retention,
+            ))
+        }),
     ];
     tasks.close();
     stop.cancelled().await;

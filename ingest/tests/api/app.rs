@@ -1,0 +1,229 @@
+//! A running ingest service with a corner of the broker to itself.
+
+use std::time::Duration;
+
+use clap::Parser;
+use ingest::{config::Config, service::Service};
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    message::BasicGetMessage,
+    options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions, QueuePurgeOptions},
+};
+use serde_json::Value;
+use shared::{Family, topology::Topology};
+use sqlx::{ConnectOptions, PgPool};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::webhook::{SECRET, Webhook};
+
+/// How long anything may take that is waited for.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// The broker and database that the tests share, with names of this test's own.
+pub(crate) struct Stores {
+    pub(crate) amqp_url: String,
+    pub(crate) database_url: String,
+    pub(crate) prefix: String,
+    _connection: Connection,
+    channel: Channel,
+}
+
+impl Stores {
+    pub(crate) async fn new(pool: &PgPool) -> Self {
+        let amqp_url = std::env::var("AMQP_URL")
+            .expect("set AMQP_URL and DATABASE_URL, or run the tests with `cargo stack test`");
+        let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
+            .await
+            .expect("RabbitMQ at AMQP_URL");
+        let channel = connection.create_channel().await.expect("a channel");
+        Self {
+            amqp_url,
+            database_url: pool.connect_options().to_url_lossy().to_string(),
+            prefix: format!("test-{:016x}", rand::random::<u64>()),
+            _connection: connection,
+            channel,
+        }
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        Topology::new(&self.prefix)
+    }
+
+    /// Takes everything out of a family's queue.
+    pub(crate) async fn drain(&self, family: Family) -> Vec<BasicGetMessage> {
+        let queue = self.topology().queue(family);
+        let mut messages = Vec::new();
+        while let Some(message) = self
+            .channel
+            .basic_get(queue.as_str().into(), BasicGetOptions { no_ack: true })
+            .await
+            .expect("the queue")
+        {
+            messages.push(message);
+        }
+        messages
+    }
+
+    pub(crate) async fn purge(&self, family: Family) {
+        let queue = self.topology().queue(family);
+        self.channel
+            .queue_purge(queue.as_str().into(), QueuePurgeOptions::default())
+            .await
+            .expect("the queue");
+    }
+
+    pub(crate) async fn delete_queue(&self, family: Family) {
+        let queue = self.topology().queue(family);
+        self.channel
+            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .expect("the queue");
+    }
+
+    /// Leaves nothing of this test on the broker.
+    pub(crate) async fn clean_up(self) {
+        for family in Family::ALL {
+            self.delete_queue(family).await;
+        }
+        let topology = self.topology();
+        for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
+            self.channel
+                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
+                .await
+                .expect("the exchange");
+        }
+    }
+}
+
+/// A running service.
+pub(crate) struct App {
+    pub(crate) url: String,
+    private_url: String,
+    stop: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+    client: reqwest::Client,
+}
+
+impl App {
+    /// Starts a service on the stores and waits until the broker takes events.
+    pub(crate) async fn start(stores: &Stores) -> Self {
+        let app = Self::start_at(&stores.database_url, &stores.amqp_url, &stores.prefix, &[]);
+        app.until_ready("rabbitmq").await;
+        app
+    }
+
+    /// Starts a service with further flags, without waiting for anything.
+    pub(crate) fn start_at(
+        database_url: &str,
+        amqp_url: &str,
+        prefix: &str,
+        flags: &[&str],
+    ) -> Self {
+        let secrets = format!("current={SECRET}");
+        let config = Config::parse_from(
+            [
+                "ingest",
+                "--database-url",
+                database_url,
+                "--amqp-url",
+                amqp_url,
+                "--topology-prefix",
+                prefix,
+                "--webhook-secrets",
+                &secrets,
+                "--listen",
+                "127.0.0.1:0",
+                "--private-listen",
+                "127.0.0.1:0",
+            ]
+            .iter()
+            .chain(flags),
+        );
+        let service = Service::bind(&config).expect("a good configuration");
+        let stop = CancellationToken::new();
+        Self {
+            url: format!("http://{}/webhooks/pleo", service.address()),
+            private_url: format!("http://{}", service.private_address()),
+            running: tokio::spawn(service.run(stop.clone())),
+            stop,
+            client: reqwest::Client::new(),
+        }
+    }
+
+    /// Sends a webhook; status and body of the answer.
+    pub(crate) async fn send(&self, webhook: &Webhook) -> (u16, Value) {
+        answer(
+            self.client
+                .post(&self.url)
+                .header("webhook-id", &webhook.id)
+                .header("webhook-timestamp", &webhook.timestamp)
+                .header("webhook-signature", &webhook.signature)
+                .body(webhook.body.clone()),
+        )
+        .await
+    }
+
+    /// Sends a request with any headers.
+    pub(crate) async fn send_with(&self, headers: &[(&str, &[u8])], body: &[u8]) -> (u16, Value) {
+        let mut request = self.client.post(&self.url).body(body.to_vec());
+        for (name, value) in headers {
+            let value = reqwest::header::HeaderValue::from_bytes(value).expect("a header value");
+            request = request.header(*name, value);
+        }
+        answer(request).await
+    }
+
+    /// `/metrics`
+    pub(crate) async fn metrics(&self) -> String {
+        let response = self.client.get(format!("{}/metrics", self.private_url));
+        let response = response.send().await.expect("an answer");
+        response.text().await.expect("a body")
+    }
+
+    /// `/readyz`: status and body.
+    pub(crate) async fn readiness(&self) -> (u16, Value) {
+        answer(self.client.get(format!("{}/readyz", self.private_url))).await
+    }
+
+    /// Waits until a store can be used.
+    pub(crate) async fn until_ready(&self, store: &str) {
+        self.until_check(store, true).await;
+    }
+
+    /// Waits until readiness says that a store can or cannot be used.
+    pub(crate) async fn until_check(&self, store: &str, expected: bool) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let (_, readiness) = self.readiness().await;
+            let checks = readiness["checks"].as_array().expect("checks");
+            if checks
+                .iter()
+                .any(|check| check["name"] == store && check["ok"] == expected)
+            {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still {readiness}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stops the service, which must succeed in time.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.running
+            .await
+            .expect("the service does not panic")
+            .expect("the service stops in good order");
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> (u16, Value) {
+    let response = request.send().await.expect("an answer");
+    let status = response.status().as_u16();
+    let body = response.bytes().await.expect("a body");
+    (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}

@@ -1,0 +1,8 @@
+//! The ingest service over HTTP, on a real RabbitMQ (`AMQP_URL`) and Postgres (`DATABASE_URL`).
+
+mod answers;
+mod app;
+mod dedup;
+mod outages;
+mod standard_webhooks;
+mod webhook;

@@ -1,0 +1,47 @@
+//! The commands of the binary.
+
+mod report;
+mod signals;
+mod test;
+mod up;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use self::signals::Signals;
+
+/// Runs the whole pipeline on this machine, with a private RabbitMQ and Postgres.
+#[derive(Debug, Parser)]
+#[command(name = "cargo stack", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start everything, send two sample events, show what was stored, and stay until Ctrl-C
+    Up(up::Args),
+    /// Start a throw-away RabbitMQ and Postgres and run all tests
+    Test(test::Args),
+}
+
+pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
+    let signals = Signals::listen()?;
+    match cli.command {
+        Command::Up(args) => up::run(&args, &signals).await,
+        Command::Test(args) => test::run(&args, &signals).await,
+    }
+}
+
+/// The folder of the sources: where this binary was built from.
+fn workspace() -> Result<PathBuf> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(package
+        .parent()
+        .context("the package is in no workspace")?
+        .to_owned())
+}

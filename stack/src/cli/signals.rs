@@ -1,0 +1,71 @@
+//! Ctrl-C, SIGTERM and SIGHUP.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use stack::progress::note;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// What shells report for a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+/// Tells when to stop: at the first signal in order, at the second at once.
+#[derive(Debug)]
+pub(super) struct Signals {
+    first: CancellationToken,
+    second: CancellationToken,
+}
+
+impl Signals {
+    /// From now on signals no longer end the process by themselves.
+    pub(super) fn listen() -> Result<Self> {
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let signals = Self {
+            first: CancellationToken::new(),
+            second: CancellationToken::new(),
+        };
+        let tokens = [signals.first.clone(), signals.second.clone()];
+        tokio::spawn(async move {
+            for token in tokens {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                    _ = hangup.recv() => {}
+                }
+                token.cancel();
+            }
+        });
+        Ok(signals)
+    }
+
+    /// Waits for the first signal.
+    pub(super) async fn first(&self) {
+        self.first.cancelled().await;
+    }
+
+    /// Runs `work` unless the first signal comes before its end: then drops it, and with it every
+    /// process that it has started, and gives the exit code.
+    pub(super) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<std::result::Result<T, ExitCode>> {
+        tokio::select! {
+            result = work => result.map(Ok),
+            () = self.first() => {
+                note("interrupted, stopping …");
+                Ok(Err(ExitCode::from(INTERRUPTED)))
+            }
+        }
+    }
+
+    /// Runs `work` unless a second signal comes.
+    pub(super) async fn unless_forced(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        tokio::select! {
+            result = work => result,
+            () = self.second.cancelled() => Err(anyhow::anyhow!("interrupted twice, killed everything")),
+        }
+    }
+}

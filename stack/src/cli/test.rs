@@ -1,0 +1,87 @@
+//! `cargo stack test`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use stack::base::{self, Base};
+use stack::packages::Packages;
+use stack::postgres::Durability;
+use stack::process::Process;
+use stack::programs::{self, Profile, Programs, Scope};
+use stack::progress::Progress;
+use stack::stores::{Addresses, Stores};
+
+use super::signals::Signals;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// More arguments for `cargo test`, such as `-p ingest` or `-- --nocapture`
+    #[arg(last = true)]
+    cargo: Vec<String>,
+}
+
+/// Without it, tests would live on if cargo was killed together with a killed stack.
+const RUNNER: &str = r#"target."cfg(unix)".runner = ["setpriv", "--pdeathsig", "KILL", "--"]"#;
+
+pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
+    let base = Base::temporary()?;
+    let ended = signals.unless_stopped(test(args, &base)).await;
+    // Tests that were interrupted could not clean up after themselves.
+    base::sweep_abandoned()?;
+    match ended? {
+        Ok(code) | Err(code) => Ok(code),
+    }
+}
+
+async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
+    let progress = Progress::Shown;
+    let workspace = super::workspace()?;
+    let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
+    let scope = if selects_packages(&args.cargo) {
+        Scope::Services
+    } else {
+        Scope::Everything
+    };
+    let programs = Programs::build(&workspace, scope, Profile::Own, progress).await?;
+    let step = progress.step("starting rabbitmq and postgres (about 10 s)");
+    let stores =
+        Stores::start(&packages, base, Addresses::free()?, Durability::ProcessOnly).await?;
+    step.done("rabbitmq and postgres are up");
+
+    let cargo = programs::cargo("test")
+        .env("DATABASE_URL", stores.database_url())
+        .env("AMQP_URL", stores.amqp_url())
+        .env(programs::BIN_DIR, programs.folder())
+        .args([
+            "--manifest-path".into(),
+            workspace.join("Cargo.toml").into_os_string(),
+        ])
+        .args(["--profile", programs.profile(), "--config", RUNNER])
+        .args((scope == Scope::Everything).then_some("--workspace"))
+        .args(args.cargo.iter());
+    let status = Process::spawn(cargo)?.wait().await;
+    // A test run that was killed by a signal has no code.
+    Ok(status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Cargo takes `--workspace` and single packages together, and then runs them all.
+fn selects_packages(args: &[String]) -> bool {
+    args.iter()
+        .take_while(|arg| *arg != "--")
+        .any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::selects_packages;
+
+    #[test]
+    fn packages_count_only_among_the_arguments_of_cargo() {
+        let args = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(selects_packages(&args("-p ingest -- --nocapture")));
+        assert!(!selects_packages(&args("--lib -- -p")));
+    }
+}

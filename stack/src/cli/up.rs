@@ -1,0 +1,225 @@
+//! `cargo stack up`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use sqlx::PgPool;
+use stack::base::Base;
+use stack::packages::Packages;
+use stack::ports;
+use stack::postgres::Durability;
+use stack::process::Process;
+use stack::programs::{Profile, Program, Programs, Scope};
+use stack::progress::{Progress, note};
+use stack::sample::{EXPORT_JOB, Sample, VENDOR};
+use stack::service::{Launcher, Listen, Service};
+use stack::stores::{Addresses, Stores};
+use tokio::time::{Instant, sleep};
+
+use super::report;
+use super::signals::Signals;
+
+/// Ports that are taken if they are free, so that bookmarks stay valid between runs. Those of the
+/// stores are next to the standard ones, which a server of the system may use.
+const WEBHOOKS: u16 = 8080;
+const FIRST_PRIVATE: u16 = 9100;
+const POSTGRES: u16 = 5433;
+const AMQP: u16 = 5673;
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const STORED_WITHIN: Duration = Duration::from_secs(30);
+/// Above the services' own deadline for a stop, 25 s.
+const STOPPED_WITHIN: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Delete the data of earlier runs first
+    #[arg(long)]
+    fresh: bool,
+
+    /// Build the services optimised
+    #[arg(long)]
+    release: bool,
+
+    /// Folder for data and logs [default: one for this workspace under /var/tmp]
+    #[arg(long, env = "STACK_DIR")]
+    dir: Option<PathBuf>,
+
+    /// What the services log, as a tracing filter
+    #[arg(long, env = "LOG", default_value = "info")]
+    log: String,
+}
+
+/// Everything that runs. Services come first, as fields are dropped in this order.
+struct Running {
+    services: Vec<Service>,
+    stores: Stores,
+    pool: PgPool,
+    logs: PathBuf,
+}
+
+pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
+    let base = Base::persistent(args.dir.as_deref(), &super::workspace()?)?;
+    if args.fresh {
+        base.wipe()?;
+    }
+    let running = match signals.unless_stopped(start(args, &base)).await? {
+        Ok(running) => running,
+        Err(code) => return Ok(code),
+    };
+    let deaths = stay(&running, signals).await;
+    let step = Progress::Shown.step("stopping");
+    signals.unless_forced(running.stop()).await?;
+    step.done("everything is stopped; the data stays for the next start");
+    Ok(if deaths == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn start(args: &Args, base: &Base) -> Result<Running> {
+    let progress = Progress::Shown;
+    let logs = base.folder("logs")?;
+    let packages = Packages::find_or_install(&logs.join("apt.log"), progress).await?;
+    let profile = if args.release {
+        Profile::Release
+    } else {
+        Profile::Own
+    };
+    let programs =
+        Programs::build(&super::workspace()?, Scope::Services, profile, progress).await?;
+
+    let step = progress.step("starting rabbitmq and postgres (about 10 s)");
+    let addresses = Addresses {
+        postgres: ports::prefer(POSTGRES)?,
+        amqp: ports::prefer(AMQP)?,
+    };
+    let stores = Stores::start(&packages, base, addresses, Durability::Full).await?;
+    step.done("rabbitmq and postgres are up");
+
+    let step = progress.step("starting ingest and the workers");
+    let launcher = Launcher::new(programs, &stores, &logs).env("LOG", &args.log);
+    let mut services = Vec::new();
+    for (program, private) in Program::ALL.into_iter().zip(FIRST_PRIVATE..) {
+        let public = if program == Program::Ingest {
+            ports::prefer(WEBHOOKS)?
+        } else {
+            ports::free()?
+        };
+        let listen = Listen {
+            private: ports::prefer(private)?,
+            public,
+        };
+        services.push(launcher.start_at(program, program.name(), listen)?);
+    }
+    for service in &services {
+        service.ready(READY_WITHIN).await?;
+    }
+    step.done("ingest and the workers are up");
+
+    let pool = PgPool::connect(&stores.database_url())
+        .await
+        .context("cannot connect to postgres")?;
+    let running = Running {
+        services,
+        stores,
+        pool,
+        logs,
+    };
+    running.send_samples().await?;
+    Ok(running)
+}
+
+/// Until the first signal. A part that dies is reported and the rest stays up, as that is what one
+/// wants to watch after killing one; the exit code says it in the end. Returns how many died.
+async fn stay(running: &Running, signals: &Signals) -> usize {
+    let mut dead: Vec<u32> = Vec::new();
+    loop {
+        for process in running.processes() {
+            if !process.is_running() && !dead.contains(&process.pid()) {
+                dead.push(process.pid());
+                note(&format!("\n✗ {}", process.obituary()));
+                note("the rest stays up; press Ctrl-C and start again to have it back");
+            }
+        }
+        tokio::select! {
+            () = signals.first() => return dead.len(),
+            () = sleep(Duration::from_millis(200)) => {}
+        }
+    }
+}
+
+impl Running {
+    fn processes(&self) -> impl Iterator<Item = &Process> {
+        let stores = [
+            self.stores.postgres.process(),
+            self.stores.rabbitmq.process(),
+        ];
+        self.services.iter().map(Service::process).chain(stores)
+    }
+
+    async fn send_samples(&self) -> Result<()> {
+        let step = Progress::Shown.step("sending the two sample events");
+        let url = self
+            .services
+            .first()
+            .context("no service was started")?
+            .webhook_url();
+        let mut ids = Vec::new();
+        for sample in [EXPORT_JOB, VENDOR] {
+            ids.push(sample.send(&url).await?);
+            self.until_stored(&sample, &ids).await?;
+        }
+        step.done("two sample events were sent, signed, accepted and stored");
+        let stored = report::stored(&self.pool, &ids).await?;
+        report::print(&stored, &self.services, &self.stores, &self.logs)
+            .context("cannot print the report")
+    }
+
+    async fn until_stored(&self, sample: &Sample, ids: &[String]) -> Result<()> {
+        let end = Instant::now() + STORED_WITHIN;
+        while !report::is_stored(&self.pool, sample, ids).await? {
+            if let Some(dead) = self.processes().find(|process| !process.is_running()) {
+                bail!("{}", dead.obituary());
+            }
+            if Instant::now() > end {
+                bail!(
+                    "{} was accepted but is not stored within {STORED_WITHIN:?}; see the logs in {}",
+                    sample.event_type,
+                    self.logs.display()
+                );
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// Services first, so that they can finish what they hold.
+    async fn stop(self) -> Result<()> {
+        self.pool.close().await;
+        let mut failures = Vec::new();
+        // All get their signal before any is waited for, as each may take its whole deadline.
+        let stops = futures_util::future::join_all(
+            self.services
+                .iter()
+                .map(|service| service.stop(STOPPED_WITHIN)),
+        );
+        for (service, stopped) in self.services.iter().zip(stops.await) {
+            match stopped {
+                Ok(_) => {}
+                Err(error) => failures.push(format!("{}: {error:#}", service.process().name())),
+            }
+        }
+        if let Err(error) = self.stores.stop().await {
+            failures.push(format!("{error:#}"));
+        }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            bail!("{}", failures.join("; "))
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Runs the whole pipeline on one machine: private RabbitMQ and Postgres, the services, samples.
+//!
+//! The binary is the `cargo stack` command. The library is for integration tests and fault drills:
+//! it starts, kills, freezes and restarts real processes. It holds no logic of the pipeline.
+
+pub mod base;
+pub mod packages;
+pub mod ports;
+pub mod postgres;
+pub mod process;
+pub mod programs;
+pub mod progress;
+pub mod proxy;
+pub mod rabbitmq;
+pub mod sample;
+pub mod service;
+pub mod stores;

@@ -1,0 +1,170 @@
+//! Debian's RabbitMQ and Postgres: finds their programs and installs them if they are missing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::{User, geteuid};
+
+use crate::postgres::ACCOUNT;
+use crate::process::{Output, Process, Spec};
+use crate::progress::{Progress, note};
+
+/// How long an interrupted installation may take to finish the package that it is unpacking;
+/// killing it there would leave the system's package database half-way.
+const FINISH_PACKAGE: Duration = Duration::from_secs(60);
+
+/// Keeps Debian from starting system-wide servers, which the stack does not use, and removes that
+/// ban again; finishes what an interrupted installation left; waits for another apt that runs.
+const INSTALL: &str = r#"
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  trap 'exit 130' HUP INT TERM
+  printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod 755 "$policy" || exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+dpkg --configure -a &&
+apt-get -o DPkg::Lock::Timeout=300 update &&
+apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
+"#;
+
+/// Where the servers' programs are.
+#[derive(Debug, Clone)]
+pub struct Packages {
+    /// The inner scripts of RabbitMQ: `rabbitmq-server`, `rabbitmqctl`. The ones in `PATH` insist
+    /// on running as Debian's own account.
+    pub rabbitmq: PathBuf,
+    /// The newest `bin` folder of Postgres: `postgres`, `initdb`.
+    pub postgres: PathBuf,
+    /// The Erlang port mapper.
+    pub epmd: PathBuf,
+}
+
+impl Packages {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// Names the command that installs what is missing.
+    pub fn find() -> Result<Self> {
+        let missing = missing();
+        ensure!(
+            missing.is_empty(),
+            "missing: {0}; install with: sudo apt-get update && sudo apt-get install -y \
+             --no-install-recommends {0}",
+            missing.join(" ")
+        );
+        Ok(Self {
+            rabbitmq: rabbitmq().context("rabbitmq-server has no server script")?,
+            postgres: postgres().context("postgresql has no server program")?,
+            epmd: epmd().context("erlang has no epmd")?,
+        })
+    }
+
+    /// As [`Packages::find`], after installing what is missing if we are root or `sudo` asks no
+    /// password. The output of apt goes to `log`.
+    ///
+    /// # Errors
+    /// When installing is not permitted or fails; the message says what to run by hand.
+    pub async fn find_or_install(log: &Path, progress: Progress) -> Result<Self> {
+        let missing = missing();
+        if !missing.is_empty() && (geteuid().is_root() || has_sudo()) {
+            install(&missing, log, progress).await?;
+        }
+        Self::find()
+    }
+}
+
+/// Names of the Debian packages that are not installed.
+fn missing() -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if rabbitmq().is_none() || epmd().is_none() {
+        missing.push("rabbitmq-server");
+    }
+    // Unpacked but not configured, the package has not made the account that the server needs.
+    let has_account = matches!(User::from_name(ACCOUNT), Ok(Some(_)));
+    if postgres().is_none() || (geteuid().is_root() && !has_account) {
+        missing.push("postgresql");
+    }
+    missing
+}
+
+fn rabbitmq() -> Option<PathBuf> {
+    let folder = PathBuf::from("/usr/lib/rabbitmq/bin");
+    folder.join("rabbitmq-server").exists().then_some(folder)
+}
+
+fn epmd() -> Option<PathBuf> {
+    Some(PathBuf::from("/usr/bin/epmd")).filter(|path| path.exists())
+}
+
+fn postgres() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+    versions
+        .filter(|entry| entry.path().join("bin/postgres").exists())
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse::<u32>().ok()?,
+                entry.path(),
+            ))
+        })
+        .max_by_key(|(version, _)| *version)
+        .map(|(_, path)| path.join("bin"))
+}
+
+fn has_sudo() -> bool {
+    let mut sudo = Command::new("sudo");
+    sudo.args(["-n", "true"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    sudo.status().is_ok_and(|status| status.success())
+}
+
+async fn install(packages: &[&str], log: &Path, progress: Progress) -> Result<()> {
+    let what = format!("installing {} with apt-get", packages.join(" and "));
+    let step = progress.step(what.clone());
+    let script = ["-c", INSTALL, "install"]
+        .into_iter()
+        .chain(packages.iter().copied());
+    let spec = if geteuid().is_root() {
+        Spec::new("apt-get", "/bin/sh").args(script)
+    } else {
+        Spec::new("apt-get", "sudo")
+            .args(["-n", "/bin/sh"])
+            .args(script)
+    };
+    let installer = Installer(Process::spawn(Spec {
+        output: Output::Log(log.to_owned()),
+        ..spec
+    })?);
+    let status = loop {
+        if let Some(status) = installer.0.exit_status() {
+            break status;
+        }
+        let line: String = installer.0.log_tail(1).trim().chars().take(60).collect();
+        step.update(format!("{what}: {line}"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    ensure!(
+        status.success(),
+        "cannot install packages: {}",
+        installer.0.obituary()
+    );
+    step.done(&format!("installed {}", packages.join(" and ")));
+    Ok(())
+}
+
+/// Gives apt the time to end in order when we are interrupted.
+struct Installer(Process);
+
+impl Drop for Installer {
+    fn drop(&mut self) {
+        if self.0.is_running() {
+            note("waiting for apt-get to stop …");
+            self.0.stop_blocking(Signal::SIGINT, FINISH_PACKAGE);
+        }
+    }
+}

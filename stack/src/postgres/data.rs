@@ -1,0 +1,117 @@
+//! The data of a server: creates it, gives it to the right account and starts a server on it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::unistd::{User, chown, geteuid};
+
+use super::Durability;
+use crate::base;
+use crate::process::{Process, Spec};
+
+/// The account to run as when we are root: Postgres refuses to be root. Debian's package makes it.
+pub(crate) const ACCOUNT: &str = "postgres";
+/// The superuser inside the server.
+pub(super) const ROLE: &str = "pleo";
+
+pub(super) fn spawn(
+    folder: &Path,
+    programs: &Path,
+    address: SocketAddr,
+    durability: Durability,
+) -> Result<Process> {
+    let mut settings = vec![
+        format!("listen_addresses={}", address.ip()),
+        format!("port={}", address.port()),
+        // A socket's path may be too long, and TCP is what the services use.
+        "unix_socket_directories=".to_owned(),
+        "max_connections=200".to_owned(),
+        "timezone=UTC".to_owned(),
+        "log_timezone=UTC".to_owned(),
+    ];
+    if durability == Durability::ProcessOnly {
+        settings.extend(["fsync=off".to_owned(), "full_page_writes=off".to_owned()]);
+    }
+    let mut spec = as_account("postgres", folder, programs.join("postgres"));
+    spec = spec.args(["-D".into(), folder.join("data").into_os_string()]);
+    for setting in settings {
+        spec = spec.args(["-c".to_owned(), setting]);
+    }
+    spec.pid_file = Some(folder.join("postgres.pid"));
+    Process::spawn(spec)
+}
+
+/// Creates the data in a folder of another name first: an interrupted start leaves no half of it.
+pub(super) async fn initialise(
+    folder: &Path,
+    programs: &Path,
+    durability: Durability,
+) -> Result<()> {
+    let fresh = folder.join("data.new");
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh).with_context(|| format!("cannot delete {}", fresh.display()))?;
+    }
+    base::create(&fresh)?;
+    give(&fresh, 0o700)?;
+    let mut spec = as_account("initdb", folder, programs.join("initdb"))
+        .args([
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--username",
+            ROLE,
+        ])
+        .args(["--pwfile".into(), folder.join("password").into_os_string()])
+        .args(["-D".into(), fresh.clone().into_os_string()]);
+    if durability == Durability::ProcessOnly {
+        spec = spec.args(["--no-sync"]);
+    }
+    let process = Process::spawn(spec)?;
+    let status = process.wait().await;
+    if !status.success() {
+        let account = User::from_name(ACCOUNT)?.map_or(String::new(), |_| {
+            format!(
+                "; as root, {ACCOUNT} must be able to reach {}",
+                folder.display()
+            )
+        });
+        bail!(
+            "cannot create the postgres data{account}: {}",
+            process.obituary()
+        );
+    }
+    fs::rename(&fresh, folder.join("data")).context("cannot name the new postgres data")
+}
+
+fn as_account(name: &str, folder: &Path, program: PathBuf) -> Spec {
+    let mut spec = Spec::new(name, program).log(folder.join("postgres.log"));
+    spec.clean_env = true;
+    spec.user = geteuid().is_root().then(|| ACCOUNT.to_owned());
+    spec
+}
+
+/// The superuser's password, made up at the first start.
+pub(super) fn password(folder: &Path) -> Result<String> {
+    let path = folder.join("password");
+    if !path.exists() {
+        fs::write(&path, format!("{:032x}", rand::random::<u128>()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    give(&path, 0o600)?;
+    Ok(fs::read_to_string(&path)?.trim().to_owned())
+}
+
+/// Sets the mode and, when we are root, makes the server's account the owner.
+fn give(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    if geteuid().is_root() {
+        let account = User::from_name(ACCOUNT)?
+            .with_context(|| format!("the account {ACCOUNT} does not exist"))?;
+        chown(path, Some(account.uid), Some(account.gid))
+            .with_context(|| format!("cannot give {} to {ACCOUNT}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! The services' binaries: builds them with cargo and says where they are.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{Process, Spec};
+use crate::progress::Progress;
+
+/// Set by `cargo stack test` to the folder of the binaries that it has built.
+pub const BIN_DIR: &str = "STACK_BIN_DIR";
+
+/// Set by `cargo run` for the program that it runs. A cargo inside must not see them: the build
+/// scripts of some dependencies would take them for a change and compile again.
+const OF_CARGO_RUN: [&str; 5] = [
+    "CARGO_MANIFEST_",
+    "CARGO_PKG_",
+    "CARGO_BIN_",
+    "CARGO_CRATE_",
+    "CARGO_PRIMARY_",
+];
+
+/// A service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Program {
+    /// Receives webhooks.
+    Ingest,
+    /// Stores export jobs.
+    ExportJobWorker,
+    /// Stores vendors.
+    VendorWorker,
+    /// Stores every other event.
+    OtherWorker,
+}
+
+impl Program {
+    /// All, in the order in which they are shown.
+    pub const ALL: [Self; 4] = [
+        Self::Ingest,
+        Self::ExportJobWorker,
+        Self::VendorWorker,
+        Self::OtherWorker,
+    ];
+
+    /// The binary's file name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::ExportJobWorker => "export-job-worker",
+            Self::VendorWorker => "vendor-worker",
+            Self::OtherWorker => "other-worker",
+        }
+    }
+}
+
+/// A folder with all the binaries.
+#[derive(Debug, Clone)]
+pub struct Programs(PathBuf);
+
+/// What is compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The services.
+    Services,
+    /// Also all tests.
+    Everything,
+}
+
+/// How the binaries are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Like the running program itself, which shares its compiled dependencies.
+    Own,
+    /// Optimised.
+    Release,
+}
+
+impl Programs {
+    /// Builds the binaries in `workspace`, the folder of the sources; cargo shows its own progress.
+    ///
+    /// # Errors
+    /// When they do not compile.
+    pub async fn build(
+        workspace: &Path,
+        scope: Scope,
+        profile: Profile,
+        progress: Progress,
+    ) -> Result<Self> {
+        let own = own_folder()?;
+        let folder = match profile {
+            Profile::Own => own,
+            Profile::Release => own.with_file_name("release"),
+        };
+        // Cargo gives dependencies the features that all selected packages want together. With a
+        // selection of its own it would compile them once more.
+        let (what, selection) = match scope {
+            // As when it compiled the stack itself.
+            Scope::Services => (
+                "the services",
+                "-p stack -p ingest -p worker --bins".split(' '),
+            ),
+            // As `cargo test --workspace` does.
+            Scope::Everything => (
+                "the services and the tests",
+                "--workspace --all-targets".split(' '),
+            ),
+        };
+        progress.say(&format!("… building {what}"));
+        let build = cargo("build")
+            .args(selection)
+            .args(["--profile", profile_of(&folder), "--manifest-path"])
+            .args([workspace.join("Cargo.toml")]);
+        let status = Process::spawn(build)?.wait().await;
+        ensure!(status.success(), "{what} do not build (see above)");
+        Self::at(folder)
+    }
+
+    /// The binaries that are already built: in the folder named by `STACK_BIN_DIR`, else beside
+    /// the running program, as cargo puts them.
+    ///
+    /// # Errors
+    /// When one is missing.
+    pub fn find() -> Result<Self> {
+        match std::env::var_os(BIN_DIR) {
+            Some(folder) => Self::at(folder.into()),
+            None => Self::at(own_folder()?),
+        }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    /// The cargo profile that they were compiled with.
+    pub fn profile(&self) -> &str {
+        profile_of(&self.0)
+    }
+
+    /// Path of a binary.
+    pub fn path(&self, program: Program) -> PathBuf {
+        self.0.join(program.name())
+    }
+
+    fn at(folder: PathBuf) -> Result<Self> {
+        for program in Program::ALL {
+            let path = folder.join(program.name());
+            ensure!(
+                path.exists(),
+                "{} does not exist; build it with: cargo build --workspace --bins",
+                path.display()
+            );
+        }
+        Ok(Self(folder))
+    }
+}
+
+/// A cargo subcommand with the environment that a user's shell would give it.
+pub fn cargo(subcommand: &str) -> Spec {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut spec = Spec::new(format!("cargo {subcommand}"), program).args([subcommand]);
+    spec.clean_env = true;
+    spec.env = std::env::vars_os()
+        .filter(|(name, _)| {
+            let name = name.to_string_lossy();
+            !OF_CARGO_RUN.iter().any(|prefix| name.starts_with(prefix))
+        })
+        .collect();
+    spec
+}
+
+/// Where cargo put the running program; tests and examples are one level further down.
+fn own_folder() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("cannot find the running program")?;
+    let folder = program
+        .parent()
+        .context("the running program is in no folder")?;
+    let nested = folder.ends_with("deps") || folder.ends_with("examples");
+    Ok(if nested {
+        folder.parent().unwrap_or(folder)
+    } else {
+        folder
+    }
+    .to_owned())
+}
+
+/// Cargo names the folder after the profile, except for its default one.
+fn profile_of(folder: &Path) -> &str {
+    match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    }
+}

@@ -1,0 +1,84 @@
+//! Tells on standard error what is going on: a spinner on a terminal, plain lines elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Prints one line on standard error.
+pub fn note(line: &str) {
+    // Not `eprintln`: the terminal may be gone, and everything must be stopped in order all the same.
+    writeln!(std::io::stderr(), "{line}").ok();
+}
+
+/// Where steps are reported; cheap to copy.
+#[derive(Debug, Clone, Copy)]
+pub enum Progress {
+    /// To people: on standard error.
+    Shown,
+    /// To nobody, as in tests.
+    Silent,
+}
+
+/// A step under way. Dropping it without [`Step::done`] removes its spinner.
+#[derive(Debug)]
+pub struct Step {
+    progress: Progress,
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl Progress {
+    /// Begins a step; `what` reads like "starting postgres".
+    pub fn step(self, what: impl Into<String>) -> Step {
+        let what = what.into();
+        let spins = matches!(self, Self::Shown) && std::io::stderr().is_terminal();
+        let bar = if spins {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
+        if spins {
+            let style = "{spinner} {msg} {elapsed:.dim}";
+            bar.set_style(ProgressStyle::with_template(style).expect("the template is valid"));
+            bar.enable_steady_tick(Duration::from_millis(100));
+        } else {
+            self.say(&format!("… {what}"));
+        }
+        bar.set_message(what);
+        Step {
+            progress: self,
+            bar,
+            started: Instant::now(),
+        }
+    }
+
+    /// One line that stays.
+    pub fn say(self, line: &str) {
+        if let Self::Shown = self {
+            note(line);
+        }
+    }
+}
+
+impl Step {
+    /// Changes the text beside the spinner; no effect on plain output.
+    pub fn update(&self, what: String) {
+        self.bar.set_message(what);
+    }
+
+    /// Ends the step with a line that stays; `what` reads like "postgres is up".
+    pub fn done(self, what: &str) {
+        self.bar.finish_and_clear();
+        self.progress.say(&format!(
+            "✓ {what} ({:.1} s)",
+            self.started.elapsed().as_secs_f32()
+        ));
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,166 @@
+//! A TCP proxy on loopback that can cut or freeze the connections through it, for fault tests.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
+
+use crate::ports;
+
+/// What the proxy does with connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Forwards everything.
+    Pass,
+    /// Closes all connections and refuses new ones.
+    Cut,
+    /// Keeps and accepts connections but forwards nothing, as when a network goes silent.
+    Freeze,
+}
+
+/// A running proxy; dropping it closes all its connections.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    orders: mpsc::Sender<(Mode, oneshot::Sender<()>)>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a free port and forwards to `upstream`, in [`Mode::Pass`].
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start(upstream: SocketAddr) -> Result<Self> {
+        let address = ports::free()?;
+        let listener = TcpListener::bind(address)
+            .await
+            .context("the proxy cannot listen")?;
+        let (orders, received) = mpsc::channel(1);
+        let task = tokio::spawn(run(address, upstream, listener, received));
+        Ok(Self {
+            address,
+            orders,
+            task,
+        })
+    }
+
+    /// Where clients connect to instead of the upstream.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Changes the mode; it is in force when this returns.
+    pub async fn set(&self, mode: Mode) {
+        let (done, applied) = oneshot::channel();
+        self.orders
+            .send((mode, done))
+            .await
+            .expect("the proxy runs as long as its handle");
+        applied.await.expect("the proxy answers every order");
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(
+    address: SocketAddr,
+    upstream: SocketAddr,
+    listener: TcpListener,
+    mut orders: mpsc::Receiver<(Mode, oneshot::Sender<()>)>,
+) {
+    let (mode, watched) = watch::channel(Mode::Pass);
+    let mut listener = Some(listener);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                let Some((next, done)) = order else { return };
+                if next == Mode::Cut {
+                    listener = None;
+                    connections.shutdown().await;
+                } else if listener.is_none() {
+                    listener = Some(bind(address).await);
+                }
+                mode.send_replace(next);
+                // On an error nobody waits any more: the mode holds all the same.
+                done.send(()).ok();
+            }
+            client = accept(listener.as_ref()) => {
+                connections.spawn(forward(client, upstream, watched.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+/// The port may be busy for a moment with connections that are still closing.
+async fn bind(address: SocketAddr) -> TcpListener {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return listener,
+            Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> TcpStream {
+    let Some(listener) = listener else {
+        return std::future::pending().await;
+    };
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => return client,
+            Err(_) => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+async fn forward(client: TcpStream, upstream: SocketAddr, mut mode: watch::Receiver<Mode>) {
+    if !thawed(&mut mode).await {
+        return;
+    }
+    let Ok(server) = TcpStream::connect(upstream).await else {
+        return;
+    };
+    // The proxy must not add delays of its own; without it everything works, only slower.
+    drop((client.set_nodelay(true), server.set_nodelay(true)));
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    tokio::join!(
+        pump(from_client, to_server, mode.clone()),
+        pump(from_server, to_client, mode.clone())
+    );
+}
+
+/// Copies one direction; passes the end of the stream on by dropping the writing half.
+async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        if !thawed(&mut mode).await {
+            return;
+        }
+        let Ok(read) = from.read(&mut buffer).await else {
+            return;
+        };
+        // It may have been frozen while the read was waiting, so the bytes have to wait as well.
+        if !thawed(&mut mode).await || read == 0 || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until bytes may flow; false when the proxy is gone.
+async fn thawed(mode: &mut watch::Receiver<Mode>) -> bool {
+    mode.wait_for(|mode| *mode != Mode::Freeze).await.is_ok()
+}

@@ -1,0 +1,275 @@
+//! A private RabbitMQ broker with its own data, port mapper and cookie, on loopback ports.
+
+mod settings;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lapin::{Connection, ConnectionProperties};
+use tokio::time::{Instant, sleep, timeout};
+
+use self::settings::Settings;
+use crate::packages::Packages;
+use crate::process::{Process, Spec};
+use crate::{base, ports};
+
+/// A start takes about 9 s on two cores, and several times that when they are busy.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// The broker notes new queues on disk every half second; four times that, for a busy machine.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+const CTL_WITHIN: Duration = Duration::from_secs(60);
+/// Small files and a low disk alarm: a development machine has no room to spare.
+const CONFIG: &str = "\
+raft.wal_max_size_bytes = 67108864
+disk_free_limit.absolute = 64MB
+log.console = true
+log.console.level = info
+";
+
+/// Which optional parts of the broker run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plugins {
+    /// AMQP only.
+    None,
+    /// Also the web interface and HTTP API, on a free port.
+    Management,
+}
+
+/// A running (or killed) private broker.
+#[derive(Debug)]
+pub struct RabbitMq {
+    folder: PathBuf,
+    programs: PathBuf,
+    address: SocketAddr,
+    management: Option<SocketAddr>,
+    distribution: SocketAddr,
+    mapper_address: SocketAddr,
+    // The broker drops first: it would start a mapper of its own if it saw this one gone.
+    process: Process,
+    _mapper: Process,
+}
+
+impl RabbitMq {
+    /// Starts a broker on `address` with its data in `folder`, creating the folder if need be, and
+    /// waits until it speaks AMQP.
+    ///
+    /// # Errors
+    /// With the end of the broker's log when it does not come up.
+    pub async fn start(
+        packages: &Packages,
+        folder: &Path,
+        address: SocketAddr,
+        plugins: Plugins,
+    ) -> Result<Self> {
+        base::create(folder)?;
+        let data = folder.join("mnesia");
+        if data.exists() && !started_once(folder).exists() {
+            // Killed during its very first start, a broker cannot make sense of what it wrote.
+            fs::remove_dir_all(&data).context("cannot delete the broker's unfinished data")?;
+        }
+        let management = match plugins {
+            Plugins::None => None,
+            Plugins::Management => Some(ports::free()?),
+        };
+        let enabled = if management.is_some() {
+            "[rabbitmq_management]."
+        } else {
+            "[]."
+        };
+        fs::write(folder.join("enabled_plugins"), enabled)?;
+        let web = management.map_or(String::new(), |address| {
+            format!(
+                "management.tcp.ip = {}\nmanagement.tcp.port = {}\n",
+                address.ip(),
+                address.port()
+            )
+        });
+        fs::write(folder.join("rabbitmq.conf"), format!("{CONFIG}{web}"))?;
+
+        let mapper_address = ports::free()?;
+        let mut mapper = Spec::new("epmd", &packages.epmd)
+            .args([
+                "-address",
+                "127.0.0.1",
+                "-port",
+                &mapper_address.port().to_string(),
+            ])
+            .log(folder.join("epmd.log"));
+        mapper.clean_env = true;
+        mapper.pid_file = Some(folder.join("epmd.pid"));
+        let mapper = Process::spawn(mapper)?;
+
+        let settings = Settings {
+            folder,
+            address,
+            distribution: ports::free()?,
+            mapper_address,
+        };
+        let process = settings.spawn(&packages.rabbitmq)?;
+        let broker = Self {
+            folder: folder.to_owned(),
+            programs: packages.rabbitmq.clone(),
+            address,
+            management,
+            distribution: settings.distribution,
+            mapper_address,
+            process,
+            _mapper: mapper,
+        };
+        broker.until_ready().await?;
+        fs::write(started_once(folder), "")?;
+        Ok(broker)
+    }
+
+    /// Connection URL of the default virtual host, as the default user.
+    pub fn amqp_url(&self) -> String {
+        format!("amqp://guest:guest@{}/%2f", self.address)
+    }
+
+    /// Where it speaks AMQP.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the web interface and HTTP API are, if they run.
+    pub fn management(&self) -> Option<SocketAddr> {
+        self.management
+    }
+
+    /// The broker's process, to look at its log.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Runs `rabbitmqctl` with these arguments against this broker and returns its output.
+    ///
+    /// # Errors
+    /// With what it printed when it fails, or when it takes longer than a minute.
+    pub async fn ctl(&self, args: &[&str]) -> Result<String> {
+        let output = tempfile::Builder::new()
+            .prefix("ctl-")
+            .tempfile_in(&self.folder)?;
+        let mut spec = self
+            .settings()
+            .environment(Spec::new("rabbitmqctl", self.programs.join("rabbitmqctl")));
+        spec = spec
+            .args(["--quiet"])
+            .args(args.iter().copied())
+            .log(output.path());
+        let process = Process::spawn(spec)?;
+        let status = timeout(CTL_WITHIN, process.wait()).await.with_context(|| {
+            format!(
+                "rabbitmqctl {} takes longer than {CTL_WITHIN:?}",
+                args.join(" ")
+            )
+        })?;
+        let printed = fs::read_to_string(output.path())?;
+        ensure!(
+            status.success(),
+            "rabbitmqctl {} failed:\n{printed}",
+            args.join(" ")
+        );
+        Ok(printed)
+    }
+
+    /// Waits until queues declared before are certain to survive [`RabbitMq::kill`].
+    ///
+    /// The broker answers a declaration before it has noted the queue on disk. Killed in between,
+    /// it comes back with a quorum queue that has no leader and gives no message, not even
+    /// confirmed ones.
+    pub async fn settle(&self) {
+        sleep(SETTLED_AFTER).await;
+    }
+
+    /// Kills the broker with SIGKILL, as a crash would.
+    pub fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// Freezes the broker: connections stay open and nothing answers.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&self) -> Result<()> {
+        self.process.pause()
+    }
+
+    /// Ends [`RabbitMq::pause`].
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn resume(&self) -> Result<()> {
+        self.process.resume()
+    }
+
+    /// Stops in order.
+    ///
+    /// # Errors
+    /// When it had to be killed.
+    pub async fn stop(&self) -> Result<()> {
+        self.process.terminate(STOP_WITHIN).await.map(drop)
+    }
+
+    /// Starts again on the same ports and data; kills the broker first if it runs.
+    ///
+    /// # Errors
+    /// As [`RabbitMq::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.process = self.settings().spawn(&self.programs)?;
+        self.until_ready().await
+    }
+
+    fn settings(&self) -> Settings<'_> {
+        Settings {
+            folder: &self.folder,
+            address: self.address,
+            distribution: self.distribution,
+            mapper_address: self.mapper_address,
+        }
+    }
+
+    async fn until_ready(&self) -> Result<()> {
+        let end = Instant::now() + READY_WITHIN;
+        loop {
+            ensure!(
+                self.process.is_running(),
+                "rabbitmq does not start: {}",
+                self.process.obituary()
+            );
+            ensure!(
+                Instant::now() < end,
+                "rabbitmq does not answer within {READY_WITHIN:?}; its log ends:\n{}",
+                self.process.log_tail(15)
+            );
+            if self.handshake().await.is_ok() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The port opens before the broker lets clients in, so a plain connect proves too little.
+    async fn handshake(&self) -> Result<()> {
+        // lapin would retry silently where nobody listens.
+        tokio::net::TcpStream::connect(self.address).await?;
+        let url = self.amqp_url();
+        let connect = Connection::connect(&url, ConnectionProperties::default());
+        let Ok(connection) = timeout(Duration::from_secs(5), connect).await else {
+            bail!("no answer to the handshake");
+        };
+        connection?
+            .close(200, "ready".into())
+            .await
+            .context("cannot close the connection")
+    }
+}
+
+/// Exists once the broker has come up; see [`RabbitMq::start`].
+fn started_once(folder: &Path) -> PathBuf {
+    folder.join("started-once")
+}

@@ -1,0 +1,58 @@
+//! The environment that Debian's scripts of RabbitMQ are configured through.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::process::{Process, Spec};
+
+/// The same in every start, as the broker's data belongs to it. Private port mappers keep brokers
+/// of one name apart.
+const NODE: &str = "stack@localhost";
+
+/// Two scheduler threads that sleep when idle, not bound to cores; distribution on loopback only.
+const VM_ARGS: &str = "+S 2:2 +sbwt none +stbt u -start_epmd false \
+                       -kernel inet_dist_use_interface {127,0,0,1}";
+
+/// Where a broker's files are and which ports it uses.
+pub(super) struct Settings<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) address: SocketAddr,
+    pub(super) distribution: SocketAddr,
+    pub(super) mapper_address: SocketAddr,
+}
+
+impl Settings<'_> {
+    pub(super) fn spawn(&self, programs: &Path) -> Result<Process> {
+        let mut spec = self.environment(Spec::new("rabbitmq", programs.join("rabbitmq-server")));
+        spec = spec.log(self.folder.join("rabbitmq.log"));
+        spec.pid_file = Some(self.folder.join("rabbitmq.pid"));
+        Process::spawn(spec)
+    }
+
+    /// Makes a program of RabbitMQ belong to this broker alone.
+    pub(super) fn environment(&self, mut spec: Spec) -> Spec {
+        let file = |name: &str| self.folder.join(name);
+        spec.clean_env = true;
+        spec.env("HOME", self.folder)
+            .env("LANG", "C.UTF-8")
+            // Makes the script exec the Erlang machine, so that signals reach it and not a shell.
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+            .env("ERL_EPMD_PORT", self.mapper_address.port().to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODENAME", NODE)
+            .env("RABBITMQ_NODE_IP_ADDRESS", self.address.ip().to_string())
+            .env("RABBITMQ_NODE_PORT", self.address.port().to_string())
+            .env("RABBITMQ_DIST_PORT", self.distribution.port().to_string())
+            .env("RABBITMQ_MNESIA_BASE", file("mnesia"))
+            .env("RABBITMQ_LOG_BASE", self.folder)
+            .env("RABBITMQ_LOGS", "-")
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", file("enabled_plugins"))
+            .env("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf"))
+            // Names of files that do not exist: the system's own broker must not configure ours.
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", file("advanced.config"))
+            .env("RABBITMQ_CONF_ENV_FILE", file("rabbitmq-env.conf"))
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", VM_ARGS)
+    }
+}

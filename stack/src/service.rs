@@ -1,0 +1,176 @@
+//! Services of the pipeline as real processes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Result, bail, ensure};
+use tokio::time::{Instant, sleep};
+
+use crate::process::{Process, Spec};
+use crate::programs::{Program, Programs};
+use crate::sample::{self, DEVELOPMENT_SECRET};
+use crate::{ports, stores::Stores};
+
+/// What services are started with.
+#[derive(Debug, Clone)]
+pub struct Launcher {
+    programs: Programs,
+    folder: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+/// Where a service listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen {
+    /// `/livez`, `/readyz`, `/metrics`.
+    pub private: SocketAddr,
+    /// Webhooks; only ingest uses it.
+    pub public: SocketAddr,
+}
+
+/// A running (or ended) service.
+#[derive(Debug)]
+pub struct Service {
+    program: Program,
+    listen: Listen,
+    spec: Spec,
+    process: Process,
+}
+
+impl Launcher {
+    /// For services that use these stores; their logs go to `folder`, which must exist. They see
+    /// nothing of our environment. The webhook secret is [`DEVELOPMENT_SECRET`].
+    pub fn new(programs: Programs, stores: &Stores, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            programs,
+            folder: folder.into(),
+            env: Vec::new(),
+        }
+        .env("DATABASE_URL", stores.database_url())
+        .env("AMQP_URL", stores.amqp_url())
+        .env(
+            "WEBHOOK_SECRETS",
+            format!("development={DEVELOPMENT_SECRET}"),
+        )
+    }
+
+    /// Sets an environment variable of the services, also in place of an earlier value.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.retain(|(known, _)| known != name);
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Starts a service on free ports. `name` is unique among the services that run at one time,
+    /// such as `ingest-2`; it names the log.
+    ///
+    /// # Errors
+    /// When the process cannot be started; see [`Service::ready`] for whether it works.
+    pub fn start(&self, program: Program, name: &str) -> Result<Service> {
+        self.start_at(
+            program,
+            name,
+            Listen {
+                private: ports::free()?,
+                public: ports::free()?,
+            },
+        )
+    }
+
+    /// As [`Launcher::start`], on these addresses.
+    ///
+    /// # Errors
+    /// As [`Launcher::start`].
+    pub fn start_at(&self, program: Program, name: &str, listen: Listen) -> Result<Service> {
+        let mut spec = Spec::new(name, self.programs.path(program))
+            .log(self.folder.join(format!("{name}.log")))
+            .env("PRIVATE_LISTEN", listen.private.to_string());
+        if program == Program::Ingest {
+            spec = spec.env("LISTEN", listen.public.to_string());
+        }
+        spec.env.extend(
+            self.env
+                .iter()
+                .map(|(name, value)| (name.into(), value.into())),
+        );
+        spec.clean_env = true;
+        spec.pid_file = Some(self.folder.join(format!("{name}.pid")));
+        let process = Process::spawn(spec.clone())?;
+        Ok(Service {
+            program,
+            listen,
+            spec,
+            process,
+        })
+    }
+}
+
+impl Service {
+    /// Which service it is.
+    pub fn program(&self) -> Program {
+        self.program
+    }
+
+    /// Its process, to kill it, freeze it or look at its log.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Where webhooks are posted to; only an ingest service answers there.
+    pub fn webhook_url(&self) -> String {
+        sample::webhook_url(self.listen.public)
+    }
+
+    /// URL of a path on the private port, such as `/metrics`.
+    pub fn private_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.listen.private)
+    }
+
+    /// Waits until `/readyz` says 200.
+    ///
+    /// # Errors
+    /// When the service ends or is not ready within `deadline`; with the end of its log.
+    pub async fn ready(&self, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        let url = self.private_url("/readyz");
+        let client = reqwest::Client::new();
+        loop {
+            let response = client
+                .get(&url)
+                .timeout(Duration::from_secs(5))
+                .send()
+                .await;
+            if response.is_ok_and(|response| response.status().is_success()) {
+                return Ok(());
+            }
+            ensure!(self.process.is_running(), "{}", self.process.obituary());
+            if Instant::now() > end {
+                let name = self.process.name();
+                let log = self.process.log_tail(15);
+                bail!("{name} is not ready within {deadline:?}; its log ends:\n{log}");
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stops in order with SIGTERM and says how it ended.
+    ///
+    /// # Errors
+    /// When it had to be killed after `deadline`.
+    pub async fn stop(&self, deadline: Duration) -> Result<ExitStatus> {
+        self.process.terminate(deadline).await
+    }
+
+    /// Starts again on the same ports with the same settings; kills it first if it runs.
+    ///
+    /// # Errors
+    /// When the process cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = Process::spawn(self.spec.clone())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,6 @@
+//! The whole pipeline as real processes, which are killed, frozen and restarted.
+
+mod crashes;
+mod load;
+mod startup;
+mod world;

@@ -1,0 +1,59 @@
+//! Any start order: nothing has to be there before anything else.
+
+use stack::{
+    programs::Program,
+    sample::{EXPORT_JOB, VENDOR},
+};
+
+use crate::world::{SOON, World, until_count};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_that_start_before_their_stores_need_no_restart() {
+    let mut world = World::new().await;
+    world.stores.stop().await.expect("a stop");
+    let services: Vec<_> = Program::ALL
+        .into_iter()
+        .map(|program| world.start(program, program.name()))
+        .collect();
+
+    // With neither store the answer is an honest no.
+    let url = services[0].webhook_url();
+    let refused = loop {
+        if let Ok((status, _)) =
+            stack::sample::post(&url, stack::sample::DEVELOPMENT_SECRET, "msg_1", "{}").await
+        {
+            break status;
+        }
+        assert!(
+            services[0].process().is_running(),
+            "{}",
+            services[0].process().obituary()
+        );
+    };
+    assert_eq!(refused, 503);
+
+    world
+        .stores
+        .postgres
+        .restart()
+        .await
+        .expect("postgres comes up");
+    world
+        .stores
+        .rabbitmq
+        .restart()
+        .await
+        .expect("the broker comes up");
+    for service in &services {
+        service.ready(SOON).await.expect("ready");
+    }
+    EXPORT_JOB.send(&url).await.expect("accepted");
+    VENDOR.send(&url).await.expect("accepted");
+    let pool = world.pool().await;
+    until_count(&pool, "select count(*) from export_jobs", 1).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    for service in &services {
+        let stopped = service.stop(SOON).await.expect("stopped in time");
+        assert!(stopped.success(), "{}: {stopped}", service.process().name());
+    }
+}

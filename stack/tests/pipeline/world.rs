@@ -1,0 +1,80 @@
+//! Private stores and services of one test.
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use stack::{
+    base::Base,
+    packages::Packages,
+    postgres::Durability,
+    programs::{Program, Programs},
+    service::{Launcher, Service},
+    stores::{Addresses, Stores},
+};
+use tokio::time::{Instant, sleep};
+
+/// How long anything may take that is waited for, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// Fields are dropped in this order: services before the stores that they use.
+pub(crate) struct World {
+    pub(crate) launcher: Launcher,
+    pub(crate) stores: Stores,
+    _base: Base,
+}
+
+impl World {
+    /// Stores that are up; no service yet.
+    pub(crate) async fn new() -> Self {
+        let base = Base::temporary().expect("a folder");
+        let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
+        let addresses = Addresses::free().expect("free ports");
+        let stores = Stores::start(&packages, &base, addresses, Durability::ProcessOnly)
+            .await
+            .expect("the stores come up");
+        let programs = Programs::find().expect("the services are built");
+        let logs = base.folder("logs").expect("a folder");
+        Self {
+            launcher: Launcher::new(programs, &stores, logs),
+            stores,
+            _base: base,
+        }
+    }
+
+    pub(crate) fn start(&self, program: Program, name: &str) -> Service {
+        self.launcher
+            .start(program, name)
+            .expect("the service starts")
+    }
+
+    /// A new connection to the database, which may have been restarted since the last one.
+    pub(crate) async fn pool(&self) -> PgPool {
+        PgPool::connect(&self.stores.database_url())
+            .await
+            .expect("postgres is up")
+    }
+}
+
+/// One number out of the database.
+pub(crate) async fn count(pool: &PgPool, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql)
+        .fetch_one(pool)
+        .await
+        .expect("a count")
+}
+
+/// Waits until a query gives the expected number.
+pub(crate) async fn until_count(pool: &PgPool, sql: &'static str, expected: i64) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let found = count(pool, sql).await;
+        if found == expected {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "still {found}, not {expected}: {sql}"
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -1,0 +1,347 @@
+//! A whole worker on a queue of its own.
+
+use std::time::Duration;
+
+use clap::Parser;
+use futures_util::StreamExt;
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    options::{
+        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
+        QueueDeclareOptions, QueueDeleteOptions,
+    },
+    types::FieldTable,
+};
+use shared::{
+    AcceptedEvent, Family,
+    message::Receipt,
+    topology::{Declare, Topology},
+};
+use sqlx::{ConnectOptions, PgPool};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use worker::config::Config;
+
+use crate::sample::{SOON, count, sql, until_count, vendor};
+
+struct Broker {
+    url: String,
+    connection: Connection,
+    channel: Channel,
+    topology: Topology,
+    prefix: String,
+}
+
+impl Broker {
+    async fn new() -> Self {
+        let url = std::env::var("AMQP_URL")
+            .expect("set AMQP_URL and DATABASE_URL, or run the tests with `cargo stack test`");
+        let connection = Connection::connect(&url, ConnectionProperties::default())
+            .await
+            .expect("RabbitMQ at AMQP_URL");
+        let channel = connection.create_channel().await.expect("a channel");
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await
+            .expect("confirms");
+        let prefix = format!("test-{:016x}", rand::random::<u64>());
+        let topology = Topology::new(&prefix);
+        let drifts = topology
+            .declare(&connection, Declare::Active)
+            .await
+            .expect("a connection");
+        assert!(drifts.is_empty(), "{drifts:?}");
+        Self {
+            url,
+            connection,
+            channel,
+            topology,
+            prefix,
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test stands in for ingest")]
+    async fn publish(&self, events: &[AcceptedEvent]) {
+        let mut confirms = Vec::new();
+        for event in events {
+            let confirm = self
+                .channel
+                .basic_publish(
+                    self.topology.events_exchange().as_str().into(),
+                    event.event_type.as_str().into(),
+                    BasicPublishOptions::default(),
+                    &event.body,
+                    event.to_properties(Receipt::Recorded),
+                )
+                .await
+                .expect("a publish");
+            confirms.push(confirm);
+        }
+        for confirm in confirms {
+            assert!(confirm.await.expect("a confirm").is_ack());
+        }
+    }
+
+    async fn queued(&self, family: Family) -> u32 {
+        let queue = self.topology.queue(family);
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        self.channel
+            .queue_declare(queue.as_str().into(), options, FieldTable::default())
+            .await
+            .expect("the queue")
+            .message_count()
+    }
+
+    /// Consumes one message and dies without acknowledging it, as a worker that is killed.
+    async fn die_with_a_message(&self, family: Family) {
+        let connection = Connection::connect(&self.url, ConnectionProperties::default())
+            .await
+            .expect("a connection");
+        let channel = connection.create_channel().await.expect("a channel");
+        let queue = self.topology.queue(family);
+        let mut consumer = channel
+            .basic_consume(
+                queue.as_str().into(),
+                "".into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .expect("a consumer");
+        consumer
+            .next()
+            .await
+            .expect("a message")
+            .expect("a message");
+        connection.close(200, "dies".into()).await.expect("a close");
+    }
+
+    async fn clean_up(self) {
+        for family in Family::ALL {
+            let queue = self.topology.queue(family);
+            self.channel
+                .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+                .await
+                .expect("the queue");
+        }
+        for exchange in [
+            self.topology.events_exchange(),
+            self.topology.unrouted_exchange(),
+        ] {
+            self.channel
+                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
+                .await
+                .expect("the exchange");
+        }
+        self.connection
+            .close(200, "done".into())
+            .await
+            .expect("a close");
+    }
+}
+
+struct RunningWorker {
+    stop: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl RunningWorker {
+    fn start(pool: &PgPool, broker: &Broker, family: Family) -> Self {
+        let database_url = pool.connect_options().to_url_lossy().to_string();
+        let config = Config::parse_from([
+            "worker",
+            "--database-url",
+            &database_url,
+            "--amqp-url",
+            &broker.url,
+            "--topology-prefix",
+            &broker.prefix,
+            "--private-listen",
+            "127.0.0.1:0",
+            "--batch-size",
+            "50",
+            "--shutdown-deadline",
+            "2s",
+        ]);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn({
+            let stop = stop.clone();
+            async move { worker::service::run(family, &config, stop).await }
+        });
+        Self { stop, running }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.running
+            .await
+            .expect("the worker does not panic")
+            .expect("the worker stops in good order");
+    }
+}
+
+async fn until_queued(broker: &Broker, family: Family, expected: u32) {
+    let deadline = Instant::now() + SOON;
+    while broker.queued(family).await != expected {
+        assert!(Instant::now() < deadline, "not {expected}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn queued_events_are_stored_and_acknowledged_by_workers_that_share_the_queue(pool: PgPool) {
+    let broker = Broker::new().await;
+    let events: Vec<_> = (0..500).map(|i| vendor(&format!("m{i}"))).collect();
+    broker.publish(&events).await;
+    let workers = [
+        RunningWorker::start(&pool, &broker, Family::Vendor),
+        RunningWorker::start(&pool, &broker, Family::Vendor),
+    ];
+    until_count(&pool, "select count(*) from vendors", 500).await;
+    for worker in workers {
+        worker.stop().await;
+    }
+    until_queued(&broker, Family::Vendor, 0).await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn nothing_is_acknowledged_before_it_is_stored(pool: PgPool) {
+    let broker = Broker::new().await;
+    // The worker subscribes only once it can store, so it has to be well at first.
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    broker.publish(&[vendor("first")]).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    sql(&pool, "alter table vendors rename to gone").await;
+    let events: Vec<_> = (0..20).map(|i| vendor(&format!("m{i}"))).collect();
+    broker.publish(&events).await;
+    until_queued(&broker, Family::Vendor, 0).await;
+    // It holds them all. Told to stop, it says that it could not store them, and the broker has
+    // them back.
+    worker.stop.cancel();
+    let outcome = worker.running.await.expect("the worker does not panic");
+    assert!(outcome.is_err(), "the deadline was missed");
+    until_queued(&broker, Family::Vendor, 20).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 1);
+
+    sql(&pool, "alter table gone rename to vendors").await;
+    let next = RunningWorker::start(&pool, &broker, Family::Vendor);
+    until_count(&pool, "select count(*) from vendors", 21).await;
+    next.stop().await;
+    until_queued(&broker, Family::Vendor, 0).await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn the_type_and_not_the_queue_decides_on_the_table(pool: PgPool) {
+    let broker = Broker::new().await;
+    // A missing binding sends vendors to the catch-all queue.
+    let queue = broker.topology.queue(Family::Vendor);
+    broker
+        .channel
+        .queue_unbind(
+            queue.as_str().into(),
+            broker.topology.events_exchange().as_str().into(),
+            "*.vendor.*".into(),
+            FieldTable::default(),
+        )
+        .await
+        .expect("an unbind");
+    broker.publish(&[vendor("m1")]).await;
+    until_queued(&broker, Family::Other, 1).await;
+    let worker = RunningWorker::start(&pool, &broker, Family::Other);
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    worker.stop().await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_message_that_was_with_two_dead_consumers_is_handled_alone_and_stored(pool: PgPool) {
+    let broker = Broker::new().await;
+    broker.publish(&[vendor("suspect")]).await;
+    broker.die_with_a_message(Family::Vendor).await;
+    broker.die_with_a_message(Family::Vendor).await;
+    sql(
+        &pool,
+        "create table seen (claims int);
+         create function note() returns trigger language plpgsql as
+           $$ begin insert into seen values (new.claims); return new; end $$;
+         create trigger note after insert or update on webhook_spool
+           for each row execute function note()",
+    )
+    .await;
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from vendors where id = 'suspect'",
+        1,
+    )
+    .await;
+    assert_eq!(
+        count(&pool, "select max(claims)::bigint from seen").await,
+        3,
+        "it went through the spool, and the try was noted"
+    );
+    worker.stop().await;
+    until_queued(&broker, Family::Vendor, 0).await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test stands in for a foreign publisher"
+)]
+async fn a_message_without_an_id_is_stored_with_a_problem(pool: PgPool) {
+    let broker = Broker::new().await;
+    broker
+        .channel
+        .basic_publish(
+            broker.topology.events_exchange().as_str().into(),
+            "v1.vendor.created".into(),
+            BasicPublishOptions::default(),
+            b"by hand",
+            lapin::BasicProperties::default(),
+        )
+        .await
+        .expect("a publish")
+        .await
+        .expect("a confirm");
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from dead_letters where webhook_id like 'unidentified:%'",
+        1,
+    )
+    .await;
+    worker.stop().await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test]
+async fn a_worker_brings_the_schema_and_several_may_do_so_at_once(pool: PgPool) {
+    let broker = Broker::new().await;
+    broker.publish(&[vendor("m1")]).await;
+    let workers = Family::ALL.map(|family| RunningWorker::start(&pool, &broker, family));
+    let deadline = Instant::now() + SOON;
+    loop {
+        let stored = sqlx::query_scalar::<_, i64>("select count(*) from vendors")
+            .fetch_one(&pool)
+            .await;
+        if matches!(stored, Ok(1)) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{stored:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    for worker in workers {
+        worker.stop().await;
+    }
+    broker.clean_up().await;
+}

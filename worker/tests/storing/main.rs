@@ -1,0 +1,9 @@
+//! Storing batches in a real Postgres (`DATABASE_URL`), and consuming from a real RabbitMQ
+//! (`AMQP_URL`).
+
+mod consuming;
+mod events;
+mod failures;
+mod order;
+mod sample;
+mod spool;

@@ -1,0 +1,132 @@
+//! Events as they come to a worker, and what the tests look at afterwards.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{TimeZone, Utc};
+use shared::{
+    AcceptedEvent, EventType, Family,
+    envelope::Envelope,
+    message::{Receipt, body_sha256},
+};
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use worker::{
+    metrics::Metrics,
+    persistence::Persistence,
+    spool_reader::SpoolReader,
+    work::{Source, Work},
+};
+
+/// How long anything may take that is waited for.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// An event with any body.
+pub(crate) fn event(id: &str, body: impl Into<Vec<u8>>) -> AcceptedEvent {
+    let body = body.into();
+    AcceptedEvent {
+        webhook_id: id.to_owned(),
+        event_type: Envelope::parse(&body).map_or_else(|_| EventType::unknown(), |e| e.event_type),
+        body_sha256: body_sha256(&body),
+        body: body.into(),
+        received_at: Utc.timestamp_opt(1_750_000_000, 0).unwrap(),
+        attempted_at: Utc.timestamp_opt(1_749_999_999, 0).single(),
+        secret_name: Some("current".to_owned()),
+    }
+}
+
+/// A vendor event's body.
+pub(crate) fn vendor_body(vendor: &str, name: &str, state: &str, updated_at: &str) -> String {
+    format!(
+        r#"{{"eventType":"v1.vendor.created","eventId":"e","data":{{"id":"{vendor}","companyId":"c1",
+            "name":"{name}","state":"{state}","updatedAt":"{updated_at}"}}}}"#
+    )
+}
+
+/// A vendor event, one vendor for each id.
+pub(crate) fn vendor(id: &str) -> AcceptedEvent {
+    event(
+        id,
+        vendor_body(id, "Acme", "DRAFT", "2025-02-21T10:05:43.530450712Z"),
+    )
+}
+
+/// An export job event's body.
+pub(crate) fn export_job_body(job: &str, status: &str, last_updated_at: &str) -> String {
+    format!(
+        r#"{{"eventType":"v1.export-job.created","data":{{"id":"{job}","companyId":"c1",
+            "status":"{status}","numberOfItems":3,"lastUpdatedAt":"{last_updated_at}"}}}}"#
+    )
+}
+
+/// The event as it comes by a queue.
+pub(crate) fn work(event: AcceptedEvent) -> Work {
+    Work {
+        event,
+        receipt: Receipt::Recorded,
+        attempts: 0,
+        problem: None,
+        source: Source::Queue,
+    }
+}
+
+/// What stores events of a family.
+pub(crate) fn persistence(pool: &PgPool, family: Family) -> Arc<Persistence> {
+    Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
+}
+
+/// Stores a batch, which must not be given up.
+pub(crate) async fn persist(pool: &PgPool, batch: impl IntoIterator<Item = AcceptedEvent>) {
+    persistence(pool, Family::Other)
+        .persist(
+            batch.into_iter().map(work).collect(),
+            &CancellationToken::new(),
+        )
+        .await
+        .expect("not abandoned");
+}
+
+/// Reads the spool until stopped.
+pub(crate) fn start_spool_reader(pool: &PgPool, family: Family) -> CancellationToken {
+    let reader = SpoolReader {
+        pool: pool.clone(),
+        persistence: persistence(pool, family),
+        family,
+        batch_size: 100,
+    };
+    let stop = CancellationToken::new();
+    tokio::spawn(reader.run(stop.clone(), stop.clone()));
+    stop
+}
+
+/// One number out of the database.
+pub(crate) async fn count(pool: &PgPool, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql)
+        .fetch_one(pool)
+        .await
+        .expect("a count")
+}
+
+/// Waits until a query gives the expected number.
+pub(crate) async fn until_count(pool: &PgPool, sql: &'static str, expected: i64) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let found = count(pool, sql).await;
+        if found == expected {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "still {found}, not {expected}: {sql}"
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Runs statements that prepare a situation.
+pub(crate) async fn sql(pool: &PgPool, statements: &'static str) {
+    sqlx::raw_sql(statements)
+        .execute(pool)
+        .await
+        .expect("good SQL");
+}

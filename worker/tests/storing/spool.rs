@@ -1,0 +1,102 @@
+//! The spool as a way in, and events that stop the worker.
+
+use std::time::Duration;
+
+use shared::{
+    AcceptedEvent, Family,
+    spool::{self, SpoolEntry},
+};
+use sqlx::PgPool;
+
+use crate::sample::{count, sql, start_spool_reader, until_count, vendor};
+
+async fn spool_events(pool: &PgPool, events: &[AcceptedEvent], claims: i32) {
+    let entries: Vec<_> = events
+        .iter()
+        .map(|event| SpoolEntry {
+            event,
+            attempts: 0,
+            claims,
+            delay: Duration::ZERO,
+            reason: "a test",
+        })
+        .collect();
+    let mut connection = pool.acquire().await.expect("a connection");
+    spool::insert(&mut connection, &entries)
+        .await
+        .expect("an insert");
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn spooled_events_are_stored_once_by_several_readers(pool: PgPool) {
+    let events: Vec<_> = (0..1_000).map(|i| vendor(&format!("m{i}"))).collect();
+    spool_events(&pool, &events, 0).await;
+    spool_events(&pool, &events, 0).await;
+    let readers = [(); 3].map(|()| start_spool_reader(&pool, Family::Vendor));
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 1_000);
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 1_000);
+    for reader in readers {
+        reader.cancel();
+    }
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_reader_takes_only_its_familys_rows(pool: PgPool) {
+    spool_events(&pool, &[vendor("m1")], 0).await;
+    let other = start_spool_reader(&pool, Family::Other);
+    let export_job = start_spool_reader(&pool, Family::ExportJob);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(
+        count(&pool, "select count(*) from webhook_spool where claims = 0").await,
+        1
+    );
+    other.cancel();
+    export_job.cancel();
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_that_keeps_stopping_workers_is_stored_unread(pool: PgPool) {
+    // As left behind by two workers that died with the batch and three that died with it alone.
+    spool_events(&pool, &[vendor("killer")], 5).await;
+    // As left behind by two that died with the batch: it is innocent.
+    spool_events(&pool, &[vendor("neighbour")], 2).await;
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from dead_letters
+              where webhook_id = 'killer' and problem = 'stopped the worker 3 times'
+                and payload is null and raw is not null"
+        )
+        .await,
+        1
+    );
+    assert_eq!(
+        count(&pool, "select count(*) from vendors where id = 'neighbour'").await,
+        1
+    );
+    reader.cancel();
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_claim_is_counted_before_anything_is_done_with_the_event(pool: PgPool) {
+    sql(&pool, "alter table vendors rename to gone").await;
+    spool_events(&pool, &[vendor("m1")], 0).await;
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from webhook_spool where claims = 1 and due_at > now()",
+        1,
+    )
+    .await;
+    // Stopped in good order, it gives the row back uncounted.
+    reader.cancel();
+    until_count(
+        &pool,
+        "select count(*) from webhook_spool where claims = 0 and due_at <= now()",
+        1,
+    )
+    .await;
+}

@@ -81,7 +81,8 @@ pub struct ProcessArgs {
     #[arg(long, env = "SHUTDOWN_DEADLINE", default_value = "25s", value_parser = parse_duration)]
     pub shutdown_deadline: Duration,
 
-    /// Where /livez, /readyz and /metrics listen; keep it off the public network
+    /// Where /livez, /readyz and /metrics listen; keep it off the public network. Without it: port
+    /// 9100 (ingest), 9101 (export-job), 9102 (vendor) or 9103 (other) of loopback
     #[arg(long, env = "PRIVATE_LISTEN")]
     pub private_listen: Option<SocketAddr>,
 }

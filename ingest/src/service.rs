@@ -126,15 +126,19 @@ impl Service {
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(address = %self.address, "listening");
         let stop_broker = CancellationToken::new();
-        let supervisor = tokio::spawn(self.supervisor.run(stop_broker.clone()));
-        let batcher = tokio::spawn(self.batcher.run());
+        let mut supervisor = tokio::spawn(self.supervisor.run(stop_broker.clone()));
+        let mut batcher = tokio::spawn(self.batcher.run());
         let private_handle = self.private.handle();
-        tokio::spawn(self.private);
+        let mut private = tokio::spawn(self.private);
         let public_handle = self.public.handle();
         let mut public = tokio::spawn(self.public);
+        // Without one of its parts the service is better off restarted than half alive.
         tokio::select! {
             () = stop.cancelled() => {}
             ended = &mut public => bail!("the public port failed: {ended:?}"),
+            ended = &mut private => bail!("the private port failed: {ended:?}"),
+            ended = &mut batcher => bail!("the batcher ended: {ended:?}"),
+            ended = &mut supervisor => bail!("the publisher's supervisor ended: {ended:?}"),
         }
         let drained = timeout(self.shutdown_deadline, drain(&public_handle, batcher)).await;
         stop_broker.cancel();

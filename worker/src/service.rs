@@ -10,8 +10,8 @@ use shared::{
     shutdown,
 };
 use sqlx::{PgPool, Row};
-use tokio::time::timeout;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
@@ -21,6 +21,9 @@ use crate::{
 
 /// How often the spool's state is measured.
 const MEASURE_EVERY: Duration = Duration::from_secs(5);
+
+/// Past the shutdown deadline: for giving unstored events back to the spool and the broker.
+const GIVE_BACK_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The `main` of a family's worker; the private port's default is the family's own.
 pub async fn main(family: Family) -> ExitCode {
@@ -65,45 +68,47 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
         readiness(persistence, metrics.clone()),
     )?;
     let private_handle = private.handle();
-    tokio::spawn(private);
+    let mut private = tokio::spawn(private);
     info!(%family, "started");
 
     if config.migrate {
         migrate(&pool, &stop).await;
     }
     let abandon = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let mut tasks = JoinSet::new();
     tasks.spawn(consumer.run(stop.clone(), abandon.clone()));
     tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
     // These hold nothing, so they may end anywhere.
-    let looks = [
-        Some(tokio::spawn(measure_spool(
-            pool.clone(),
-            metrics.clone(),
-            family,
-        ))),
-        (family == Family::Other).then(|| {
-            tokio::spawn(housekeeping::run(
-                pool,
-                metrics.service,
-                config.receipt_retention,
-            ))
-        }),
-    ];
-    tasks.close();
-    stop.cancelled().await;
-    let drained = timeout(config.process.shutdown_deadline, tasks.wait()).await;
+    let mut looks = JoinSet::new();
+    looks.spawn(measure_spool(pool.clone(), metrics.clone(), family));
+    if family == Family::Other {
+        looks.spawn(housekeeping::run(
+            pool,
+            metrics.service,
+            config.receipt_retention,
+        ));
+    }
+    // Without one of its parts the worker is better off restarted than half alive.
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        Some(ended) = tasks.join_next() => bail!("a part of the worker ended: {ended:?}"),
+        Some(ended) = looks.join_next() => bail!("a part of the worker ended: {ended:?}"),
+        ended = &mut private => bail!("the private port failed: {ended:?}"),
+    }
+    let drained = timeout(config.process.shutdown_deadline, all(&mut tasks)).await;
     abandon.cancel();
-    looks
-        .iter()
-        .flatten()
-        .for_each(tokio::task::JoinHandle::abort);
     private_handle.stop(false).await;
     if drained.is_err() {
-        bail!("not everything was stored at the shutdown deadline; the broker delivers it again");
+        timeout(GIVE_BACK_DEADLINE, all(&mut tasks)).await.ok();
+        bail!("not everything was stored at the shutdown deadline; it will come again");
     }
-    info!(%family, "stopped; everything in hand is stored");
+    info!(%family, "stopped; what was in hand is stored or back where it came from");
     Ok(())
+}
+
+async fn all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 /// Each worker's private port, so that all of them run on one machine without settings.

@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use ingest::{config::Config, service::Service};
-use shared::shutdown;
+use shared::{config, shutdown};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config = Config::parse();
+    let config: Config = config::parse();
     config.process.init_logging();
     shutdown::exit_code(run(&config).await)
 }

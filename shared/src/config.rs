@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::anyhow;
-use clap::Args;
+use clap::{Args, Parser};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
@@ -98,6 +98,33 @@ impl ProcessArgs {
         self.private_listen
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], default_port)))
     }
+}
+
+/// Reads a service's settings from flags and environment. Asked for help, or with bad settings, it
+/// ends the process; an error is one line.
+#[expect(
+    clippy::print_stderr,
+    reason = "an error at startup comes before logging"
+)]
+pub fn parse<C: Parser>() -> C {
+    C::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        eprintln!("{}", one_line(&error.to_string()));
+        std::process::exit(2)
+    })
+}
+
+/// clap's message without the usage, on one line.
+fn one_line(message: &str) -> String {
+    message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// A duration with its unit, such as `500ms`, `5s` or `10m`; zero is refused.

@@ -3,9 +3,8 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::bail;
-use clap::Parser;
 use shared::{
-    Family, broker, database,
+    Family, broker, config, database,
     private_port::{self, Check, Readiness, ReadinessProbe},
     shutdown,
 };
@@ -27,7 +26,7 @@ const GIVE_BACK_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The `main` of a family's worker; the private port's default is the family's own.
 pub async fn main(family: Family) -> ExitCode {
-    let config = Config::parse();
+    let config: Config = config::parse();
     config.process.init_logging();
     let outcome = match shutdown::on_signal() {
         Ok(stop) => run(family, &config, stop).await,

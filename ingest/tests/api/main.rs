@@ -3,6 +3,7 @@
 mod answers;
 mod app;
 mod dedup;
+mod misconfiguration;
 mod outages;
 mod standard_webhooks;
 mod webhook;

@@ -2,5 +2,6 @@
 
 mod crashes;
 mod load;
+mod logs;
 mod startup;
 mod world;

@@ -1,0 +1,71 @@
+//! Bad settings stop the start with one line that says why and repeats no secret.
+
+use std::process::Command;
+
+use rstest::rstest;
+
+use crate::webhook::SECRET;
+
+/// Starts the binary with good settings, changed as given, and expects it to end at once.
+fn refused(changes: &[(&str, &str)]) -> String {
+    let secrets = format!("current={SECRET}");
+    let good = [
+        ("DATABASE_URL", "postgres://u:hunter2@127.0.0.1:1/d"),
+        ("AMQP_URL", "amqp://u:hunter2@127.0.0.1:1/%2f"),
+        ("WEBHOOK_SECRETS", secrets.as_str()),
+        ("LISTEN", "127.0.0.1:0"),
+        ("PRIVATE_LISTEN", "127.0.0.1:0"),
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_ingest"))
+        .env_clear()
+        .envs(good)
+        .envs(changes.iter().copied())
+        .output()
+        .expect("the binary runs");
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).expect("text")
+}
+
+#[rstest]
+#[case("DATABASE_URL", "mysql://u:hunter2@h/d", "DATABASE_URL")]
+#[case("AMQP_URL", "amqp://u:hunter2@h:port/x", "AMQP_URL")]
+#[case("AMQP_URL", "http://u:hunter2@h/", "AMQP_URL")]
+#[case("WEBHOOK_SECRETS", "", "no secret")]
+#[case("WEBHOOK_SECRETS", "current=whsec_c2hvcnQ=", "24 to 64")]
+#[case("WEBHOOK_SECRETS", "current=whsec_####", "base64")]
+#[case("WEBHOOK_SECRETS", SECRET, "no name")]
+#[case("WEBHOOK_SECRETS_FILE", "/nowhere", "cannot be used with")]
+#[case("LISTEN", "here", "--listen")]
+#[case("BODY_LIMIT", "0", "--body-limit")]
+#[case("BODY_LIMIT", "-1", "--body-limit")]
+#[case("IN_FLIGHT_LIMIT", "many", "--in-flight-limit")]
+#[case("ACCEPT_DEADLINE", "0s", "--accept-deadline")]
+#[case("ACCEPT_DEADLINE", "1h", "from 1s to 14s")]
+#[case("TIMESTAMP_TOLERANCE", "300", "write it as")]
+#[case("TOPOLOGY_PREFIX", "a b", "--topology-prefix")]
+#[case("LOG", "loud=very", "--log")]
+fn a_bad_setting_is_named(#[case] variable: &str, #[case] value: &str, #[case] expected: &str) {
+    let error = refused(&[(variable, value)]);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(
+        error.starts_with("error: ") && error.contains(expected),
+        "{error}"
+    );
+    for secret in ["hunter2", "c2hvcnQ", "MfKQ9"] {
+        assert!(!error.contains(secret), "{error}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    for variable in ["LISTEN", "PRIVATE_LISTEN"] {
+        let output = refused(&[(variable, &address), ("LOG", "off")]);
+        assert_eq!(output.lines().count(), 1, "{output}");
+        assert!(
+            output.contains(&address) && output.contains(variable),
+            "{output}"
+        );
+    }
+}

@@ -1,0 +1,78 @@
+//! Bodies and secrets never appear in logs, whatever level is asked for.
+
+use stack::{
+    programs::Program,
+    sample::{self, DEVELOPMENT_SECRET},
+};
+
+use crate::world::{SOON, World, until_count};
+
+/// In every body that is sent.
+const MARKER: &str = "m4rk3r";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
+    let mut world = World::new().await;
+    world.launcher = world.launcher.clone().env("LOG", "trace");
+    let services: Vec<_> = Program::ALL
+        .into_iter()
+        .map(|program| world.start(program, program.name()))
+        .collect();
+    for service in &services {
+        service.ready(SOON).await.expect("ready");
+    }
+    let url = services[0].webhook_url();
+    let wrong_secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let bodies = [
+        format!(
+            r#"{{"eventType":"v1.vendor.created","data":{{"id":"{MARKER}","companyId":"c","name":"{MARKER}","state":"DRAFT"}}}}"#
+        ),
+        // Parsers like to quote what they cannot read.
+        format!(r#"{{"eventType":"v1.vendor.created","data":{{"id":5,"createdAt":"{MARKER}"}}}}"#),
+        format!(r#"{{"eventType":"v1.export-job.created","data":"{MARKER}"}}"#),
+        format!(r#"{{"eventType":"v1.x.y","n":1e-99999,"data":"{MARKER}"}}"#),
+        format!("{MARKER}\0"),
+    ];
+    for (number, body) in bodies.iter().enumerate() {
+        let id = format!("msg_{number}");
+        for (secret, expected) in [(wrong_secret, 401), (DEVELOPMENT_SECRET, 202)] {
+            let (status, answer) = sample::post(&url, secret, &id, body)
+                .await
+                .expect("an answer");
+            assert_eq!(status, expected, "{answer}");
+        }
+    }
+    let pool = world.pool().await;
+    until_count(
+        &pool,
+        "select count(*) from events",
+        i64::try_from(bodies.len()).expect("few"),
+    )
+    .await;
+    // Refused by Postgres once, and stored by the second attempt.
+    until_count(&pool, "select count(*) from events where attempts = 2", 1).await;
+
+    let database_url = world.stores.database_url();
+    let password = database_url
+        .split([':', '@'])
+        .nth(2)
+        .expect("a URL with a password");
+    let secret = DEVELOPMENT_SECRET.trim_start_matches("whsec_");
+    let marker_bytes = format!("{:?}", MARKER.as_bytes());
+    let marker_bytes = marker_bytes.trim_matches(['[', ']']);
+    for service in &services {
+        service.stop(SOON).await.expect("stopped in time");
+        let log = std::fs::read_to_string(service.process().log().expect("a log")).expect("text");
+        assert!(log.contains("TRACE"), "the level was asked for");
+        for hidden in [
+            MARKER,
+            marker_bytes,
+            secret,
+            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            password,
+        ] {
+            let line = log.lines().find(|line| line.contains(hidden));
+            assert_eq!(line, None, "{} logged {hidden}", service.process().name());
+        }
+    }
+}

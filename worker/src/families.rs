@@ -2,11 +2,13 @@
 //! and the SQL that fills it.
 
 mod export_job;
+mod row;
 mod sort_key;
 mod text;
 mod vendor;
 
 pub use export_job::ExportJob;
+pub use row::{Resource, Row};
 use serde_json::value::RawValue;
 use shared::Family;
 pub use sort_key::SortKey;
@@ -22,9 +24,9 @@ pub const PROBE: &str = "update export_jobs set id = id where false;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Typed {
     /// A row of `export_jobs`.
-    ExportJob(ExportJob),
+    ExportJob(Row<ExportJob>),
     /// A row of `vendors`.
-    Vendor(Vendor),
+    Vendor(Row<Vendor>),
 }
 
 impl Typed {
@@ -36,8 +38,8 @@ impl Typed {
         webhook_id: &str,
     ) -> Result<Option<Self>, String> {
         let parse = match family {
-            Family::ExportJob => |json, id| ExportJob::parse(json, id).map(Self::ExportJob),
-            Family::Vendor => |json, id| Vendor::parse(json, id).map(Self::Vendor),
+            Family::ExportJob => |json, id| Row::parse(json, id).map(Self::ExportJob),
+            Family::Vendor => |json, id| Row::parse(json, id).map(Self::Vendor),
             Family::Other => return Ok(None),
         };
         let data = data.ok_or("the event has no `data`")?;
@@ -58,32 +60,8 @@ pub async fn upsert(connection: &mut PgConnection, rows: &[&Typed]) -> Result<()
             Typed::Vendor(row) => vendors.push(row),
         }
     }
-    // Always in this order of tables, and within each by id: batches of several workers then wait
-    // for one another instead of deadlocking.
-    if !export_jobs.is_empty() {
-        ExportJob::upsert(
-            connection,
-            &newest_of_each(export_jobs, |r| &r.id, |r| &r.sort_key),
-        )
-        .await?;
-    }
-    if !vendors.is_empty() {
-        Vendor::upsert(
-            connection,
-            &newest_of_each(vendors, |r| &r.id, |r| &r.sort_key),
-        )
-        .await?;
-    }
-    Ok(())
-}
-
-/// One row for each id, sorted by id: Postgres refuses to update a row twice in one statement.
-fn newest_of_each<R>(
-    mut rows: Vec<&R>,
-    id: impl Fn(&R) -> &Text,
-    sort_key: impl Fn(&R) -> &SortKey,
-) -> Vec<&R> {
-    rows.sort_by(|a, b| (id(a), sort_key(b)).cmp(&(id(b), sort_key(a))));
-    rows.dedup_by(|later, kept| id(later) == id(kept));
-    rows
+    // Always in this order of tables: batches of several workers then wait for one another instead
+    // of deadlocking.
+    Row::upsert_newest(connection, export_jobs).await?;
+    Row::upsert_newest(connection, vendors).await
 }

@@ -155,9 +155,6 @@ async fn insert_events(
     fn column<'r, T>(rows: &'r [EventRow<'_>], pick: impl Fn(&'r EventRow<'_>) -> T) -> Vec<T> {
         rows.iter().map(pick).collect()
     }
-    fn text(text: &Option<Text>) -> Option<&str> {
-        text.as_ref().map(Text::as_str)
-    }
     let inserted: Vec<String> = sqlx::query_scalar(
         "insert into events
              (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
@@ -173,10 +170,10 @@ async fn insert_events(
          returning webhook_id",
     )
     .bind(column(rows, |r| r.webhook_id.as_str()))
-    .bind(column(rows, |r| text(&r.record.event_id)))
+    .bind(column(rows, |r| Text::as_optional(&r.record.event_id)))
     .bind(column(rows, |r| r.record.event_type.as_str()))
-    .bind(column(rows, |r| text(&r.record.company_id)))
-    .bind(column(rows, |r| text(&r.record.resource_id)))
+    .bind(column(rows, |r| Text::as_optional(&r.record.company_id)))
+    .bind(column(rows, |r| Text::as_optional(&r.record.resource_id)))
     .bind(column(rows, |r| r.work.event.attempted_at))
     .bind(column(rows, |r| r.work.event.received_at))
     .bind(column(rows, |r| match &r.record.body {

@@ -4,24 +4,16 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use sqlx::PgConnection;
 
-use super::{SortKey, Text};
+use super::{
+    Text,
+    row::{Resource, Row, column, sort_keys, webhook_ids},
+};
 
-/// A row of `export_jobs`. Fields as in Pleo's API for export jobs (OpenAPI v32.1).
-#[derive(Clone, Debug, PartialEq)]
-pub struct ExportJob {
-    /// The job's id.
-    pub id: Text,
-    /// Which event is newer.
-    pub sort_key: SortKey,
-    webhook_id: String,
-    data: Data,
-}
-
-/// `data` as Pleo sends it. Only what makes it an export job is required; a status that Pleo adds
-/// later is kept as it is.
+/// An export job as Pleo sends it; fields as in its API (OpenAPI v32.1). Only what makes it an
+/// export job is required; a status that Pleo adds later is kept as it is.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-struct Data {
+pub struct ExportJob {
     id: Text,
     company_id: Text,
     status: Text,
@@ -39,30 +31,28 @@ struct Data {
     last_updated_at: Option<DateTime<Utc>>,
 }
 
-impl ExportJob {
-    /// Reads `data`.
-    pub fn parse(data: &str, webhook_id: &str) -> Result<Self, serde_json::Error> {
-        let data: Data = serde_json::from_str(data)?;
-        Ok(Self {
-            id: data.id.clone(),
-            sort_key: SortKey::new(
-                data.last_updated_at.or(data.created_at),
-                rank(data.status.as_str()),
-                webhook_id,
-            ),
-            webhook_id: webhook_id.to_owned(),
-            data,
-        })
+impl Resource for ExportJob {
+    fn id(&self) -> &Text {
+        &self.id
     }
 
-    /// Writes the rows, whose ids must be distinct and sorted, where they are newer.
-    pub async fn upsert(connection: &mut PgConnection, rows: &[&Self]) -> Result<(), sqlx::Error> {
-        fn column<'r, T>(rows: &[&'r ExportJob], pick: impl Fn(&'r Data) -> T) -> Vec<T> {
-            rows.iter().map(|row| pick(&row.data)).collect()
+    fn changed_at(&self) -> Option<DateTime<Utc>> {
+        self.last_updated_at.or(self.created_at)
+    }
+
+    /// A status that is new to us is somewhere on the way.
+    fn rank(&self) -> u8 {
+        match self.status.as_str() {
+            "pending" => 0,
+            "in_progress" => 2,
+            "failed" => 3,
+            "completed_with_errors" => 4,
+            "completed" => 5,
+            _ => 1,
         }
-        fn text(text: &Option<Text>) -> Option<&str> {
-            text.as_ref().map(Text::as_str)
-        }
+    }
+
+    async fn upsert(connection: &mut PgConnection, rows: &[&Row<Self>]) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into export_jobs as current
                  (id, company_id, status, number_of_items, expires_in, is_interactive,
@@ -93,46 +83,25 @@ impl ExportJob {
                  stored_at = now()
              where current.sort_key < excluded.sort_key",
         )
-        .bind(column(rows, |d| d.id.as_str()))
-        .bind(column(rows, |d| d.company_id.as_str()))
-        .bind(column(rows, |d| d.status.as_str()))
-        .bind(column(rows, |d| d.number_of_items))
-        .bind(column(rows, |d| d.expires_in))
-        .bind(column(rows, |d| d.is_interactive))
-        .bind(column(rows, |d| d.vendor_based_bookkeeping))
-        .bind(column(rows, |d| text(&d.failure_reason)))
-        .bind(column(rows, |d| text(&d.failure_reason_type)))
-        .bind(column(rows, |d| text(&d.created_by)))
-        .bind(column(rows, |d| d.created_at))
-        .bind(column(rows, |d| d.started_at))
-        .bind(column(rows, |d| d.completed_at))
-        .bind(column(rows, |d| d.expired_at))
-        .bind(column(rows, |d| d.last_updated_at))
-        .bind(
-            rows.iter()
-                .map(|r| r.sort_key.as_bytes())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|r| r.webhook_id.as_str())
-                .collect::<Vec<_>>(),
-        )
+        .bind(column(rows, |r| r.id.as_str()))
+        .bind(column(rows, |r| r.company_id.as_str()))
+        .bind(column(rows, |r| r.status.as_str()))
+        .bind(column(rows, |r| r.number_of_items))
+        .bind(column(rows, |r| r.expires_in))
+        .bind(column(rows, |r| r.is_interactive))
+        .bind(column(rows, |r| r.vendor_based_bookkeeping))
+        .bind(column(rows, |r| Text::as_optional(&r.failure_reason)))
+        .bind(column(rows, |r| Text::as_optional(&r.failure_reason_type)))
+        .bind(column(rows, |r| Text::as_optional(&r.created_by)))
+        .bind(column(rows, |r| r.created_at))
+        .bind(column(rows, |r| r.started_at))
+        .bind(column(rows, |r| r.completed_at))
+        .bind(column(rows, |r| r.expired_at))
+        .bind(column(rows, |r| r.last_updated_at))
+        .bind(sort_keys(rows))
+        .bind(webhook_ids(rows))
         .execute(connection)
         .await?;
         Ok(())
-    }
-}
-
-/// How far along a status is, for two events that name the same time. A status that is new to us
-/// is somewhere on the way.
-fn rank(status: &str) -> u8 {
-    match status {
-        "pending" => 0,
-        "in_progress" => 2,
-        "failed" => 3,
-        "completed_with_errors" => 4,
-        "completed" => 5,
-        _ => 1,
     }
 }

@@ -17,6 +17,11 @@ impl Text {
             .map(Self)
     }
 
+    /// The text of an optional field.
+    pub fn as_optional(text: &Option<Self>) -> Option<&str> {
+        text.as_ref().map(Self::as_str)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

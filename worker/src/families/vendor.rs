@@ -4,24 +4,16 @@ use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use sqlx::PgConnection;
 
-use super::{SortKey, Text};
+use super::{
+    Text,
+    row::{Resource, Row, column, sort_keys, webhook_ids},
+};
 
-/// A row of `vendors`. Fields as in Pleo's API for vendors (OpenAPI v34.17).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Vendor {
-    /// The vendor's id.
-    pub id: Text,
-    /// Which event is newer.
-    pub sort_key: SortKey,
-    webhook_id: String,
-    data: Data,
-}
-
-/// `data` as Pleo sends it. Only what makes it a vendor is required; a state that Pleo adds later is
-/// kept as it is. `null` and `""` stay different.
+/// A vendor as Pleo sends it; fields as in its API (OpenAPI v34.17). Only what makes it a vendor
+/// is required; a state that Pleo adds later is kept as it is. `null` and `""` stay different.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
-struct Data {
+pub struct Vendor {
     id: Text,
     company_id: Text,
     name: Text,
@@ -39,30 +31,26 @@ struct Data {
     deleted_at: Option<DateTime<Utc>>,
 }
 
-impl Vendor {
-    /// Reads `data`.
-    pub fn parse(data: &str, webhook_id: &str) -> Result<Self, serde_json::Error> {
-        let data: Data = serde_json::from_str(data)?;
-        Ok(Self {
-            id: data.id.clone(),
-            sort_key: SortKey::new(
-                data.updated_at.or(data.created_at),
-                rank(data.state.as_str()),
-                webhook_id,
-            ),
-            webhook_id: webhook_id.to_owned(),
-            data,
-        })
+impl Resource for Vendor {
+    fn id(&self) -> &Text {
+        &self.id
     }
 
-    /// Writes the rows, whose ids must be distinct and sorted, where they are newer.
-    pub async fn upsert(connection: &mut PgConnection, rows: &[&Self]) -> Result<(), sqlx::Error> {
-        fn column<'r, T>(rows: &[&'r Vendor], pick: impl Fn(&'r Data) -> T) -> Vec<T> {
-            rows.iter().map(|row| pick(&row.data)).collect()
+    fn changed_at(&self) -> Option<DateTime<Utc>> {
+        self.updated_at.or(self.created_at)
+    }
+
+    /// A state that is new to us is somewhere on the way.
+    fn rank(&self) -> u8 {
+        match self.state.as_str() {
+            "DRAFT" => 0,
+            "ACTIVE" => 2,
+            "ARCHIVED" => 3,
+            _ => 1,
         }
-        fn text(text: &Option<Text>) -> Option<&str> {
-            text.as_ref().map(Text::as_str)
-        }
+    }
+
+    async fn upsert(connection: &mut PgConnection, rows: &[&Row<Self>]) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into vendors as current
                  (id, company_id, name, state, country, code, external_id, accounting_system,
@@ -92,44 +80,27 @@ impl Vendor {
                  stored_at = now()
              where current.sort_key < excluded.sort_key",
         )
-        .bind(column(rows, |d| d.id.as_str()))
-        .bind(column(rows, |d| d.company_id.as_str()))
-        .bind(column(rows, |d| d.name.as_str()))
-        .bind(column(rows, |d| d.state.as_str()))
-        .bind(column(rows, |d| text(&d.country)))
-        .bind(column(rows, |d| text(&d.code)))
-        .bind(column(rows, |d| text(&d.external_id)))
-        .bind(column(rows, |d| text(&d.accounting_system)))
-        .bind(column(rows, |d| text(&d.registration_number)))
-        .bind(column(rows, |d| text(&d.tax_registration_number)))
-        .bind(column(rows, |d| text(&d.default_currency)))
-        .bind(column(rows, |d| text(&d.created_by)))
-        .bind(column(rows, |d| d.created_at))
-        .bind(column(rows, |d| d.updated_at))
-        .bind(column(rows, |d| d.deleted_at))
-        .bind(
-            rows.iter()
-                .map(|r| r.sort_key.as_bytes())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            rows.iter()
-                .map(|r| r.webhook_id.as_str())
-                .collect::<Vec<_>>(),
-        )
+        .bind(column(rows, |r| r.id.as_str()))
+        .bind(column(rows, |r| r.company_id.as_str()))
+        .bind(column(rows, |r| r.name.as_str()))
+        .bind(column(rows, |r| r.state.as_str()))
+        .bind(column(rows, |r| Text::as_optional(&r.country)))
+        .bind(column(rows, |r| Text::as_optional(&r.code)))
+        .bind(column(rows, |r| Text::as_optional(&r.external_id)))
+        .bind(column(rows, |r| Text::as_optional(&r.accounting_system)))
+        .bind(column(rows, |r| Text::as_optional(&r.registration_number)))
+        .bind(column(rows, |r| {
+            Text::as_optional(&r.tax_registration_number)
+        }))
+        .bind(column(rows, |r| Text::as_optional(&r.default_currency)))
+        .bind(column(rows, |r| Text::as_optional(&r.created_by)))
+        .bind(column(rows, |r| r.created_at))
+        .bind(column(rows, |r| r.updated_at))
+        .bind(column(rows, |r| r.deleted_at))
+        .bind(sort_keys(rows))
+        .bind(webhook_ids(rows))
         .execute(connection)
         .await?;
         Ok(())
-    }
-}
-
-/// How far along a state is, for two events that name the same time. A state that is new to us is
-/// somewhere on the way.
-fn rank(state: &str) -> u8 {
-    match state {
-        "DRAFT" => 0,
-        "ACTIVE" => 2,
-        "ARCHIVED" => 3,
-        _ => 1,
     }
 }

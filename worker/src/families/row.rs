@@ -1,0 +1,78 @@
+//! What the typed tables have in common: one row for each resource, holding its newest state.
+
+use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
+use sqlx::PgConnection;
+
+use super::{SortKey, Text};
+
+/// A resource as an event's `data` gives it, and the table that holds its newest state.
+pub trait Resource: DeserializeOwned + Send + Sync {
+    /// The table's key.
+    fn id(&self) -> &Text;
+
+    /// The newest time that the resource gives for its own last change.
+    fn changed_at(&self) -> Option<DateTime<Utc>>;
+
+    /// How far along its status is, for two events that name the same time.
+    fn rank(&self) -> u8;
+
+    /// Writes the rows, whose ids are distinct and sorted, where their sort key is greater than the
+    /// table's.
+    fn upsert(
+        connection: &mut PgConnection,
+        rows: &[&Row<Self>],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+/// The state of a resource as one event gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row<R> {
+    /// The resource.
+    pub resource: R,
+    /// Which of two states is newer.
+    pub sort_key: SortKey,
+    /// The event.
+    pub webhook_id: String,
+}
+
+impl<R: Resource> Row<R> {
+    /// Reads an event's `data`.
+    pub fn parse(data: &str, webhook_id: &str) -> Result<Self, serde_json::Error> {
+        let resource: R = serde_json::from_str(data)?;
+        Ok(Self {
+            sort_key: SortKey::new(resource.changed_at(), resource.rank(), webhook_id),
+            webhook_id: webhook_id.to_owned(),
+            resource,
+        })
+    }
+
+    /// Writes the newest state of each resource. Postgres refuses to update a row twice in one
+    /// statement, and one order for all keeps two batches from deadlocking.
+    pub(super) async fn upsert_newest(
+        connection: &mut PgConnection,
+        mut rows: Vec<&Self>,
+    ) -> Result<(), sqlx::Error> {
+        rows.sort_by(|a, b| (a.resource.id(), &b.sort_key).cmp(&(b.resource.id(), &a.sort_key)));
+        rows.dedup_by(|later, kept| later.resource.id() == kept.resource.id());
+        if rows.is_empty() {
+            return Ok(());
+        }
+        R::upsert(connection, &rows).await
+    }
+}
+
+/// One field of all rows, as the array that a statement takes.
+pub(super) fn column<'r, R, T>(rows: &[&'r Row<R>], pick: impl Fn(&'r R) -> T) -> Vec<T> {
+    rows.iter().map(|row| pick(&row.resource)).collect()
+}
+
+/// The rows' sort keys.
+pub(super) fn sort_keys<'r, R>(rows: &[&'r Row<R>]) -> Vec<&'r [u8]> {
+    rows.iter().map(|row| row.sort_key.as_bytes()).collect()
+}
+
+/// The ids of the rows' events.
+pub(super) fn webhook_ids<'r, R>(rows: &[&'r Row<R>]) -> Vec<&'r str> {
+    rows.iter().map(|row| row.webhook_id.as_str()).collect()
+}

@@ -13,10 +13,9 @@ comment on column webhook_receipts.received_at is 'When ingest first received it
 comment on column webhook_receipts.published_at is
     'When RabbitMQ last confirmed it; null where it went to webhook_spool instead.';
 
--- For the sweep and the ledger, which read by age. Rows come in that order, so a summary per block
--- range is enough and costs inserts next to nothing.
-create index webhook_receipts_received_at on webhook_receipts using brin (received_at)
-    with (pages_per_range = 16, autosummarize = on);
+-- For the sweep and the ledger, which read by age. Rows come in that order, so inserts touch only
+-- the index's last page.
+create index webhook_receipts_received_at on webhook_receipts (received_at);
 
 create table webhook_spool (
     webhook_id   text        not null,
@@ -27,6 +26,7 @@ create table webhook_spool (
     received_at  timestamptz not null,
     attempted_at timestamptz,
     secret_name  text,
+    has_receipt  boolean     not null,
     attempts     integer     not null default 0,
     claims       integer     not null default 0,
     due_at       timestamptz not null,
@@ -39,9 +39,13 @@ comment on table webhook_spool is
     'Events on their way to a worker without RabbitMQ: accepted while it was away, or waiting for their next attempt.';
 comment on column webhook_spool.family is 'Whose worker takes it: export-job, vendor or other.';
 comment on column webhook_spool.body is 'The request body, byte for byte.';
+comment on column webhook_spool.has_receipt is 'Whether webhook_receipts has it; a worker adds it where not.';
 comment on column webhook_spool.attempts is 'Failed attempts to store it.';
 comment on column webhook_spool.claims is 'How often a worker took it and was gone before it had finished.';
 comment on column webhook_spool.due_at is 'No worker takes it before this time.';
 comment on column webhook_spool.last_error is 'Why it is here.';
 
 create index webhook_spool_due on webhook_spool (family, due_at);
+
+-- For the few rows that have to be handled alone, among what may be the backlog of a long outage.
+create index webhook_spool_isolated on webhook_spool (family, due_at) where claims >= 2;

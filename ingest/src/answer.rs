@@ -51,8 +51,11 @@ struct Problem {
 }
 
 impl Answer {
-    /// Every value of [`Self::metric_label`].
-    pub const METRIC_LABELS: [&'static str; 11] = [
+    /// The label of a request whose client left before it was answered.
+    pub const DISCONNECTED: &'static str = "disconnected";
+
+    /// Every label under which a request is counted.
+    pub const METRIC_LABELS: [&'static str; 12] = [
         "accepted",
         "duplicate",
         "conflict",
@@ -64,6 +67,7 @@ impl Answer {
         "wrong_signature",
         "too_large",
         "overloaded",
+        Self::DISCONNECTED,
     ];
 
     /// The answer as a metric label.
@@ -113,10 +117,7 @@ impl Answer {
                 "not stored",
                 "the event could not be made safe just now; send it again".to_owned(),
             ),
-            Self::Overloaded => (
-                "too many requests at once",
-                "nothing was read; send it again".to_owned(),
-            ),
+            Self::Overloaded => ("too many requests at once", "send it again".to_owned()),
             Self::BadHeaders(error) => ("bad webhook headers", error.to_string()),
             Self::BrokenBody => (
                 "broken body",
@@ -153,6 +154,9 @@ impl Answer {
             }),
             Some((title, detail)) => {
                 response
+                    // Only who has shown a good signature may keep a connection: actix guards the
+                    // headers of its first request with a deadline, and of later ones not.
+                    .force_close()
                     .content_type("application/problem+json")
                     .json(Problem {
                         title,

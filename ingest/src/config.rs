@@ -40,8 +40,8 @@ pub struct Config {
     #[arg(long, env = "TIMESTAMP_TOLERANCE", default_value = "5m", value_parser = parse_duration)]
     pub timestamp_tolerance: Duration,
 
-    /// The largest body accepted, in bytes
-    #[arg(long, env = "BODY_LIMIT", default_value = "262144", value_parser = parse_in_range::<1_024, 16_777_216>)]
+    /// The largest body accepted, in bytes (a worker's batch of them has to fit one statement)
+    #[arg(long, env = "BODY_LIMIT", default_value = "262144", value_parser = parse_in_range::<1_024, 524_288>)]
     pub body_limit: usize,
 
     /// Requests handled at once; past it the answer is 503 without delay

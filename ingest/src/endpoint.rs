@@ -1,16 +1,24 @@
 //! `POST /webhooks/pleo`: limits, headers, timestamp, body, signature, and only then the stores.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use chrono::Utc;
+use futures_util::StreamExt;
 use shared::{AcceptedEvent, EventType, envelope::Envelope, message};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, timeout},
+};
 use tracing::debug;
 
 use crate::{
-    acceptor::Acceptor, answer::Answer, headers::WebhookHeaders, metrics::Metrics, secrets::Secrets,
+    acceptor::{Acceptor, Outcome},
+    answer::Answer,
+    headers::WebhookHeaders,
+    metrics::Metrics,
+    secrets::Secrets,
 };
 
 /// The path that Pleo is to be pointed at.
@@ -19,20 +27,19 @@ pub const PATH: &str = "/webhooks/pleo";
 /// A body of the allowed size that takes longer than this is sent by a broken or hostile client.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Bytes of bodies that may be in memory at once. Senders' bodies are a few kilobytes and gone in
+/// milliseconds; what adds up is what nobody signed.
+const BODIES_IN_MEMORY: usize = 64 * 1024 * 1024;
+
 /// What the endpoint works with.
 pub struct Endpoint {
-    /// Verifies.
-    pub secrets: Secrets,
-    /// Dedups and publishes.
-    pub acceptor: Acceptor,
-    /// Counts.
-    pub metrics: Metrics,
-    /// A permit for each request that may be handled at once.
-    pub in_flight: Arc<Semaphore>,
-    /// Bytes.
-    pub body_limit: usize,
-    /// Between the webhook's timestamp and this server's clock.
-    pub timestamp_tolerance: Duration,
+    secrets: Secrets,
+    acceptor: Acceptor,
+    metrics: Metrics,
+    in_flight: Semaphore,
+    body_bytes: Semaphore,
+    body_limit: usize,
+    timestamp_tolerance: Duration,
 }
 
 /// Handles one request.
@@ -41,23 +48,68 @@ pub async fn receive(
     request: HttpRequest,
     payload: web::Payload,
 ) -> HttpResponse {
-    let metrics = &endpoint.metrics;
-    let timer = metrics.request_seconds.start_timer();
-    metrics.in_flight.inc();
+    let handling = Handling::start(&endpoint.metrics);
     let answer = endpoint.handle(&request, payload).await;
-    metrics.in_flight.dec();
-    timer.observe_duration();
-    metrics.answered(&answer);
+    handling.finish(&answer);
     answer.into_response()
 }
 
+/// Counts a request, also one whose client leaves in the middle.
+struct Handling<'m> {
+    metrics: &'m Metrics,
+    started: Instant,
+    label: &'static str,
+}
+
+impl<'m> Handling<'m> {
+    fn start(metrics: &'m Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self {
+            metrics,
+            started: Instant::now(),
+            label: Answer::DISCONNECTED,
+        }
+    }
+
+    fn finish(mut self, answer: &Answer) {
+        self.label = answer.metric_label();
+        if let Answer::Settled(Outcome::Duplicate(layer)) = answer {
+            self.metrics.duplicate(*layer);
+        }
+    }
+}
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        self.metrics.in_flight.dec();
+        self.metrics.answered(self.label, self.started.elapsed());
+    }
+}
+
 impl Endpoint {
+    /// `body_limit` is in bytes; of verified events, at most `in_flight_limit` are settled at once.
+    pub fn new(
+        secrets: Secrets,
+        acceptor: Acceptor,
+        metrics: Metrics,
+        in_flight_limit: usize,
+        body_limit: usize,
+        timestamp_tolerance: Duration,
+    ) -> Self {
+        Self {
+            secrets,
+            acceptor,
+            metrics,
+            in_flight: Semaphore::new(in_flight_limit),
+            body_bytes: Semaphore::new(BODIES_IN_MEMORY),
+            body_limit,
+            timestamp_tolerance,
+        }
+    }
+
     async fn handle(&self, request: &HttpRequest, payload: web::Payload) -> Answer {
-        let Ok(_in_flight) = self.in_flight.try_acquire() else {
-            return Answer::Overloaded;
-        };
-        match self.verify(request, payload).await {
-            Ok(event) => Answer::Settled(self.acceptor.accept(event).await),
+        match self.verify_and_settle(request, payload).await {
+            Ok(outcome) => Answer::Settled(outcome),
             Err(refusal) => {
                 debug!(outcome = refusal.metric_label(), "refused");
                 refusal
@@ -65,13 +117,23 @@ impl Endpoint {
         }
     }
 
-    /// Reads and authenticates the request. Nothing is looked up on behalf of a request that fails
-    /// here.
-    async fn verify(
+    async fn verify_and_settle(
         &self,
         request: &HttpRequest,
         payload: web::Payload,
-    ) -> Result<AcceptedEvent, Answer> {
+    ) -> Result<Outcome, Answer> {
+        let headers = self.read_headers(request)?;
+        let (body, _memory) = self.read_body(request, payload).await?;
+        let event = self.verify(&headers, body)?;
+        // Only now: requests that nobody signed must not use up the places of those that are.
+        let _place = self
+            .in_flight
+            .try_acquire()
+            .map_err(|_full| Answer::Overloaded)?;
+        Ok(self.acceptor.accept(event).await)
+    }
+
+    fn read_headers(&self, request: &HttpRequest) -> Result<WebhookHeaders, Answer> {
         let headers = WebhookHeaders::parse(|name| {
             request
                 .headers()
@@ -82,11 +144,52 @@ impl Endpoint {
         headers
             .check_fresh(Utc::now(), self.timestamp_tolerance)
             .map_err(Answer::Stale)?;
-        let body = self.read_body(payload).await?;
+        Ok(headers)
+    }
+
+    /// The whole body, and its share of the memory that bodies may take.
+    async fn read_body(
+        &self,
+        request: &HttpRequest,
+        mut payload: web::Payload,
+    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Answer> {
+        let announced = request.headers().get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        if announced.is_some_and(|length| length > self.body_limit) {
+            return Err(Answer::TooLarge(self.body_limit));
+        }
+        let read = async {
+            let mut body = BytesMut::new();
+            let mut memory: Option<SemaphorePermit<'_>> = None;
+            while let Some(chunk) = payload.next().await {
+                let chunk = chunk.map_err(|_broken| Answer::BrokenBody)?;
+                if body.len() + chunk.len() > self.body_limit {
+                    return Err(Answer::TooLarge(self.body_limit));
+                }
+                let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+                let share = self
+                    .body_bytes
+                    .try_acquire_many(bytes)
+                    .map_err(|_full| Answer::Overloaded)?;
+                match &mut memory {
+                    Some(memory) => memory.merge(share),
+                    None => memory = Some(share),
+                }
+                body.extend_from_slice(&chunk);
+            }
+            Ok((body.freeze(), memory))
+        };
+        timeout(BODY_DEADLINE, read)
+            .await
+            .unwrap_or(Err(Answer::SlowBody))
+    }
+
+    /// Authenticates. Nothing is looked up on behalf of a request that fails here.
+    fn verify(&self, headers: &WebhookHeaders, body: Bytes) -> Result<AcceptedEvent, Answer> {
         let received_at = Utc::now();
         let secret_name = self
             .secrets
-            .verify(&headers, &body)
+            .verify(headers, &body)
             .ok_or(Answer::WrongSignature)?;
         self.metrics.secret_matched(secret_name);
         // A signed body that is no Pleo event is kept: refusing it would make the sender repeat it
@@ -102,14 +205,5 @@ impl Endpoint {
             attempted_at: Some(headers.timestamp()),
             secret_name: Some(secret_name.to_owned()),
         })
-    }
-
-    async fn read_body(&self, payload: web::Payload) -> Result<Bytes, Answer> {
-        match timeout(BODY_DEADLINE, payload.to_bytes_limited(self.body_limit)).await {
-            Ok(Ok(Ok(body))) => Ok(body),
-            Ok(Ok(Err(_broken))) => Err(Answer::BrokenBody),
-            Ok(Err(_limit)) => Err(Answer::TooLarge(self.body_limit)),
-            Err(_elapsed) => Err(Answer::SlowBody),
-        }
     }
 }

@@ -1,16 +1,14 @@
 //! What ingest counts. Labels come from fixed sets: outcomes, layers, stores, and the configured
 //! secrets' names.
 
+use std::time::Duration;
+
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 use shared::metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics};
 
-use crate::{
-    acceptor::{Layer, Outcome},
-    answer::Answer,
-    secrets::Secrets,
-};
+use crate::{acceptor::Layer, answer::Answer, secrets::Secrets};
 
 /// All metrics of the ingest service.
 #[derive(Clone)]
@@ -18,8 +16,7 @@ pub struct Metrics {
     /// Those that every service has.
     pub service: ServiceMetrics,
     requests: IntCounterVec,
-    /// From the first byte handled to the answer.
-    pub request_seconds: Histogram,
+    request_seconds: Histogram,
     secret_matched: IntCounterVec,
     dedup_hits: IntCounterVec,
     /// Events that went to a batch together.
@@ -126,14 +123,15 @@ impl Metrics {
         this
     }
 
-    /// Counts an answer.
-    pub fn answered(&self, answer: &Answer) {
-        self.requests
-            .with_label_values(&[answer.metric_label()])
-            .inc();
-        if let Answer::Settled(Outcome::Duplicate(layer)) = answer {
-            self.dedup_hits.with_label_values(&[layer.name()]).inc();
-        }
+    /// Counts a request under one of [`Answer::METRIC_LABELS`].
+    pub fn answered(&self, label: &'static str, took: Duration) {
+        self.requests.with_label_values(&[label]).inc();
+        self.request_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts a duplicate.
+    pub fn duplicate(&self, layer: Layer) {
+        self.dedup_hits.with_label_values(&[layer.name()]).inc();
     }
 
     /// Counts a verified request. `name` must be a configured secret's.

@@ -1,7 +1,10 @@
 //! Publishing with confirms, over a connection that is brought back for as long as the process
 //! lives.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context;
 use lapin::{
@@ -26,8 +29,14 @@ use tracing::{info, warn};
 
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Declaring everything on a fresh connection, which a busy quorum may take a while for.
+/// Declaring everything, which a busy quorum may take a while for.
 const SETUP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two declarations because of events without a queue.
+const REDECLARE_PAUSE: Duration = Duration::from_secs(5);
+
+/// A connection that lived for so long was a good one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Why an event is not known to be with the broker. It may be there all the same: the workers
 /// absorb what then arrives twice.
@@ -48,25 +57,51 @@ pub enum PublishError {
     /// The broker refused it.
     #[error("RabbitMQ refused the message")]
     Nack,
-    /// No queue takes it. The broker confirms that as well.
-    #[error("RabbitMQ has no queue for the message")]
+    /// No queue takes it, or another event of its batch.
+    #[error("RabbitMQ has no queue for an event of the batch")]
     Unroutable,
     /// The connection or channel broke.
     #[error("publishing failed: {0}")]
     Broken(lapin::Error),
 }
 
-/// A way to the broker that is open now.
+/// A connection that is open now, and its channels that no batch is using.
+///
+/// A batch has a channel to itself: a message that the broker returns names no publish, and lapin
+/// hands it to whichever confirm of the channel comes next. On a shared channel that could be the
+/// confirm of another batch, and the unroutable event would count as accepted.
 struct Link {
     connection: Connection,
-    channel: Channel,
+    idle_channels: Mutex<Vec<Channel>>,
+}
+
+impl Link {
+    async fn channel(&self) -> Result<Channel, lapin::Error> {
+        let idle = self.idle().pop();
+        match idle.filter(|channel| channel.status().connected()) {
+            Some(channel) => Ok(channel),
+            None => {
+                let channel = self.connection.create_channel().await?;
+                channel
+                    .confirm_select(ConfirmSelectOptions::default())
+                    .await?;
+                Ok(channel)
+            }
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Channel>> {
+        self.idle_channels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Publishes to the events exchange.
 #[derive(Clone)]
 pub struct Publisher {
     link: watch::Receiver<Option<Arc<Link>>>,
-    renew: Arc<Notify>,
+    redeclare: Arc<Notify>,
     exchange: String,
 }
 
@@ -77,7 +112,7 @@ pub struct Supervisor {
     declare: Declare,
     metrics: ServiceMetrics,
     link: watch::Sender<Option<Arc<Link>>>,
-    renew: Arc<Notify>,
+    redeclare: Arc<Notify>,
 }
 
 /// A publisher and the supervisor that must run for it.
@@ -88,10 +123,10 @@ pub fn new(
     metrics: ServiceMetrics,
 ) -> (Publisher, Supervisor) {
     let (sender, receiver) = watch::channel(None);
-    let renew = Arc::new(Notify::new());
+    let redeclare = Arc::new(Notify::new());
     let publisher = Publisher {
         link: receiver,
-        renew: Arc::clone(&renew),
+        redeclare: Arc::clone(&redeclare),
         exchange: topology.events_exchange(),
     };
     let supervisor = Supervisor {
@@ -100,7 +135,7 @@ pub fn new(
         declare,
         metrics,
         link: sender,
-        renew,
+        redeclare,
     };
     (publisher, supervisor)
 }
@@ -108,68 +143,87 @@ pub fn new(
 impl Publisher {
     /// Publishes the events, pipelined, and waits for their confirms until `deadline`. The answer is
     /// in the order of the events; `Ok` means that a queue has the event durably.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is the one place that publishes"
-    )]
     pub async fn publish(
         &self,
         events: &[(&AcceptedEvent, Receipt)],
         deadline: Instant,
     ) -> Vec<Result<(), PublishError>> {
+        let all = |error: PublishError| vec![Err(error); events.len()];
         let link = self.link.borrow().clone();
         let Some(link) = link else {
-            return vec![Err(PublishError::Disconnected); events.len()];
+            return all(PublishError::Disconnected);
         };
         if link.connection.status().blocked() {
-            return vec![Err(PublishError::Blocked); events.len()];
+            return all(PublishError::Blocked);
         }
-        let mut outcomes = vec![Err(PublishError::Deadline); events.len()];
-        let publish_all = async {
-            let mut confirms = Vec::with_capacity(events.len());
-            for (event, receipt) in events {
-                let sent = link
-                    .channel
-                    .basic_publish(
-                        self.exchange.as_str().into(),
-                        event.event_type.as_str().into(),
-                        // Without `mandatory` the broker confirms and drops what it cannot route.
-                        BasicPublishOptions {
-                            mandatory: true,
-                            ..BasicPublishOptions::default()
-                        },
-                        &event.body,
-                        event.to_properties(*receipt),
-                    )
-                    .await;
-                confirms.push(sent);
-            }
-            for (outcome, sent) in outcomes.iter_mut().zip(confirms) {
-                let confirmation = match sent {
-                    Ok(confirm) => confirm.await,
-                    Err(error) => Err(error),
-                };
-                *outcome = match confirmation {
-                    Ok(Confirmation::Ack(None)) => Ok(()),
-                    Ok(Confirmation::Ack(Some(_))) => Err(PublishError::Unroutable),
-                    Ok(Confirmation::Nack(_)) => Err(PublishError::Nack),
-                    Ok(Confirmation::NotRequested) => {
-                        unreachable!("every channel of the supervisor is in confirm mode")
-                    }
-                    Err(error) => Err(PublishError::Broken(error)),
-                };
-            }
+        let publish = async {
+            let channel = link.channel().await?;
+            let confirmations = self.publish_on(&channel, events).await?;
+            Ok((channel, confirmations))
         };
-        // Past the deadline the outcomes that are missing stay what they were set to: unknown.
-        timeout_at(deadline, publish_all).await.ok();
-        if outcomes
+        // A channel that is dropped in the middle is closed, and nothing of it is believed.
+        let (channel, confirmations) = match timeout_at(deadline, publish).await {
+            Ok(Ok(published)) => published,
+            Ok(Err(error)) => {
+                self.redeclare.notify_one();
+                return all(PublishError::Broken(error));
+            }
+            Err(_elapsed) => return all(PublishError::Deadline),
+        };
+        if confirmations
             .iter()
-            .any(|o| matches!(o, Err(PublishError::Unroutable)))
+            .any(|c| matches!(c, Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))))
         {
-            // A queue or binding is gone: connecting again declares it again.
-            self.renew.notify_one();
+            // Which event was returned is not known, so none counts as accepted.
+            self.redeclare.notify_one();
+            return all(PublishError::Unroutable);
         }
-        outcomes
+        link.idle().push(channel);
+        confirmations
+            .iter()
+            .map(|confirmation| match confirmation {
+                Confirmation::Ack(_) => Ok(()),
+                Confirmation::Nack(_) => Err(PublishError::Nack),
+                Confirmation::NotRequested => {
+                    unreachable!("every channel of a link is in confirm mode")
+                }
+            })
+            .collect()
+    }
+
+    /// All confirmations, or an error if one is missing.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that publishes"
+    )]
+    async fn publish_on(
+        &self,
+        channel: &Channel,
+        events: &[(&AcceptedEvent, Receipt)],
+    ) -> Result<Vec<Confirmation>, lapin::Error> {
+        // Without `mandatory` the broker confirms and drops what it cannot route.
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        let mut confirms = Vec::with_capacity(events.len());
+        for (event, receipt) in events {
+            let confirm = channel
+                .basic_publish(
+                    self.exchange.as_str().into(),
+                    event.event_type.as_str().into(),
+                    options,
+                    &event.body,
+                    event.to_properties(*receipt),
+                )
+                .await?;
+            confirms.push(confirm);
+        }
+        let mut confirmations = Vec::with_capacity(events.len());
+        for confirm in confirms {
+            confirmations.push(confirm.await?);
+        }
+        Ok(confirmations)
     }
 
     /// Asks the broker for the exchange; an error says why nothing can be published now.
@@ -206,6 +260,7 @@ impl Supervisor {
     pub async fn run(self, stop: CancellationToken) {
         let mut delays = broker::reconnect_delays();
         while !stop.is_cancelled() {
+            let started = Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => break,
                 ended = self.serve_one_connection() => ended,
@@ -213,13 +268,15 @@ impl Supervisor {
             self.link.send_replace(None);
             match ended {
                 Ok(reason) => {
-                    delays = broker::reconnect_delays();
                     warn!(reason, "the connection to RabbitMQ ended; connecting again");
                 }
                 Err(error) => warn!(
                     error = format!("{error:#}"),
                     "RabbitMQ is away; events are spooled in Postgres meanwhile"
                 ),
+            }
+            if started.elapsed() > STABLE_AFTER {
+                delays = broker::reconnect_delays();
             }
             let delay = delays.next().unwrap_or_default();
             tokio::select! {
@@ -238,34 +295,39 @@ impl Supervisor {
     /// Resolves with the reason when a connection that worked has ended.
     async fn serve_one_connection(&self) -> anyhow::Result<String> {
         let connection = broker::connect(&self.url, "ingest").await?;
-        let events = connection.events_listener();
-        let channel = timeout(SETUP_DEADLINE, self.set_up(&connection))
-            .await
-            .context("RabbitMQ did not answer in time")??;
+        self.declare(&connection).await?;
         info!("connected to RabbitMQ");
         let link = Arc::new(Link {
             connection,
-            channel,
+            idle_channels: Mutex::default(),
         });
         self.link.send_replace(Some(Arc::clone(&link)));
-        Ok(tokio::select! {
-            reason = broker::ended(&link.connection, &link.channel, events) => reason,
-            () = self.renew.notified() => "a message had no queue".to_owned(),
-        })
+        let mut ended = std::pin::pin!(broker::ended(&link.connection));
+        loop {
+            tokio::select! {
+                reason = &mut ended => return Ok(reason),
+                () = self.redeclare.notified() => {}
+            }
+            // A queue, binding or exchange is gone. Where this does not help, it is asked for again
+            // and again, so not too often.
+            warn!("an event has no queue; declaring the topology again");
+            self.declare(&link.connection).await?;
+            tokio::select! {
+                reason = &mut ended => return Ok(reason),
+                () = tokio::time::sleep(REDECLARE_PAUSE) => {}
+            }
+        }
     }
 
-    async fn set_up(&self, connection: &Connection) -> anyhow::Result<Channel> {
-        let drifts = self
-            .topology
-            .declare(connection, self.declare)
-            .await
-            .context("cannot declare the topology")?;
+    async fn declare(&self, connection: &Connection) -> anyhow::Result<()> {
+        let drifts = timeout(
+            SETUP_DEADLINE,
+            self.topology.declare(connection, self.declare),
+        )
+        .await
+        .context("RabbitMQ did not answer in time")?
+        .context("cannot declare the topology")?;
         self.metrics.set_drift(&drifts);
-        let channel = connection.create_channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .context("cannot ask for confirms")?;
-        Ok(channel)
+        Ok(())
     }
 }

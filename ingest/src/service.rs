@@ -1,10 +1,11 @@
 //! The service put together: start, serve, stop.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
 
 use actix_web::{
-    App, HttpServer,
+    App, HttpResponse, HttpServer,
     dev::{Server, ServerHandle},
+    http::StatusCode,
     web,
 };
 use anyhow::{Context, bail};
@@ -13,7 +14,7 @@ use shared::{
     private_port::{self, Check, Readiness, ReadinessProbe},
 };
 use sqlx::PgPool;
-use tokio::{sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -33,8 +34,15 @@ const HEADERS_DEADLINE: Duration = Duration::from_secs(5);
 /// Idle connections are closed after this long, so that they do not use up the sockets.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
-/// Open connections per core.
-const CONNECTIONS_PER_WORKER: usize = 10_000;
+/// Open connections, within what the system allows.
+const MIN_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 20_000;
+
+/// Files that are not connections of clients: those to the stores, logs, the private port.
+const RESERVED_FILES: u64 = 256;
+
+/// What every system allows.
+const MIN_FILES: u64 = 1_024;
 
 /// A service that is bound to its ports and not yet serving.
 pub struct Service {
@@ -79,24 +87,36 @@ impl Service {
             metrics.service.registry.clone(),
             readiness(pool, publisher),
         )?;
-        let endpoint = web::Data::new(Endpoint {
+        let endpoint = web::Data::new(Endpoint::new(
             secrets,
             acceptor,
             metrics,
-            in_flight: Arc::new(Semaphore::new(config.in_flight_limit)),
-            body_limit: config.body_limit,
-            timestamp_tolerance: config.timestamp_tolerance,
-        });
+            config.in_flight_limit,
+            config.body_limit,
+            config.timestamp_tolerance,
+        ));
+        let file_limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(MIN_FILES);
+        let max_connections = usize::try_from(file_limit.saturating_sub(RESERVED_FILES))
+            .unwrap_or(usize::MAX)
+            .clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
+        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(endpoint.clone())
-                .route(endpoint::PATH, web::post().to(endpoint::receive))
+                .service(
+                    web::resource(endpoint::PATH)
+                        .route(web::post().to(endpoint::receive))
+                        .default_service(web::to(|| refuse(StatusCode::METHOD_NOT_ALLOWED))),
+                )
+                .default_service(web::to(|| refuse(StatusCode::NOT_FOUND)))
         })
+        .workers(workers)
         .client_request_timeout(HEADERS_DEADLINE)
         .keep_alive(KEEP_ALIVE)
-        .max_connections(CONNECTIONS_PER_WORKER)
+        .max_connections(max_connections / workers)
         .disable_signals()
-        .shutdown_timeout(config.process.shutdown_deadline.as_secs())
+        // A second before our own deadline, so that a client that hangs does not make us miss it.
+        .shutdown_timeout(config.process.shutdown_deadline.as_secs().max(2) - 1)
         .bind(config.listen)
         .with_context(|| format!("cannot listen on {} (LISTEN)", config.listen))?;
         let address = server.addrs()[0];
@@ -150,6 +170,11 @@ impl Service {
         info!("stopped; every request was answered");
         Ok(())
     }
+}
+
+/// Requests for nothing that is here do not keep their connection either.
+async fn refuse(status: StatusCode) -> HttpResponse {
+    HttpResponse::build(status).force_close().finish()
 }
 
 /// The server drops its handlers, and with them every acceptor, once it has answered everything;

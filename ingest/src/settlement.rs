@@ -110,7 +110,7 @@ impl Settlement {
             .filter(|(_, confirm)| confirm.is_err())
             .map(|((event, _), _)| *event)
             .collect();
-        let spooled = self.finish(claimed, &unconfirmed, &schedule).await;
+        let spooled = self.finish(claimed, &unconfirmed, receipt, &schedule).await;
 
         let mut outcomes: Vec<Outcome> = claims
             .into_iter()
@@ -206,7 +206,11 @@ impl Settlement {
             }
             Some(error) => {
                 warn!(%error, events = events.len(), "not confirmed; spooling instead");
-                drop(permit);
+                match error {
+                    // The broker is well; what is missing is a queue for some type of event.
+                    PublishError::Unroutable => permit.succeeded(),
+                    _ => drop(permit),
+                }
             }
         }
         confirms
@@ -219,6 +223,7 @@ impl Settlement {
         &self,
         claimed: Option<Claimed<'_>>,
         unconfirmed: &[&AcceptedEvent],
+        receipt: Receipt,
         schedule: &Schedule,
     ) -> bool {
         let claimed = match claimed {
@@ -235,7 +240,7 @@ impl Settlement {
         };
         claimed.transaction.set_deadline(schedule.committed);
         if !unconfirmed.is_empty()
-            && let Err(error) = spool_events(&mut claimed.transaction, unconfirmed).await
+            && let Err(error) = spool_events(&mut claimed.transaction, unconfirmed, receipt).await
         {
             claimed.failed(&error);
             return false;
@@ -283,11 +288,13 @@ impl Claimed<'_> {
 async fn spool_events(
     transaction: &mut DeadlineTransaction,
     events: &[&AcceptedEvent],
+    receipt: Receipt,
 ) -> Result<(), TransactionError> {
     let entries: Vec<_> = events
         .iter()
         .map(|&event| SpoolEntry {
             event,
+            receipt,
             attempts: 0,
             claims: 0,
             delay: Duration::ZERO,

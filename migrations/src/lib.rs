@@ -4,7 +4,7 @@
 //! were already applied to, so that replicas of two versions can run side by side.
 
 use sqlx::{
-    PgPool,
+    PgConnection,
     migrate::{MigrateError, Migrator},
 };
 
@@ -17,6 +17,7 @@ pub static MIGRATOR: Migrator = {
 
 /// Applies what is missing, under a lock in the database, so that any number of services may do
 /// this at once.
-pub async fn run(pool: &PgPool) -> Result<(), MigrateError> {
-    MIGRATOR.run(pool).await
+/// The lock belongs to the connection and outlives an error, so close it in every case.
+pub async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    MIGRATOR.run_direct(None, connection, false).await
 }

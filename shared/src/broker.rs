@@ -4,16 +4,26 @@
 //! that the broker closed. Each service has a loop of its own instead (connect, declare, work, on
 //! any error back off and start over), which ends only with the process.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
 use backon::ExponentialBuilder;
-use futures_util::{Stream, StreamExt};
+use futures_util::StreamExt;
 use lapin::{
-    Channel, Connection, ConnectionProperties, Event,
+    Connection, ConnectionProperties, Event,
     uri::{AMQPQueryString, AMQPUri},
 };
 use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 /// How long TCP, TLS and the AMQP handshake may take together.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -24,14 +34,21 @@ const HEARTBEAT_S: u16 = 5;
 
 /// An AMQP address that was checked at startup. Its password never shows in debug output.
 #[derive(Clone, Debug)]
-pub struct BrokerUrl(SecretString);
+pub struct BrokerUrl {
+    url: SecretString,
+    /// The last attempt to connect met a peer that accepts and then says nothing.
+    went_silent: Arc<AtomicBool>,
+}
 
 impl BrokerUrl {
     /// Checks an `amqp://` or `amqps://` address. The error does not repeat it, as it may hold a
     /// password.
     pub fn parse(url: &str) -> Result<Self, String> {
         url.parse::<AMQPUri>()
-            .map(|_| Self(SecretString::from(url)))
+            .map(|_| Self {
+                url: SecretString::from(url),
+                went_silent: Arc::default(),
+            })
             .map_err(|_| {
                 "not an AMQP address of the form amqp://user:password@host:5672/vhost".to_owned()
             })
@@ -39,7 +56,7 @@ impl BrokerUrl {
 
     fn uri(&self) -> AMQPUri {
         let mut uri: AMQPUri = self
-            .0
+            .url
             .expose_secret()
             .parse()
             .expect("the address was parsed once by the constructor");
@@ -54,39 +71,50 @@ impl BrokerUrl {
 /// Opens a connection that shows as `name` in RabbitMQ's management.
 pub async fn connect(url: &BrokerUrl, name: &str) -> anyhow::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    tokio::time::timeout(
-        CONNECT_DEADLINE,
-        Connection::connect_uri(url.uri(), properties),
-    )
-    .await
-    .context("the broker did not answer in time")?
-    .context("cannot connect to the broker")
+    let uri = url.uri();
+    if url.went_silent.load(Ordering::Relaxed) {
+        knock(&uri).await?;
+    }
+    let connected =
+        tokio::time::timeout(CONNECT_DEADLINE, Connection::connect_uri(uri, properties)).await;
+    url.went_silent.store(connected.is_err(), Ordering::Relaxed);
+    connected
+        .context("the broker did not answer in time")?
+        .context("cannot connect to the broker")
 }
 
-/// Resolves when the connection or its working channel has ended, with the reason. Take `events`
-/// from [`Connection::events_listener`] before using the connection, so that nothing is missed.
-pub async fn ended(
-    connection: &Connection,
-    channel: &Channel,
-    events: impl Stream<Item = Event>,
-) -> String {
-    /// What ends without an event (a channel that the broker closes, for one) is noticed by looking.
+/// Waits for any sign of life. lapin's thread for a connection outlives an attempt that timed out,
+/// for as long as the peer stays silent, so not every attempt may start one.
+async fn knock(uri: &AMQPUri) -> anyhow::Result<()> {
+    let authority = &uri.authority;
+    let knock = async {
+        let address = (authority.host.as_str(), authority.port);
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+        // Whatever it says, closing included, somebody is there.
+        stream.read(&mut [0]).await
+    };
+    tokio::time::timeout(CONNECT_DEADLINE, knock)
+        .await
+        .context("the broker accepts connections but says nothing")?
+        .context("cannot connect to the broker")?;
+    Ok(())
+}
+
+/// Resolves when the connection has ended, with the reason.
+pub async fn ended(connection: &Connection) -> String {
+    /// Events come late or not at all where the peer just vanishes, so the status is looked at too.
     const LOOK_EVERY: Duration = Duration::from_millis(200);
-    let mut events = std::pin::pin!(events);
-    loop {
-        match tokio::time::timeout(LOOK_EVERY, events.next()).await {
-            Ok(Some(Event::Error(error))) => return error.to_string(),
-            Ok(Some(_)) => {}
-            Ok(None) => return "the connection is closed".to_owned(),
-            Err(_elapsed) if !connection.status().connected() => {
-                return "the connection is gone".to_owned();
-            }
-            Err(_elapsed) if !channel.status().connected() => {
-                return "the broker closed the channel".to_owned();
-            }
-            Err(_elapsed) => {}
+    let mut events = std::pin::pin!(connection.events_listener());
+    let mut reason = "the connection is gone".to_owned();
+    while connection.status().connected() {
+        // A refusal that costs only its channel is an event as well; the connection lives on.
+        if let Ok(Some(Event::Error(error))) = tokio::time::timeout(LOOK_EVERY, events.next()).await
+        {
+            reason = error.to_string();
         }
     }
+    reason
 }
 
 /// The delays between attempts to reach a store: from 100 ms to 5 s, with jitter, without end.

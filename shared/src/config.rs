@@ -70,7 +70,7 @@ impl StoreArgs {
 #[derive(Args, Clone, Debug)]
 pub struct ProcessArgs {
     /// What to log, as a tracing filter: `info`, `debug`, `info,worker=debug`
-    #[arg(long, env = "LOG", default_value = "info,actix_server=warn", value_parser = parse_filter)]
+    #[arg(long, env = "LOG", default_value = "info,actix_server=warn,actix_http=off", value_parser = parse_filter)]
     pub log: String,
 
     /// How to log

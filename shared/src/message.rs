@@ -2,7 +2,7 @@
 //! message's properties and headers.
 
 use bytes::Bytes;
-use chrono::{DateTime, TimeZone, Utc};
+use chrono::{DateTime, Datelike, TimeZone, Utc};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, ShortString},
@@ -106,7 +106,12 @@ impl AcceptedEvent {
 impl Delivered {
     /// Reads a message. What a foreign publisher left out is filled in, so that every message can
     /// be stored: `now` stands for a missing time of receipt.
-    pub fn from_message(properties: &BasicProperties, body: Vec<u8>, now: DateTime<Utc>) -> Self {
+    pub fn from_message(
+        properties: &BasicProperties,
+        redelivered: bool,
+        body: Vec<u8>,
+        now: DateTime<Utc>,
+    ) -> Self {
         let header = |name: &str| {
             properties
                 .headers()
@@ -134,10 +139,12 @@ impl Delivered {
             received_at: header(RECEIVED_AT_MS)
                 .and_then(as_integer)
                 .and_then(|ms| Utc.timestamp_millis_opt(ms).single())
+                .filter(is_plausible)
                 .unwrap_or(now),
             attempted_at: header(ATTEMPTED_AT_S)
                 .and_then(as_integer)
-                .and_then(|s| Utc.timestamp_opt(s, 0).single()),
+                .and_then(|s| Utc.timestamp_opt(s, 0).single())
+                .filter(is_plausible),
             secret_name: header(SECRET_NAME)
                 .and_then(AMQPValue::as_long_string)
                 .and_then(|name| std::str::from_utf8(name.as_bytes()).ok())
@@ -154,9 +161,15 @@ impl Delivered {
             redeliveries: header(DELIVERY_COUNT)
                 .and_then(as_integer)
                 .and_then(|count| u64::try_from(count).ok())
-                .unwrap_or(0),
+                // A classic queue, which ours should not be, says only whether and not how often.
+                .unwrap_or(if redelivered { u64::MAX } else { 0 }),
         }
     }
+}
+
+/// A time that Postgres can hold: chrono's range is the wider one.
+fn is_plausible(time: &DateTime<Utc>) -> bool {
+    (1970..10_000).contains(&time.year())
 }
 
 /// Any of AMQP's integer types: brokers and tools choose the width themselves.
@@ -197,6 +210,7 @@ mod tests {
             let sent = event();
             let delivered = Delivered::from_message(
                 &sent.to_properties(receipt),
+                false,
                 sent.body.to_vec(),
                 Utc::now(),
             );
@@ -217,7 +231,7 @@ mod tests {
     fn a_foreign_message_gets_an_id_from_its_body_and_the_time_of_now() {
         let now = Utc.timestamp_opt(1_700_000_000, 0).unwrap();
         let delivered =
-            Delivered::from_message(&BasicProperties::default(), b"hello".to_vec(), now);
+            Delivered::from_message(&BasicProperties::default(), false, b"hello".to_vec(), now);
         assert!(delivered.unidentified);
         assert_eq!(
             delivered.event.webhook_id,
@@ -233,7 +247,24 @@ mod tests {
         let mut headers = FieldTable::default();
         headers.insert(DELIVERY_COUNT.into(), AMQPValue::LongLongInt(3));
         let properties = BasicProperties::default().with_headers(headers);
-        let delivered = Delivered::from_message(&properties, Vec::new(), Utc::now());
+        let delivered = Delivered::from_message(&properties, true, Vec::new(), Utc::now());
         assert_eq!(delivered.redeliveries, 3);
+        let classic = BasicProperties::default();
+        let delivered = Delivered::from_message(&classic, true, Vec::new(), Utc::now());
+        assert_eq!(delivered.redeliveries, u64::MAX);
+    }
+
+    #[test]
+    fn times_that_postgres_cannot_hold_are_not_believed() {
+        let now = Utc.timestamp_opt(1_700_000_000, 0).unwrap();
+        for ms in [-8_000_000_000_000_000, -1, 8_000_000_000_000_000, i64::MAX] {
+            let mut headers = FieldTable::default();
+            headers.insert(RECEIVED_AT_MS.into(), AMQPValue::LongLongInt(ms));
+            headers.insert(ATTEMPTED_AT_S.into(), AMQPValue::LongLongInt(ms));
+            let properties = BasicProperties::default().with_headers(headers);
+            let delivered = Delivered::from_message(&properties, false, Vec::new(), now);
+            assert_eq!(delivered.event.received_at, now);
+            assert_eq!(delivered.event.attempted_at, None);
+        }
     }
 }

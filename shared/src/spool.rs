@@ -6,13 +6,15 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use crate::AcceptedEvent;
+use crate::{AcceptedEvent, message::Receipt};
 
 /// An event to be spooled.
 #[derive(Debug)]
 pub struct SpoolEntry<'a> {
     /// The event.
     pub event: &'a AcceptedEvent,
+    /// Whether ingest recorded a receipt for it.
+    pub receipt: Receipt,
     /// Failed attempts to store it so far.
     pub attempts: i32,
     /// How often a worker took it and was gone before it had finished.
@@ -41,6 +43,10 @@ pub async fn insert(
         .iter()
         .map(|e| e.event.secret_name.as_deref())
         .collect();
+    let receipts: Vec<bool> = entries
+        .iter()
+        .map(|e| e.receipt == Receipt::Recorded)
+        .collect();
     let attempts: Vec<i32> = entries.iter().map(|e| e.attempts).collect();
     let claims: Vec<i32> = entries.iter().map(|e| e.claims).collect();
     let delays: Vec<f64> = entries.iter().map(|e| e.delay.as_secs_f64()).collect();
@@ -48,14 +54,15 @@ pub async fn insert(
     sqlx::query(
         "insert into webhook_spool
              (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
-              secret_name, attempts, claims, due_at, last_error)
+              secret_name, has_receipt, attempts, claims, due_at, last_error)
          select webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
-                secret_name, attempts, claims, now() + make_interval(secs => delay), reason
+                secret_name, has_receipt, attempts, claims,
+                now() + make_interval(secs => delay), reason
            from unnest($1::text[], $2::bytea[], $3::text[], $4::text[], $5::bytea[],
-                       $6::timestamptz[], $7::timestamptz[], $8::text[], $9::int[], $10::int[],
-                       $11::float8[], $12::text[])
+                       $6::timestamptz[], $7::timestamptz[], $8::text[], $9::boolean[], $10::int[],
+                       $11::int[], $12::float8[], $13::text[])
              as entry (webhook_id, body_sha256, family, event_type, body, received_at,
-                       attempted_at, secret_name, attempts, claims, delay, reason)
+                       attempted_at, secret_name, has_receipt, attempts, claims, delay, reason)
           order by webhook_id, body_sha256
          on conflict do nothing",
     )
@@ -67,6 +74,7 @@ pub async fn insert(
     .bind(received)
     .bind(attempted)
     .bind(secrets)
+    .bind(receipts)
     .bind(attempts)
     .bind(claims)
     .bind(delays)

@@ -29,7 +29,10 @@ pub fn init(filter: EnvFilter, format: LogFormat) {
         .init();
 }
 
-/// lapin's most detailed level prints whole frames, bodies included, so it is never on.
+/// lapin prints whole frames at its most detailed level and returned messages as a warning, bodies
+/// included, so neither is ever on.
 fn shows_no_content(metadata: &Metadata<'_>) -> bool {
-    *metadata.level() != Level::TRACE || !metadata.target().starts_with("lapin")
+    let target = metadata.target();
+    let frames = *metadata.level() == Level::TRACE && target.starts_with("lapin");
+    !frames && !target.starts_with("lapin::returned_messages")
 }

@@ -22,7 +22,7 @@ pub struct Config {
     pub migrate: bool,
 
     /// The most events stored in one transaction
-    #[arg(long, env = "BATCH_SIZE", default_value = "500", value_parser = parse_in_range::<1, 5_000>)]
+    #[arg(long, env = "BATCH_SIZE", default_value = "500", value_parser = parse_in_range::<1, 1_000>)]
     pub batch_size: usize,
 
     /// The most transactions at once

@@ -36,8 +36,15 @@ use crate::{
 /// the consumers.
 const SUSPICIOUS_REDELIVERIES: u64 = 2;
 
+/// A connection that lived for so long was a good one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
 /// Declaring and subscribing on a fresh connection.
 const SETUP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// RabbitMQ 3.10 can leave a consumer without deliveries, and without a word, whose queue was deleted
+/// and declared again at once. Subscribing anew costs an idle worker nothing.
+const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(60);
 
 /// Closing a connection whose broker may be gone.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -72,6 +79,8 @@ enum Ended {
     Lost(String),
     /// Postgres is away for long; the messages are back in the queue.
     Unstorable,
+    /// Nothing came for a while.
+    Idle,
 }
 
 /// The deliveries of a batch, and whether they were stored.
@@ -83,12 +92,13 @@ impl Consumer {
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
         let mut delays = broker::reconnect_delays();
         while !stop.is_cancelled() {
+            let started = Instant::now();
             match self.consume_on_one_connection(&stop, &abandon).await {
                 Ok(Ended::Stopped) => return,
                 Ok(Ended::Lost(reason)) => {
-                    delays = broker::reconnect_delays();
                     warn!(family = %self.family, reason, "the connection to RabbitMQ ended; connecting again");
                 }
+                Ok(Ended::Idle) => continue,
                 Ok(Ended::Unstorable) => {
                     warn!(family = %self.family, "the messages are back in the queue until postgres is well");
                 }
@@ -96,6 +106,9 @@ impl Consumer {
                     let error = format!("{error:#}");
                     warn!(family = %self.family, error, "cannot consume");
                 }
+            }
+            if started.elapsed() > STABLE_AFTER {
+                delays = broker::reconnect_delays();
             }
             let delay = delays.next().unwrap_or_default();
             tokio::select! {
@@ -114,7 +127,6 @@ impl Consumer {
             return Ok(Ended::Stopped);
         };
         let (connection, channel, deliveries) = subscribed?;
-        let events = connection.events_listener();
         info!(family = %self.family, "consuming");
         self.metrics.consuming.set(1);
         // Batches of this connection are of no use to the next one: its broker delivers them again.
@@ -122,7 +134,7 @@ impl Consumer {
         let mut running = JoinSet::new();
         let ended = tokio::select! {
             ended = self.consume(&channel, deliveries, &mut running, stop, &abandon) => ended,
-            reason = broker::ended(&connection, &channel, events) => Ended::Lost(reason),
+            reason = broker::ended(&connection) => Ended::Lost(reason),
         };
         self.metrics.consuming.set(0);
         abandon.cancel();
@@ -189,6 +201,7 @@ impl Consumer {
         let mut batch: Vec<Delivery> = Vec::new();
         let mut flush_at = Instant::now();
         let mut stopping = false;
+        let mut last_delivery = Instant::now();
         let mut exhausted = false;
         loop {
             let full = batch.len() >= self.batch_size;
@@ -218,6 +231,7 @@ impl Consumer {
                 }
                 delivery = deliveries.next(), if !full && !exhausted => match delivery {
                     Some(Ok(delivery)) => {
+                        last_delivery = Instant::now();
                         if batch.is_empty() {
                             flush_at = Instant::now() + self.linger;
                         }
@@ -238,6 +252,11 @@ impl Consumer {
                 }
                 () = std::future::ready(()), if has_slot && full => {
                     self.start(std::mem::take(&mut batch), running, abandon);
+                }
+                () = sleep_until(last_delivery + RESUBSCRIBE_AFTER),
+                    if batch.is_empty() && running.is_empty() && !stopping =>
+                {
+                    return Ended::Idle;
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
@@ -263,7 +282,7 @@ impl Consumer {
         let now = Utc::now();
         let (suspicious, ordinary): (Vec<Delivered>, Vec<Delivered>) = batch
             .into_iter()
-            .map(|d| Delivered::from_message(&d.properties, d.data, now))
+            .map(|d| Delivered::from_message(&d.properties, d.redelivered, d.data, now))
             .partition(|delivered| delivered.redeliveries >= SUSPICIOUS_REDELIVERIES);
         let suspicious: Vec<Work> = suspicious.into_iter().map(Work::from).collect();
         let ordinary: Vec<Work> = ordinary.into_iter().map(Work::from).collect();
@@ -278,11 +297,11 @@ impl Consumer {
         let abandon = abandon.clone();
         running.spawn(async move {
             let outcome = async {
-                if !suspicious.is_empty() {
-                    persistence.isolate(&suspicious, &abandon).await?;
-                }
                 if !ordinary.is_empty() {
                     persistence.persist(ordinary, &abandon).await?;
+                }
+                if !suspicious.is_empty() {
+                    persistence.isolate(&suspicious, &abandon).await?;
                 }
                 Ok(())
             };

@@ -5,16 +5,26 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prometheus::{Gauge, IntGauge};
-use shared::metrics::ServiceMetrics;
-use sqlx::{PgPool, Row};
-use tokio::time::timeout;
-use tracing::{debug, warn};
+use shared::{
+    database::{DeadlineTransaction, TransactionError},
+    metrics::ServiceMetrics,
+};
+use sqlx::PgPool;
+use tokio::time::Instant;
+use tracing::warn;
 
 const INTERVAL: Duration = Duration::from_secs(15);
-const DEADLINE: Duration = Duration::from_secs(60);
+
+/// For one statement; Postgres' own limit ends it earlier, so that none goes on unseen.
+const DEADLINE: Duration = Duration::from_secs(70);
+
+const BEGIN: &str = "begin;
+    set local synchronous_commit = off;
+    set local lock_timeout = '2s';
+    set local statement_timeout = '60s'";
 
 /// Receipts deleted in one statement: small enough to hold no lock for long.
-const SWEEP_BATCH: i64 = 5_000;
+const SWEEP_BATCH: u64 = 5_000;
 
 /// The ledger in figures.
 struct Ledger {
@@ -50,15 +60,19 @@ pub async fn run(pool: PgPool, metrics: ServiceMetrics, retention: Duration) {
     // Stored receipts stay stored, so each look starts at the oldest one that was not.
     let mut since = DateTime::UNIX_EPOCH;
     loop {
-        let work = async {
-            since = look_at_ledger(&pool, &ledger, since).await?;
-            sweep(&pool, retention).await
-        };
-        match timeout(DEADLINE, work).await {
-            Ok(Ok(swept)) if swept > 0 => debug!(swept, "swept receipts"),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => warn!(%error, "cannot look at the ledger"),
-            Err(_elapsed) => warn!("looking at the ledger takes too long"),
+        match look_at_ledger(&pool, &ledger, since).await {
+            Ok(next) => since = next,
+            Err(error) => warn!(%error, "cannot look at the ledger"),
+        }
+        loop {
+            match sweep(&pool, retention).await {
+                Ok(SWEEP_BATCH) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    warn!(%error, "cannot sweep receipts");
+                    break;
+                }
+            }
         }
         tokio::time::sleep(INTERVAL).await;
     }
@@ -70,18 +84,23 @@ async fn look_at_ledger(
     pool: &PgPool,
     ledger: &Ledger,
     since: DateTime<Utc>,
-) -> Result<DateTime<Utc>, sqlx::Error> {
+) -> Result<DateTime<Utc>, TransactionError> {
     /// A receipt shows up only when its transaction commits, some time after its `received_at`.
     const SHOWS_UP_WITHIN: Duration = Duration::from_secs(60);
     let now = Utc::now();
-    let row = sqlx::query(
-        "select count(*), min(received_at) from unstored_receipts where received_at >= $1",
-    )
-    .bind(since)
-    .fetch_one(pool)
-    .await?;
-    let count: i64 = row.try_get(0)?;
-    let oldest: Option<DateTime<Utc>> = row.try_get(1)?;
+    let mut transaction =
+        DeadlineTransaction::begin(pool, BEGIN, Instant::now() + DEADLINE).await?;
+    let (count, oldest): (i64, Option<DateTime<Utc>>) = transaction
+        .run(async |connection| {
+            sqlx::query_as(
+                "select count(*), min(received_at) from unstored_receipts where received_at >= $1",
+            )
+            .bind(since)
+            .fetch_one(connection)
+            .await
+        })
+        .await?;
+    transaction.rollback().await?;
     ledger.unstored.set(count);
     ledger
         .oldest_seconds
@@ -92,19 +111,27 @@ async fn look_at_ledger(
 }
 
 /// Deletes a batch of receipts that are old and whose event is stored.
-async fn sweep(pool: &PgPool, retention: Duration) -> Result<u64, sqlx::Error> {
-    let done = sqlx::query(
-        "delete from webhook_receipts
-          where webhook_id in (
-                select r.webhook_id from webhook_receipts r
-                 where r.received_at < now() - make_interval(secs => $1)
-                   and exists (select from events e where e.webhook_id = r.webhook_id)
-                 limit $2
-                   for update skip locked)",
-    )
-    .bind(retention.as_secs_f64())
-    .bind(SWEEP_BATCH)
-    .execute(pool)
-    .await?;
-    Ok(done.rows_affected())
+async fn sweep(pool: &PgPool, retention: Duration) -> Result<u64, TransactionError> {
+    let mut transaction =
+        DeadlineTransaction::begin(pool, BEGIN, Instant::now() + DEADLINE).await?;
+    let swept = transaction
+        .run(async |connection| {
+            let deleted = sqlx::query(
+                "delete from webhook_receipts
+                  where webhook_id in (
+                        select r.webhook_id from webhook_receipts r
+                         where r.received_at < now() - make_interval(secs => $1)
+                           and exists (select from events e where e.webhook_id = r.webhook_id)
+                         limit $2
+                           for update skip locked)",
+            )
+            .bind(retention.as_secs_f64())
+            .bind(i64::try_from(SWEEP_BATCH).unwrap_or(i64::MAX))
+            .execute(connection)
+            .await?;
+            Ok(deleted.rows_affected())
+        })
+        .await?;
+    transaction.commit().await?;
+    Ok(swept)
 }

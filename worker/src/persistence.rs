@@ -16,7 +16,7 @@ use shared::{
     spool::{self, SpoolEntry},
 };
 use sqlx::PgPool;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -84,13 +84,20 @@ enum Step<'b> {
     },
 }
 
-impl<'b> Step<'b> {
-    fn works(&self) -> Vec<&'b Work> {
-        match *self {
-            Self::Store(batch) => batch.iter().map(|(work, _)| work).collect(),
-            Self::Isolate(works) => works.iter().collect(),
-            Self::Defer { work, .. } => vec![work],
-        }
+/// The claims on spool rows that a batch came with.
+struct Claims<'b> {
+    ids: Vec<&'b str>,
+    hashes: Vec<&'b [u8]>,
+}
+
+impl<'b> Claims<'b> {
+    fn of(works: impl IntoIterator<Item = &'b Work>) -> Self {
+        let (ids, hashes) = works
+            .into_iter()
+            .filter(|work| work.source == Source::Spool)
+            .map(|work| (work.event.webhook_id.as_str(), &work.event.body_sha256[..]))
+            .unzip();
+        Self { ids, hashes }
     }
 }
 
@@ -135,19 +142,21 @@ impl Persistence {
                 (work, record)
             })
             .collect();
+        // All of them are kept while any is held; those that are done have no row any more.
+        let claims = Claims::of(batch.iter().map(|(work, _)| work));
         // Halved until each offender is alone: a handful of transactions even for a big batch.
         let mut groups: Vec<&[(Work, Record)]> = vec![&batch];
         while let Some(group) = groups.pop() {
-            let refused = self.complete(&Step::Store(group), abandon).await?;
+            let refused = self.complete(&Step::Store(group), &claims, abandon).await?;
             match (refused, group) {
                 (Ok(()), _) => {}
                 (Err(Refused(reason)), [(work, record)]) => {
-                    self.set_aside(work, record, &reason, abandon).await?;
+                    self.set_aside(work, record, &reason, &claims, abandon)
+                        .await?;
                 }
                 (Err(Refused(_)), _) => {
                     let (first, second) = group.split_at(group.len() / 2);
-                    groups.push(second);
-                    groups.push(first);
+                    groups.extend([second, first]);
                 }
             }
         }
@@ -161,12 +170,27 @@ impl Persistence {
         batch: &[Work],
         abandon: &CancellationToken,
     ) -> Result<(), Abandoned> {
-        let moved = self.complete(&Step::Isolate(batch), abandon).await?;
-        // What even the spool refuses stays with the broker.
-        moved.map_err(|Refused(_)| {
-            error!(family = %self.family, "the spool refuses a message; it stays in the queue");
-            Abandoned
-        })
+        let claims = Claims::of([]);
+        let mut groups = vec![batch];
+        let mut refused = false;
+        while let Some(group) = groups.pop() {
+            match self
+                .complete(&Step::Isolate(group), &claims, abandon)
+                .await?
+            {
+                Ok(()) => {}
+                Err(Refused(_)) if group.len() > 1 => {
+                    let (first, second) = group.split_at(group.len() / 2);
+                    groups.extend([second, first]);
+                }
+                // What even the spool refuses stays with the broker.
+                Err(Refused(_)) => {
+                    error!(family = %self.family, "the spool refuses a message; it stays in the queue");
+                    refused = true;
+                }
+            }
+        }
+        if refused { Err(Abandoned) } else { Ok(()) }
     }
 
     async fn store(&self, group: &[(Work, Record)]) -> Result<(), TransactionError> {
@@ -198,6 +222,7 @@ impl Persistence {
         work: &Work,
         record: &Record,
         reason: &str,
+        claims: &Claims<'_>,
         abandon: &CancellationToken,
     ) -> Result<(), Abandoned> {
         let spent = usize::try_from(work.attempts).unwrap_or(0);
@@ -207,7 +232,7 @@ impl Persistence {
             None => {
                 let problem = record.clone().with_problem(reason.to_owned());
                 let dead = [(work.clone(), problem)];
-                match self.complete(&Step::Store(&dead), abandon).await? {
+                match self.complete(&Step::Store(&dead), claims, abandon).await? {
                     Ok(()) => return Ok(()),
                     // Not even as a dead letter: it stays in the spool rather than getting lost.
                     Err(Refused(_)) => last_delay,
@@ -226,7 +251,7 @@ impl Persistence {
             reason,
             delay,
         };
-        match self.complete(&defer, abandon).await? {
+        match self.complete(&defer, claims, abandon).await? {
             Ok(()) => {
                 self.metrics.deferred();
                 Ok(())
@@ -247,6 +272,7 @@ impl Persistence {
     async fn complete(
         &self,
         step: &Step<'_>,
+        claims: &Claims<'_>,
         abandon: &CancellationToken,
     ) -> Result<Result<(), Refused>, Abandoned> {
         let mut delays = shared::broker::reconnect_delays();
@@ -278,13 +304,13 @@ impl Persistence {
             let reason = self.hold_reason.lock();
             *reason.unwrap_or_else(PoisonError::into_inner) = error.to_string();
             if started.elapsed() > HOLD_LIMIT {
-                self.release(step).await;
+                self.release(claims).await;
                 return Err(Abandoned);
             }
-            self.renew(step).await;
+            self.renew(claims).await;
             tokio::select! {
                 () = abandon.cancelled() => {
-                    self.release(step).await;
+                    self.release(claims).await;
                     return Err(Abandoned);
                 }
                 () = tokio::time::sleep(delays.next().unwrap_or(LEASE)) => {}
@@ -300,6 +326,7 @@ impl Persistence {
                     .iter()
                     .map(|work| SpoolEntry {
                         event: &work.event,
+                        receipt: work.receipt,
                         attempts: work.attempts,
                         claims: ISOLATE_AFTER,
                         delay: Duration::ZERO,
@@ -333,55 +360,62 @@ impl Persistence {
 
     /// Keeps claimed spool rows from being claimed again while they are held: a claim that runs out
     /// counts as a worker that was stopped. If Postgres is away nobody else can claim them either.
-    async fn renew(&self, step: &Step<'_>) {
+    /// Rows that were set aside meanwhile have no claim and keep their time.
+    async fn renew(&self, claims: &Claims<'_>) {
         self.note(
-            step,
+            claims,
             "update webhook_spool s set due_at = now() + make_interval(secs => $3)
                from unnest($1::text[], $2::bytea[]) as held (webhook_id, body_sha256)
-              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256",
+              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256
+                and s.claims > 0",
             LEASE,
         )
         .await;
     }
 
     /// Gives claimed spool rows back at once, uncounted.
-    async fn release(&self, step: &Step<'_>) {
+    async fn release(&self, claims: &Claims<'_>) {
         self.note(
-            step,
+            claims,
             "update webhook_spool s
-                set due_at = now() + make_interval(secs => $3), claims = greatest(s.claims - 1, 0)
+                set due_at = now() + make_interval(secs => $3), claims = s.claims - 1
                from unnest($1::text[], $2::bytea[]) as held (webhook_id, body_sha256)
-              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256",
+              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256
+                and s.claims > 0",
             Duration::ZERO,
         )
         .await;
     }
 
     /// Best effort: without it the claims run out by themselves.
-    async fn note(&self, step: &Step<'_>, sql: &'static str, due_in: Duration) {
-        let (ids, hashes): (Vec<&str>, Vec<&[u8]>) = step
-            .works()
-            .into_iter()
-            .filter(|work| work.source == Source::Spool)
-            .map(|work| (work.event.webhook_id.as_str(), &work.event.body_sha256[..]))
-            .unzip();
-        if ids.is_empty() {
+    async fn note(&self, claims: &Claims<'_>, sql: &'static str, due_in: Duration) {
+        if claims.ids.is_empty() {
             return;
         }
-        let update = sqlx::query(sql)
-            .bind(ids)
-            .bind(hashes)
-            .bind(due_in.as_secs_f64())
-            .execute(&self.pool);
-        match timeout(NOTE_DEADLINE, update).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                warn!(family = %self.family, %error, "cannot note the state of spool rows");
-            }
-            Err(_elapsed) => {
-                warn!(family = %self.family, "noting the state of spool rows takes too long");
-            }
+        if let Err(error) = self.update_claims(claims, sql, due_in).await {
+            warn!(family = %self.family, %error, "cannot note the state of spool rows");
         }
+    }
+
+    async fn update_claims(
+        &self,
+        claims: &Claims<'_>,
+        sql: &'static str,
+        due_in: Duration,
+    ) -> Result<(), TransactionError> {
+        let mut transaction = self.begin_durable().await?;
+        transaction
+            .run(async |connection| {
+                sqlx::query(sql)
+                    .bind(&claims.ids)
+                    .bind(&claims.hashes)
+                    .bind(due_in.as_secs_f64())
+                    .execute(connection)
+                    .await
+                    .map(|_| ())
+            })
+            .await?;
+        transaction.commit().await
     }
 }
 
@@ -414,6 +448,7 @@ async fn defer(
         Source::Queue => {
             let entry = SpoolEntry {
                 event: &work.event,
+                receipt: work.receipt,
                 attempts,
                 claims: 0,
                 delay,

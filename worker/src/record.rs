@@ -103,9 +103,15 @@ impl Record {
     }
 }
 
-/// A parser's message may quote the body, NUL included.
+/// A parser's message may quote the body: NUL included, and all of it.
 fn storable(problem: String) -> String {
-    problem.replace('\0', "\u{fffd}")
+    const LONGEST: usize = 1_000;
+    let mut problem = problem.replace('\0', "\u{fffd}");
+    if let Some((end, _)) = problem.char_indices().nth(LONGEST) {
+        problem.truncate(end);
+        problem.push('…');
+    }
+    problem
 }
 
 /// `companyId` and `id`, where they are text: events of every type can be found by them.

@@ -4,12 +4,16 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::bail;
 use shared::{
-    Family, broker, config, database,
+    Family, broker, config,
+    database::{self, DeadlineTransaction, TransactionError},
     private_port::{self, Check, Readiness, ReadinessProbe},
     shutdown,
 };
-use sqlx::{PgPool, Row};
-use tokio::{task::JoinSet, time::timeout};
+use sqlx::PgPool;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -19,7 +23,10 @@ use crate::{
 };
 
 /// How often the spool's state is measured.
-const MEASURE_EVERY: Duration = Duration::from_secs(5);
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+
+/// For one attempt at bringing the schema up to date, which may have to rewrite a table.
+const MIGRATION_DEADLINE: Duration = Duration::from_secs(3_600);
 
 /// Past the shutdown deadline: for giving unstored events back to the spool and the broker.
 const GIVE_BACK_DEADLINE: Duration = Duration::from_secs(3);
@@ -125,17 +132,28 @@ async fn migrate(pool: &PgPool, stop: &CancellationToken) {
     loop {
         let outcome = tokio::select! {
             () = stop.cancelled() => return,
-            outcome = migrations::run(pool) => outcome,
+            outcome = timeout(MIGRATION_DEADLINE, migrate_once(pool)) => outcome,
         };
         match outcome {
-            Ok(()) => return info!("the schema is up to date"),
-            Err(error) => warn!(%error, "cannot bring the schema up to date yet"),
+            Ok(Ok(())) => return info!("the schema is up to date"),
+            Ok(Err(error)) => {
+                let error = format!("{error:#}");
+                warn!(error, "cannot bring the schema up to date yet");
+            }
+            Err(_elapsed) => warn!("bringing the schema up to date takes too long"),
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(delays.next().unwrap_or_default()) => {}
         }
     }
+}
+
+/// On a connection of its own, which ends with the attempt and its lock with it.
+async fn migrate_once(pool: &PgPool) -> anyhow::Result<()> {
+    let mut connection = pool.acquire().await?.detach();
+    migrations::run(&mut connection).await?;
+    Ok(())
 }
 
 /// Ready when subscribed to the queue and able to store.
@@ -163,19 +181,32 @@ fn readiness(persistence: Arc<Persistence>, metrics: Metrics) -> ReadinessProbe 
 /// Shows how much of the family waits in the spool and how long overdue it is.
 async fn measure_spool(pool: PgPool, metrics: Metrics, family: Family) {
     loop {
-        let measured = sqlx::query(
-            "select count(*),
-                    coalesce(greatest(extract(epoch from now() - min(due_at)), 0), 0)::float8
-               from webhook_spool where family = $1",
-        )
-        .bind(family.name())
-        .fetch_one(&pool);
-        if let Ok(Ok(row)) = timeout(MEASURE_EVERY, measured).await {
-            metrics.spool_depth.set(row.try_get(0).unwrap_or_default());
-            metrics
-                .spool_oldest_due_seconds
-                .set(row.try_get(1).unwrap_or_default());
+        // While Postgres cannot be asked, the last state stays; readiness tells.
+        if let Ok((depth, oldest_due_seconds)) = spool_state(&pool, family).await {
+            metrics.spool_depth.set(depth);
+            metrics.spool_oldest_due_seconds.set(oldest_due_seconds);
         }
         tokio::time::sleep(MEASURE_EVERY).await;
     }
+}
+
+/// The number of the family's rows, and for how many seconds the oldest has been due.
+async fn spool_state(pool: &PgPool, family: Family) -> Result<(i64, f64), TransactionError> {
+    let begin = "begin; set local statement_timeout = '5s'";
+    let deadline = Instant::now() + MEASURE_EVERY;
+    let mut transaction = DeadlineTransaction::begin(pool, begin, deadline).await?;
+    let state = transaction
+        .run(async |connection| {
+            sqlx::query_as(
+                "select count(*),
+                        coalesce(greatest(extract(epoch from now() - min(due_at)), 0), 0)::float8
+                   from webhook_spool where family = $1",
+            )
+            .bind(family.name())
+            .fetch_one(connection)
+            .await
+        })
+        .await?;
+    transaction.rollback().await?;
+    Ok(state)
 }

@@ -6,9 +6,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{AcceptedEvent, EventType, Family, message::Receipt};
+use shared::{
+    AcceptedEvent, EventType, Family,
+    database::{DeadlineTransaction, TransactionError},
+    message::Receipt,
+};
 use sqlx::{PgPool, Row, postgres::PgRow};
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -30,8 +34,35 @@ const TRIES_ALONE: i32 = 3;
 /// How often an empty spool is looked at.
 const IDLE_POLL: Duration = Duration::from_secs(1);
 
-/// For one claim.
+/// For one claim. Postgres' own limit ends it earlier: a claim that commits unseen would count
+/// against its events.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
+
+const BEGIN_CLAIM: &str = "begin;
+    set local synchronous_commit = on;
+    set local lock_timeout = '2s';
+    set local statement_timeout = '5s'";
+
+// The bounds on `claims` are ISOLATE_AFTER, written out as the index on the isolated rows has them.
+const CLAIM_TOGETHER: &str = "update webhook_spool s
+    set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
+   from (select webhook_id, body_sha256 from webhook_spool
+          where family = $1 and due_at <= now() and claims < 2
+          order by due_at
+          limit $2
+            for update skip locked) due
+  where s.webhook_id = due.webhook_id and s.body_sha256 = due.body_sha256
+ returning s.*";
+
+const CLAIM_ALONE: &str = "update webhook_spool s
+    set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
+   from (select webhook_id, body_sha256 from webhook_spool
+          where family = $1 and due_at <= now() and claims >= 2
+          order by due_at
+          limit $2
+            for update skip locked) due
+  where s.webhook_id = due.webhook_id and s.body_sha256 = due.body_sha256
+ returning s.*";
 
 /// Reads one family's part of the spool.
 pub struct SpoolReader {
@@ -73,14 +104,10 @@ impl SpoolReader {
     async fn store_due(&self, abandon: &CancellationToken) -> Result<usize, String> {
         let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
         let mut stored = 0;
-        for (claims, limit) in [(0..ISOLATE_AFTER, limit), (ISOLATE_AFTER..i32::MAX, 1)] {
-            let due = timeout(
-                CLAIM_DEADLINE,
-                claim(&self.pool, self.family, claims, limit),
-            )
-            .await
-            .map_err(|_elapsed| "postgres did not answer in time".to_owned())?
-            .map_err(|error| error.to_string())?;
+        for (sql, limit) in [(CLAIM_TOGETHER, limit), (CLAIM_ALONE, 1)] {
+            let due = claim(&self.pool, sql, self.family, limit)
+                .await
+                .map_err(|error| error.to_string())?;
             if due.is_empty() {
                 continue;
             }
@@ -99,29 +126,25 @@ impl SpoolReader {
 
 async fn claim(
     pool: &PgPool,
+    sql: &'static str,
     family: Family,
-    claims: std::ops::Range<i32>,
     limit: i64,
-) -> Result<Vec<Work>, sqlx::Error> {
-    let rows = sqlx::query(
-        "update webhook_spool s
-            set claims = s.claims + 1, due_at = now() + make_interval(secs => $5)
-           from (select webhook_id, body_sha256 from webhook_spool
-                  where family = $1 and due_at <= now() and claims >= $2 and claims < $3
-                  order by due_at
-                  limit $4
-                    for update skip locked) due
-          where s.webhook_id = due.webhook_id and s.body_sha256 = due.body_sha256
-         returning s.*",
-    )
-    .bind(family.name())
-    .bind(claims.start)
-    .bind(claims.end)
-    .bind(limit)
-    .bind(LEASE.as_secs_f64())
-    .fetch_all(pool)
-    .await?;
-    rows.iter().map(as_work).collect()
+) -> Result<Vec<Work>, TransactionError> {
+    let deadline = Instant::now() + CLAIM_DEADLINE;
+    let mut transaction = DeadlineTransaction::begin(pool, BEGIN_CLAIM, deadline).await?;
+    let due = transaction
+        .run(async |connection| {
+            let rows = sqlx::query(sql)
+                .bind(family.name())
+                .bind(limit)
+                .bind(LEASE.as_secs_f64())
+                .fetch_all(connection)
+                .await?;
+            rows.iter().map(as_work).collect()
+        })
+        .await?;
+    transaction.commit().await?;
+    Ok(due)
 }
 
 fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
@@ -140,7 +163,11 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
     let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
     Ok(Work {
         event,
-        receipt: Receipt::Recorded,
+        receipt: if row.try_get("has_receipt")? {
+            Receipt::Recorded
+        } else {
+            Receipt::Missing
+        },
         attempts: row.try_get("attempts")?,
         problem: gives_up.then(|| format!("stopped the worker {TRIES_ALONE} times")),
         source: Source::Spool,

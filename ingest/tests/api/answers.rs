@@ -194,7 +194,7 @@ async fn both_header_sets_and_several_signatures_are_accepted(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn past_the_in_flight_limit_the_answer_is_503_at_once(pool: PgPool) {
+async fn slow_bodies_are_cut_off_and_shut_nobody_out(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let app = App::start_at(
         &stores.database_url,
@@ -204,32 +204,70 @@ async fn past_the_in_flight_limit_the_answer_is_503_at_once(pool: PgPool) {
     );
     app.until_ready("rabbitmq").await;
     let webhook = Webhook::vendor("msg_1");
-
-    // One request that takes up the only place: its body never comes.
     let address = app.url.split('/').nth(2).expect("a host");
-    let mut slow = tokio::net::TcpStream::connect(address)
-        .await
-        .expect("a connection");
     let head = format!(
         "POST /webhooks/pleo HTTP/1.1\r\nhost: x\r\nwebhook-id: slow\r\nwebhook-timestamp: {}\r\n\
-         webhook-signature: v1,x\r\ncontent-length: 10\r\n\r\n",
+         webhook-signature: v1,x\r\ncontent-length: 10\r\n\r\n{{",
         webhook.timestamp
     );
-    slow.write_all(head.as_bytes()).await.expect("a write");
-    while !app.metrics().await.contains("pleo_ingest_in_flight 1") {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    let mut slow = Vec::new();
+    for _ in 0..20 {
+        let mut connection = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("a connection");
+        connection
+            .write_all(head.as_bytes())
+            .await
+            .expect("a write");
+        slow.push(connection);
     }
+    app.until_metric("pleo_ingest_in_flight 20").await;
+    assert_eq!(app.send(&webhook).await.0, 202, "nobody is shut out");
 
-    let client = reqwest::Client::new();
-    let overloaded = client.post(&app.url).send().await.expect("an answer");
-    assert_eq!(overloaded.status(), 503);
-    assert!(overloaded.headers().contains_key("retry-after"));
+    let mut gone = slow.split_off(10);
+    for connection in &mut slow {
+        let mut answer = String::new();
+        connection
+            .read_to_string(&mut answer)
+            .await
+            .expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+    // The others leave in the middle, and are counted as well.
+    gone.clear();
+    app.until_metric("pleo_ingest_in_flight 0").await;
+    app.stop().await;
+    stores.clean_up().await;
+}
 
-    // The slow one is cut off by its deadline, and its place is free again.
-    let mut answer = String::new();
-    slow.read_to_string(&mut answer).await.expect("an answer");
-    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    assert_eq!(app.send(&webhook).await.0, 202);
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn whoever_shows_no_signature_keeps_no_connection(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    let address = app.url.split('/').nth(2).expect("a host");
+    for request in [
+        "POST /webhooks/pleo HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n",
+        "GET /webhooks/pleo HTTP/1.1\r\nhost: x\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+    ] {
+        let mut connection = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("a connection");
+        connection
+            .write_all(request.as_bytes())
+            .await
+            .expect("a write");
+        let mut answer = String::new();
+        let closed = tokio::time::timeout(
+            std::time::Duration::from_secs(3),
+            connection.read_to_string(&mut answer),
+        );
+        closed
+            .await
+            .expect("the connection is closed")
+            .expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
     app.stop().await;
     stores.clean_up().await;
 }

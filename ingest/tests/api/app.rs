@@ -7,7 +7,11 @@ use ingest::{config::Config, service::Service};
 use lapin::{
     Channel, Connection, ConnectionProperties,
     message::BasicGetMessage,
-    options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeleteOptions, QueuePurgeOptions},
+    options::{
+        BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+        QueuePurgeOptions,
+    },
+    types::FieldTable,
 };
 use serde_json::Value;
 use shared::{Family, topology::Topology};
@@ -82,6 +86,19 @@ impl Stores {
             .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
             .await
             .expect("the queue");
+    }
+
+    /// Declares a family's queue without the arguments that it should have.
+    pub(crate) async fn declare_differently(&self, family: Family) {
+        let queue = self.topology().queue(family);
+        self.channel
+            .queue_declare(
+                queue.as_str().into(),
+                QueueDeclareOptions::durable(),
+                FieldTable::default(),
+            )
+            .await
+            .expect("a queue");
     }
 
     /// Leaves nothing of this test on the broker.
@@ -182,6 +199,19 @@ impl App {
         let response = self.client.get(format!("{}/metrics", self.private_url));
         let response = response.send().await.expect("an answer");
         response.text().await.expect("a body")
+    }
+
+    /// Waits until `/metrics` has this line.
+    pub(crate) async fn until_metric(&self, line: &str) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let metrics = self.metrics().await;
+            if metrics.lines().any(|found| found == line) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never {line}: {metrics}");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// `/readyz`: status and body.

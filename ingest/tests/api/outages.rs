@@ -22,6 +22,10 @@ struct Proxied {
 
 impl Proxied {
     async fn start(stores: &Stores) -> Self {
+        Self::start_with(stores, &[]).await
+    }
+
+    async fn start_with(stores: &Stores, flags: &[&str]) -> Self {
         let broker = Proxy::start(host_of(&stores.amqp_url))
             .await
             .expect("a proxy");
@@ -32,7 +36,7 @@ impl Proxied {
             &through(&stores.database_url, &database),
             &through(&stores.amqp_url, &broker),
             &stores.prefix,
-            &[],
+            flags,
         );
         app.until_ready("rabbitmq").await;
         app.until_ready("postgres").await;
@@ -178,20 +182,96 @@ async fn a_deleted_queue_is_declared_again_and_nothing_is_lost(pool: PgPool) {
     // Without any queue the broker would confirm and drop it.
     assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
     assert_eq!(spooled(&pool).await, 1);
-    app.until_ready("rabbitmq").await;
     let deadline = Instant::now() + SOON;
     loop {
-        app.send(&Webhook::vendor(&Webhook::new_id())).await;
-        app.until_ready("rabbitmq").await;
-        // The queue is back once a message is in it.
-        let published = app.metrics().await;
-        if published.contains("pleo_ingest_breaker_open{store=\"rabbitmq\"} 0") {
+        let before = spooled(&pool).await;
+        assert_eq!(app.send(&Webhook::vendor(&Webhook::new_id())).await.0, 202);
+        if spooled(&pool).await == before {
             break;
         }
         assert!(Instant::now() < deadline, "never declared again");
         sleep(Duration::from_millis(100)).await;
     }
     assert!(!stores.drain(Family::Vendor).await.is_empty());
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn past_the_in_flight_limit_the_answer_is_503_at_once(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start_with(&stores, &["--in-flight-limit", "1"]).await;
+    // With both stores silent, an event takes its whole deadline.
+    proxied.broker.set(Mode::Freeze).await;
+    proxied.database.set(Mode::Freeze).await;
+    let (slow, refused) = (Webhook::vendor("slow"), Webhook::vendor("refused"));
+    let (slow, (refused, waited)) = tokio::join!(proxied.app.send(&slow), async {
+        proxied.app.until_metric("pleo_ingest_in_flight 1").await;
+        sleep(Duration::from_millis(300)).await;
+        let started = Instant::now();
+        (proxied.app.send(&refused).await, started.elapsed())
+    });
+    assert_eq!(slow.0, 503);
+    assert_eq!(
+        (refused.0, &refused.1["title"]),
+        (503, &"too many requests at once".into())
+    );
+    assert!(waited < Duration::from_secs(2), "{waited:?}");
+    proxied.broker.set(Mode::Pass).await;
+    proxied.database.set(Mode::Pass).await;
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_without_a_queue_spoils_no_other_and_is_not_lost(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    stores.delete_queue(Family::Other).await;
+    let others: Vec<_> = (0..20)
+        .map(|_| Webhook::new(&Webhook::new_id(), br#"{"eventType":"v1.x.y"}"#))
+        .collect();
+    let vendors: Vec<_> = (0..200)
+        .map(|_| Webhook::vendor(&Webhook::new_id()))
+        .collect();
+    // One connection each, so that batches with and without them are under way together.
+    let answers = join_all(others.iter().chain(&vendors).map(|w| app.send(w))).await;
+    assert!(
+        answers.iter().all(|(status, _)| *status == 202),
+        "{answers:?}"
+    );
+    let mut safe: Vec<String> = sqlx::query_scalar("select webhook_id from webhook_spool")
+        .fetch_all(&pool)
+        .await
+        .expect("a query");
+    app.until_ready("rabbitmq").await;
+    for family in [Family::Vendor, Family::Other] {
+        for message in stores.drain(family).await {
+            let id = message.properties.message_id().as_ref().expect("an id");
+            safe.push(id.to_string());
+        }
+    }
+    for webhook in others.iter().chain(&vendors) {
+        assert!(safe.contains(&webhook.id), "{} is nowhere", webhook.id);
+    }
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_topology_that_differs_is_shown_and_does_not_stop_publishing(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    stores.declare_differently(Family::Vendor).await;
+    let app = App::start(&stores).await;
+    let queue = stores.topology().queue(Family::Vendor);
+    app.until_metric(&format!("pleo_topology_drift{{entity=\"{queue}\"}} 1"))
+        .await;
+    for _ in 0..20 {
+        assert_eq!(app.send(&Webhook::vendor(&Webhook::new_id())).await.0, 202);
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(spooled(&pool).await, 0);
+    assert_eq!(stores.drain(Family::Vendor).await.len(), 20);
     app.stop().await;
     stores.clean_up().await;
 }
@@ -203,5 +283,119 @@ async fn it_serves_before_the_schema_is_there(pool: PgPool) {
     assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
     assert_eq!(stores.drain(Family::Vendor).await.len(), 1);
     app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_spool_row_is_on_disk_before_the_answer(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    // A deferred trigger runs with the settings under which the transaction commits.
+    sqlx::raw_sql(
+        "create table commits (durability text);
+         create function note() returns trigger language plpgsql as
+           $$ begin insert into commits values (current_setting('synchronous_commit')); return null; end $$;
+         create constraint trigger note after insert on webhook_spool
+           deferrable initially deferred for each row execute function note()",
+    )
+    .execute(&pool)
+    .await
+    .expect("good SQL");
+    let app = App::start_at(
+        &stores.database_url,
+        "amqp://127.0.0.1:1/%2f",
+        &stores.prefix,
+        &[],
+    );
+    app.until_ready("postgres").await;
+    assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
+    let commits: Vec<String> = sqlx::query_scalar("select durability from commits")
+        .fetch_all(&pool)
+        .await
+        .expect("rows");
+    assert_eq!(commits, ["on"], "the row is the event's only copy");
+    app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_refused_event_is_not_a_duplicate_when_it_comes_again(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    proxied.broker.set(Mode::Cut).await;
+    proxied.database.set(Mode::Cut).await;
+    let webhook = Webhook::vendor("msg_1");
+    for _ in 0..2 {
+        assert_eq!(proxied.app.send(&webhook).await.0, 503);
+    }
+    proxied.broker.set(Mode::Pass).await;
+    proxied.database.set(Mode::Pass).await;
+    proxied.app.until_ready("rabbitmq").await;
+    proxied.app.until_ready("postgres").await;
+    accepted_soon(&proxied.app, &webhook).await;
+    let queued = stores.drain(Family::Vendor).await.len();
+    let spooled = spooled(&pool).await;
+    assert!(
+        queued > 0 || spooled > 0,
+        "answered 2xx, and neither queued nor spooled"
+    );
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_wrong_signature_is_refused_without_asking_a_store(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    let good = Webhook::vendor("msg_1");
+    assert_eq!(proxied.app.send(&good).await.0, 202);
+    let mut forged = good.clone();
+    forged.body.push(b' ');
+    let stale = Webhook::signed_at("msg_1", &good.body, 1_600_000_000);
+    proxied.broker.set(Mode::Freeze).await;
+    proxied.database.set(Mode::Freeze).await;
+    for (webhook, in_memory) in [(&forged, true), (&stale, true), (&forged, false)] {
+        let mut webhook = webhook.clone();
+        if !in_memory {
+            webhook.id = Webhook::new_id();
+        }
+        let started = Instant::now();
+        // An id that was accepted before says nothing to whoever cannot sign.
+        assert_eq!(proxied.app.send(&webhook).await.0, 401);
+        assert!(
+            started.elapsed() < Duration::from_secs(1),
+            "it waited for a store"
+        );
+    }
+    proxied.broker.set(Mode::Pass).await;
+    proxied.database.set(Mode::Pass).await;
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn no_receipt_is_committed_while_the_confirm_is_awaited(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    proxied.broker.set(Mode::Freeze).await;
+    let webhook = Webhook::vendor("msg_1");
+    let look = async {
+        for _ in 0..20 {
+            sleep(Duration::from_millis(50)).await;
+            let receipts: i64 = sqlx::query_scalar("select count(*) from webhook_receipts")
+                .fetch_one(&pool)
+                .await
+                .expect("a count");
+            assert_eq!(
+                receipts, 0,
+                "killed now, it would call the next try a duplicate"
+            );
+        }
+    };
+    tokio::select! {
+        answer = proxied.app.send(&webhook) => panic!("{answer:?} before a confirm"),
+        () = look => {}
+    }
+    proxied.broker.set(Mode::Pass).await;
+    accepted_soon(&proxied.app, &webhook).await;
+    proxied.app.stop().await;
     stores.clean_up().await;
 }

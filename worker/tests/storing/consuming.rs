@@ -98,6 +98,21 @@ impl Broker {
             .message_count()
     }
 
+    /// How many consume the queue; `None` if it is not there.
+    async fn consumers(&self, family: Family) -> Option<u32> {
+        let queue = self.topology.queue(family);
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        // On a channel of its own, as the broker closes it where there is no queue.
+        let channel = self.connection.create_channel().await.expect("a channel");
+        let declared = channel
+            .queue_declare(queue.as_str().into(), options, FieldTable::default())
+            .await;
+        Some(declared.ok()?.consumer_count())
+    }
+
     /// Consumes one message and dies without acknowledging it, as a worker that is killed.
     async fn die_with_a_message(&self, family: Family) {
         let connection = Connection::connect(&self.url, ConnectionProperties::default())
@@ -324,6 +339,40 @@ async fn a_message_without_an_id_is_stored_with_a_problem(pool: PgPool) {
     broker.clean_up().await;
 }
 
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test stands in for a foreign publisher"
+)]
+async fn a_message_with_an_impossible_time_is_stored_like_any_other(pool: PgPool) {
+    let broker = Broker::new().await;
+    let mut headers = FieldTable::default();
+    headers.insert(
+        "received-at-ms".into(),
+        lapin::types::AMQPValue::LongLongInt(-8_000_000_000_000_000),
+    );
+    let event = vendor("foreign");
+    let properties = event.to_properties(Receipt::Missing).with_headers(headers);
+    broker
+        .channel
+        .basic_publish(
+            broker.topology.events_exchange().as_str().into(),
+            "v1.vendor.created".into(),
+            BasicPublishOptions::default(),
+            &event.body,
+            properties,
+        )
+        .await
+        .expect("a publish")
+        .await
+        .expect("a confirm");
+    broker.publish(&[vendor("m1"), vendor("m2")]).await;
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    until_count(&pool, "select count(*) from vendors", 3).await;
+    worker.stop().await;
+    broker.clean_up().await;
+}
+
 #[sqlx::test]
 async fn a_worker_brings_the_schema_and_several_may_do_so_at_once(pool: PgPool) {
     let broker = Broker::new().await;
@@ -343,5 +392,31 @@ async fn a_worker_brings_the_schema_and_several_may_do_so_at_once(pool: PgPool) 
     for worker in workers {
         worker.stop().await;
     }
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_lost_subscription_is_taken_up_again(pool: PgPool) {
+    let broker = Broker::new().await;
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    broker.publish(&[vendor("m1")]).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    for (id, stored) in [("m2", 2), ("m3", 3)] {
+        // The broker cancels the subscriptions of a queue that is deleted.
+        let queue = broker.topology.queue(Family::Vendor);
+        broker
+            .channel
+            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .expect("the queue");
+        let deadline = Instant::now() + SOON;
+        while broker.consumers(Family::Vendor).await != Some(1) {
+            assert!(Instant::now() < deadline, "nobody consumes again");
+            sleep(Duration::from_millis(50)).await;
+        }
+        broker.publish(&[vendor(id)]).await;
+        until_count(&pool, "select count(*) from vendors", stored).await;
+    }
+    worker.stop().await;
     broker.clean_up().await;
 }

@@ -4,7 +4,9 @@ use shared::{Family, message::Receipt};
 use sqlx::{PgPool, Row};
 use tokio_util::sync::CancellationToken;
 
-use crate::sample::{count, event, export_job_body, persist, persistence, vendor, work};
+use crate::sample::{
+    count, event, export_job_body, persist, persistence, sql, vendor, vendor_body, work,
+};
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_documented_vendor_event_fills_every_column(pool: PgPool) {
@@ -150,4 +152,55 @@ async fn every_table_and_view_is_documented(pool: PgPool) {
     .await
     .expect("a query");
     assert!(undocumented.is_empty(), "{undocumented:?}");
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn every_commit_waits_for_the_disk_whatever_the_servers_default_is(pool: PgPool) {
+    // Deferred triggers run with the settings under which the transaction commits.
+    sql(
+        &pool,
+        "create table commits (durability text);
+         create function note() returns trigger language plpgsql as
+           $$ begin insert into commits values (current_setting('synchronous_commit')); return null; end $$;
+         create constraint trigger note after insert on events
+           deferrable initially deferred for each row execute function note();
+         create constraint trigger note after insert on webhook_spool
+           deferrable initially deferred for each row execute function note();
+         alter table vendors add constraint no_poison check (id <> 'poison')",
+    )
+    .await;
+    let options = (*pool.connect_options()).clone();
+    let relaxed = PgPool::connect_with(options.options([("synchronous_commit", "off")]))
+        .await
+        .expect("a pool");
+    // One is stored, one deferred, one set aside to be handled alone.
+    persist(&relaxed, ["m1", "poison"].map(vendor)).await;
+    persistence(&relaxed, Family::Vendor)
+        .isolate(&[work(vendor("suspect"))], &CancellationToken::new())
+        .await
+        .expect("not abandoned");
+    let commits: Vec<String> = sqlx::query_scalar("select durability from commits")
+        .fetch_all(&pool)
+        .await
+        .expect("rows");
+    assert_eq!(commits, ["on"; 3]);
+    relaxed.close().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_second_body_under_one_id_changes_no_typed_table(pool: PgPool) {
+    persist(&pool, [vendor("m1")]).await;
+    let newer = vendor_body("m1", "Other", "ACTIVE", "2030-01-01T00:00:00Z");
+    let job = export_job_body("j1", "pending", "2025-01-01T00:00:00Z");
+    persist(&pool, [event("m1", newer), event("m1", job)]).await;
+    assert_eq!(count(&pool, "select count(*) from dead_letters").await, 2);
+    assert_eq!(
+        count(
+            &pool,
+            "select (select count(*) from vendors where name = 'Acme')
+                  + 10 * (select count(*) from export_jobs)"
+        )
+        .await,
+        1
+    );
 }

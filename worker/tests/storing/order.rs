@@ -120,3 +120,35 @@ async fn an_old_state_that_comes_late_does_not_win(pool: PgPool) {
         .expect("the vendor");
     assert_eq!(name, "new");
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn of_two_states_with_one_time_the_further_one_wins(pool: PgPool) {
+    const AT: &str = "2025-01-01T00:00:00Z";
+    // The webhook ids compare the other way round, and each is first once.
+    let pairs = [
+        ("a", ["z-pending", "a-completed"]),
+        ("b", ["a-completed", "z-pending"]),
+    ];
+    for (resource, ids) in pairs {
+        for id in ids {
+            let (status, state) = match id {
+                "z-pending" => ("pending", "DRAFT"),
+                _ => ("completed", "ARCHIVED"),
+            };
+            let job = export_job_body(resource, status, AT);
+            let vendor = vendor_body(resource, "n", state, AT);
+            let batch = [
+                event(&format!("{id}-job-{resource}"), job),
+                event(&format!("{id}-vendor-{resource}"), vendor),
+            ];
+            persist(&pool, batch).await;
+        }
+    }
+    let states: Vec<String> = sqlx::query_scalar(
+        "select status from export_jobs union all select state from vendors order by 1",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("rows");
+    assert_eq!(states, ["ARCHIVED", "ARCHIVED", "completed", "completed"]);
+}

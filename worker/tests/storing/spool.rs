@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use shared::{
     AcceptedEvent, Family,
+    message::Receipt,
     spool::{self, SpoolEntry},
 };
 use sqlx::PgPool;
@@ -15,6 +16,7 @@ async fn spool_events(pool: &PgPool, events: &[AcceptedEvent], claims: i32) {
         .iter()
         .map(|event| SpoolEntry {
             event,
+            receipt: Receipt::Recorded,
             attempts: 0,
             claims,
             delay: Duration::ZERO,
@@ -99,4 +101,18 @@ async fn a_claim_is_counted_before_anything_is_done_with_the_event(pool: PgPool)
         1,
     )
     .await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_reader_outlives_every_error(pool: PgPool) {
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    for (event, stored) in [(vendor("m1"), 1), (vendor("m2"), 2)] {
+        sql(&pool, "alter table webhook_spool rename to gone").await;
+        // It looks every second.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        sql(&pool, "alter table gone rename to webhook_spool").await;
+        spool_events(&pool, &[event], 0).await;
+        until_count(&pool, "select count(*) from vendors", stored).await;
+    }
+    reader.cancel();
 }

@@ -44,7 +44,7 @@ pub struct Config {
     #[arg(long, env = "BODY_LIMIT", default_value = "262144", value_parser = parse_in_range::<1_024, 524_288>)]
     pub body_limit: usize,
 
-    /// Requests handled at once; past it the answer is 503 without delay
+    /// Verified events under way at once; past it the answer is 503 without delay
     #[arg(long, env = "IN_FLIGHT_LIMIT", default_value = "1024", value_parser = parse_in_range::<1, 65_536>)]
     pub in_flight_limit: usize,
 

@@ -157,4 +157,32 @@ mod tests {
         assert_eq!(delays.len(), 1_000);
         assert!(delays.iter().all(|d| *d <= Duration::from_secs(10)));
     }
+
+    /// The threads that lapin has for connections of this process.
+    fn connection_threads() -> usize {
+        std::fs::read_dir("/proc/self/task")
+            .expect("the process's threads")
+            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
+            .filter(|name| name.starts_with("lapin-io-loop"))
+            .count()
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_stays_silent_costs_one_thread_and_not_one_an_attempt() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let address = silent.local_addr().expect("an address");
+        tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok(connection) = silent.accept().await {
+                connections.push(connection);
+            }
+        });
+        let url = BrokerUrl::parse(&format!("amqp://{address}")).expect("valid");
+        for _ in 0..3 {
+            connect(&url, "test").await.expect_err("nobody answers");
+        }
+        assert_eq!(connection_threads(), 1);
+    }
 }

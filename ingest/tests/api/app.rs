@@ -14,7 +14,10 @@ use lapin::{
     types::FieldTable,
 };
 use serde_json::Value;
-use shared::{Family, topology::Topology};
+use shared::{
+    Family,
+    topology::{Declare, Topology},
+};
 use sqlx::{ConnectOptions, PgPool};
 use tokio::{
     task::JoinHandle,
@@ -32,7 +35,7 @@ pub(crate) struct Stores {
     pub(crate) amqp_url: String,
     pub(crate) database_url: String,
     pub(crate) prefix: String,
-    _connection: Connection,
+    connection: Connection,
     channel: Channel,
 }
 
@@ -48,7 +51,7 @@ impl Stores {
             amqp_url,
             database_url: pool.connect_options().to_url_lossy().to_string(),
             prefix: format!("test-{:016x}", rand::random::<u64>()),
-            _connection: connection,
+            connection,
             channel,
         }
     }
@@ -86,6 +89,16 @@ impl Stores {
             .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
             .await
             .expect("the queue");
+    }
+
+    /// Declares the whole topology, as a service does at start.
+    pub(crate) async fn declare(&self) {
+        let drifts = self
+            .topology()
+            .declare(&self.connection, Declare::Active)
+            .await
+            .expect("a connection");
+        assert!(drifts.is_empty(), "{drifts:?}");
     }
 
     /// Declares a family's queue without the arguments that it should have.

@@ -5,5 +5,6 @@ mod app;
 mod dedup;
 mod misconfiguration;
 mod outages;
+mod publishing;
 mod standard_webhooks;
 mod webhook;

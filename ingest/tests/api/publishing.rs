@@ -1,0 +1,79 @@
+//! What the publisher believes of the broker's answers.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use ingest::publisher;
+use shared::{
+    AcceptedEvent, EventType, Family,
+    broker::BrokerUrl,
+    message::{Receipt, body_sha256},
+    metrics::ServiceMetrics,
+    topology::Declare,
+};
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{SOON, Stores};
+
+fn event(event_type: &str) -> AcceptedEvent {
+    AcceptedEvent {
+        webhook_id: "msg_1".to_owned(),
+        event_type: EventType::parse(event_type).expect("a type"),
+        body: "{}".into(),
+        body_sha256: body_sha256(b"{}"),
+        received_at: chrono::Utc::now(),
+        attempted_at: None,
+        secret_name: None,
+    }
+}
+
+/// The broker confirms what it cannot route as well, and says so in a message that names no
+/// publish. Among many confirms that come together it must not be taken for another event's.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_without_a_queue_never_counts_as_confirmed(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    stores.declare().await;
+    stores.delete_queue(Family::Other).await;
+    // Passive, so that the queue stays away.
+    let (publisher, supervisor) = publisher::new(
+        BrokerUrl::parse(&stores.amqp_url).expect("an address"),
+        stores.topology(),
+        Declare::Passive,
+        ServiceMetrics::new("test"),
+    );
+    let stop = CancellationToken::new();
+    let supervisor = tokio::spawn(supervisor.run(stop.clone()));
+    let deadline = Instant::now() + SOON;
+    while publisher.probe().await.is_err() {
+        assert!(Instant::now() < deadline, "never connected");
+        sleep(Duration::from_millis(20)).await;
+    }
+
+    let (routable, unroutable) = (event("v1.vendor.created"), event("v1.x.y"));
+    let vendors = [(&routable, Receipt::Missing); 5];
+    let mixed = [
+        (&routable, Receipt::Missing),
+        (&unroutable, Receipt::Missing),
+        (&routable, Receipt::Missing),
+    ];
+    for _ in 0..300 {
+        let deadline = Instant::now() + SOON;
+        let (mixed, vendors) = tokio::join!(
+            join_all((0..4).map(|_| publisher.publish(&mixed, deadline))),
+            join_all((0..4).map(|_| publisher.publish(&vendors, deadline))),
+        );
+        assert!(
+            mixed.iter().all(|outcomes| outcomes[1].is_err()),
+            "{mixed:?}"
+        );
+        assert!(
+            vendors.iter().flatten().all(Result::is_ok),
+            "other batches are not touched: {vendors:?}"
+        );
+    }
+    stop.cancel();
+    supervisor.await.expect("the supervisor does not panic");
+    stores.clean_up().await;
+}

@@ -98,6 +98,7 @@ impl Consumer {
                 Ok(Ended::Lost(reason)) => {
                     warn!(family = %self.family, reason, "the connection to RabbitMQ ended; connecting again");
                 }
+                // Subscribed again in a moment, so it still counts as subscribed.
                 Ok(Ended::Idle) => continue,
                 Ok(Ended::Unstorable) => {
                     warn!(family = %self.family, "the messages are back in the queue until postgres is well");
@@ -107,6 +108,7 @@ impl Consumer {
                     warn!(family = %self.family, error, "cannot consume");
                 }
             }
+            self.metrics.consuming.set(0);
             if started.elapsed() > STABLE_AFTER {
                 delays = broker::reconnect_delays();
             }
@@ -127,7 +129,9 @@ impl Consumer {
             return Ok(Ended::Stopped);
         };
         let (connection, channel, deliveries) = subscribed?;
-        info!(family = %self.family, "consuming");
+        if self.metrics.consuming.get() == 0 {
+            info!(family = %self.family, "consuming");
+        }
         self.metrics.consuming.set(1);
         // Batches of this connection are of no use to the next one: its broker delivers them again.
         let abandon = abandon.child_token();
@@ -136,7 +140,9 @@ impl Consumer {
             ended = self.consume(&channel, deliveries, &mut running, stop, &abandon) => ended,
             reason = broker::ended(&connection) => Ended::Lost(reason),
         };
-        self.metrics.consuming.set(0);
+        if !matches!(ended, Ended::Idle) {
+            self.metrics.consuming.set(0);
+        }
         abandon.cancel();
         // What is being committed may finish; it is then known when it comes again.
         while running.join_next().await.is_some() {}

@@ -3,8 +3,7 @@
 use clap::ValueEnum;
 use tracing::{Level, Metadata};
 use tracing_subscriber::{
-    EnvFilter, Layer, filter::FilterExt, filter::filter_fn, layer::SubscriberExt,
-    util::SubscriberInitExt,
+    EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
 /// How log lines are written to standard error.
@@ -18,14 +17,18 @@ pub enum LogFormat {
 
 /// Starts logging. `filter` is a `tracing` filter such as `info` or `info,worker=debug`.
 pub fn init(filter: EnvFilter, format: LogFormat) {
-    let filter = filter.and(filter_fn(shows_no_content));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match format {
         LogFormat::Text => layer.with_ansi(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
+    // Both filters are for the whole subscriber. As a filter of one layer they would lose events:
+    // whoever asks whether a level is on, as sqlx does, leaves the answer behind for the thread's
+    // next event.
     tracing_subscriber::registry()
-        .with(layer.with_filter(filter))
+        .with(filter)
+        .with(filter_fn(shows_no_content))
+        .with(layer)
         .init();
 }
 

@@ -77,6 +77,7 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         service.stop(SOON).await.expect("stopped in time");
         let log = std::fs::read_to_string(service.process().log().expect("a log")).expect("text");
         assert!(log.contains("TRACE"), "the level was asked for");
+        assert!(log.contains("stopping signal"), "no line is lost");
         for hidden in [
             MARKER,
             marker_bytes,

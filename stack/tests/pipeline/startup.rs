@@ -55,5 +55,7 @@ async fn services_that_start_before_their_stores_need_no_restart() {
     for service in &services {
         let stopped = service.stop(SOON).await.expect("stopped in time");
         assert!(stopped.success(), "{}: {stopped}", service.process().name());
+        let log = service.process().log_tail(100);
+        assert!(log.contains("stopping signal"), "a line is lost: {log}");
     }
 }

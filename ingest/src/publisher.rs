@@ -191,6 +191,12 @@ impl Publisher {
             .collect()
     }
 
+    /// Waits for a connection, if there is none, for at most `within`.
+    pub async fn connected(&self, within: Duration) {
+        let mut link = self.link.clone();
+        timeout(within, link.wait_for(Option::is_some)).await.ok();
+    }
+
     /// All confirmations, or an error if one is missing.
     #[expect(
         clippy::disallowed_methods,

@@ -186,6 +186,10 @@ impl Settlement {
             return Vec::new();
         }
         let started = Instant::now();
+        if !can_spool {
+            // One that is just being made, as after a start, is better than a refusal.
+            self.publisher.connected(TRIAL).await;
+        }
         let permit = match self.broker_breaker.permit(started) {
             Some(permit) => permit,
             None if can_spool => return vec![Err(PublishError::LeftAlone); events.len()],

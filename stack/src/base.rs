@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::process::PidFile;
 use crate::progress::note;
+use crate::small_disk;
 
 /// Others may pass through, which the account of Postgres has to, but not look.
 const MODE: u32 = 0o711;
@@ -180,12 +181,13 @@ fn sweep(parent: &Path) -> Result<File> {
     Ok(sweeping)
 }
 
-/// Kills what a crashed stack may have left running in its folder.
+/// Kills what a crashed stack may have left running in its folder, and unmounts what it mounted.
 fn kill_leftovers(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
             kill_leftovers(&path);
+            small_disk::detach(&path);
         } else if path.extension().is_some_and(|extension| extension == "pid")
             && let Err(error) = PidFile::kill_leftover(&path)
         {

@@ -1,5 +1,6 @@
 //! The commands of the binary.
 
+mod drill;
 mod report;
 mod signals;
 mod test;
@@ -27,6 +28,8 @@ enum Command {
     Up(up::Args),
     /// Start a throw-away RabbitMQ and Postgres and run all tests
     Test(test::Args),
+    /// Let everything go wrong under load, and show that nothing is lost
+    Drill(drill::Args),
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
@@ -34,6 +37,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Up(args) => up::run(&args, &signals).await,
         Command::Test(args) => test::run(&args, &signals).await,
+        Command::Drill(args) => drill::run(&args, &signals).await,
     }
 }
 

@@ -4,6 +4,7 @@
 //! it starts, kills, freezes and restarts real processes. It holds no logic of the pipeline.
 
 pub mod base;
+pub mod drill;
 pub mod packages;
 pub mod ports;
 pub mod postgres;
@@ -14,4 +15,5 @@ pub mod proxy;
 pub mod rabbitmq;
 pub mod sample;
 pub mod service;
+pub mod small_disk;
 pub mod stores;

@@ -62,21 +62,35 @@ pub async fn post(
     webhook_id: &str,
     body: &str,
 ) -> Result<(reqwest::StatusCode, String)> {
-    let timestamp = Utc::now().timestamp();
-    let signature = sign(secret, webhook_id, timestamp, body)?;
-    let response = reqwest::Client::new()
-        .post(url)
-        .timeout(ANSWER_WITHIN)
-        .header("content-type", "application/json")
-        .header("webhook-id", webhook_id)
-        .header("webhook-timestamp", timestamp)
-        .header("webhook-signature", signature)
-        .body(body.to_owned())
+    let client = reqwest::Client::builder().timeout(ANSWER_WITHIN).build()?;
+    let response = request(&client, url, secret, webhook_id, body)?
         .send()
         .await
         .with_context(|| format!("cannot post to {url}"))?;
     let status = response.status();
     Ok((status, response.text().await?))
+}
+
+/// A body for `url`, signed with `secret` and the current time under this id, ready to be sent.
+///
+/// # Errors
+/// When the secret is malformed.
+pub fn request(
+    client: &reqwest::Client,
+    url: &str,
+    secret: &str,
+    webhook_id: &str,
+    body: &str,
+) -> Result<reqwest::RequestBuilder> {
+    let timestamp = Utc::now().timestamp();
+    let signature = sign(secret, webhook_id, timestamp, body)?;
+    Ok(client
+        .post(url)
+        .header("content-type", "application/json")
+        .header("webhook-id", webhook_id)
+        .header("webhook-timestamp", timestamp)
+        .header("webhook-signature", signature)
+        .body(body.to_owned()))
 }
 
 impl Sample {

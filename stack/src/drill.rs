@@ -1,0 +1,254 @@
+//! Fault drills: real processes under load are killed, frozen, cut off and starved, and in the end
+//! a ledger shows that every event answered 2xx is stored, once.
+
+mod audit;
+mod event;
+mod fault;
+mod report;
+mod schedule;
+mod sender;
+mod site;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+pub use self::audit::Audit;
+pub use self::fault::{Alarm, Fault, Part, Store};
+pub use self::report::{Recoveries, Report};
+use self::schedule::Step;
+pub use self::schedule::{Incident, Schedule};
+pub use self::sender::{Answer, Refusal, Sender, Sent};
+use self::site::Site;
+use crate::packages::Packages;
+use crate::process::Process;
+use crate::programs::Programs;
+use crate::progress::Progress;
+
+/// Every incident is over, for good, within this. The longest wait in the services is a spool row
+/// that a killed worker had claimed: 60 s.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(120);
+/// Also for spool rows that were claimed twice in vain.
+const DRAINED_WITHIN: Duration = Duration::from_secs(240);
+
+/// What a drill is held with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Decides what is sent.
+    pub seed: u64,
+    /// New events a second.
+    pub rate: u32,
+    /// Where the services' logs go, so that they stay; without it they are deleted in the end.
+    pub logs: Option<PathBuf>,
+}
+
+/// A site under load that incidents can happen to.
+#[derive(Debug)]
+pub struct Drill {
+    site: Site,
+    sender: Sender,
+    pool: PgPool,
+    seed: u64,
+    started: Instant,
+    progress: Progress,
+    /// When a 503 was the honest answer: neither store could be reached, or ingest itself was frozen
+    /// while its deadlines passed.
+    excuses: Vec<(Instant, Instant)>,
+    report: Report,
+}
+
+impl Drill {
+    /// Starts the stores, the services and a sender.
+    ///
+    /// # Errors
+    /// When something does not come up.
+    pub async fn start(
+        packages: &Packages,
+        programs: Programs,
+        settings: &Settings,
+        progress: Progress,
+    ) -> Result<Self> {
+        let step = progress.step("starting the stores, two replicas of ingest and the workers");
+        let site = Site::start(packages, programs, settings.logs.as_deref()).await?;
+        let pool = PgPoolOptions::new()
+            .acquire_timeout(Duration::from_secs(5))
+            .connect_lazy(&site.stores().database_url())?;
+        let sender = Sender::start(settings.seed, settings.rate, site.webhook_urls())?;
+        step.done("everything is up and under load");
+        Ok(Self {
+            site,
+            sender,
+            pool,
+            seed: settings.seed,
+            started: Instant::now(),
+            progress,
+            excuses: Vec::new(),
+            report: Report::default(),
+        })
+    }
+
+    /// Lets incidents of the schedule happen for this long. Faults that this machine cannot
+    /// simulate are left out.
+    ///
+    /// # Errors
+    /// When a store does not come up again.
+    pub async fn run(&mut self, schedule: Schedule, during: Duration) -> Result<()> {
+        let end = Instant::now() + during;
+        for incident in schedule {
+            if Instant::now() + incident.after > end {
+                break;
+            }
+            self.incident(&incident).await?;
+            if !self.report.failures.is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets one incident happen and waits until all is well again; that it is not in time shows in
+    /// the report.
+    ///
+    /// # Errors
+    /// As [`Drill::run`].
+    pub async fn incident(&mut self, incident: &Incident) -> Result<()> {
+        sleep(incident.after).await;
+        let began = Instant::now();
+        let refusals = self.sender.refusals();
+        let faults: Vec<Fault> = incident
+            .faults
+            .iter()
+            .map(|(fault, ..)| *fault)
+            .filter(|fault| self.site.can(*fault))
+            .collect();
+        for (time, step) in incident.steps() {
+            sleep_until(began + time).await;
+            match step {
+                Step::Begin(fault) | Step::End(fault) if !self.site.can(fault) => {}
+                Step::Begin(fault) => self
+                    .site
+                    .begin(fault, faults.len() == 1)
+                    .await
+                    .with_context(|| format!("cannot begin {fault}"))?,
+                Step::End(fault) => self
+                    .site
+                    .end(fault)
+                    .await
+                    .with_context(|| format!("cannot end {fault}"))?,
+            }
+            self.look_at_memory();
+        }
+        let ended = Instant::now();
+        let recovered = timeout(RECOVERED_WITHIN, self.recovered()).await;
+        let took = ended.elapsed();
+        let at = began.duration_since(self.started).as_secs();
+        match recovered {
+            Ok(()) => self.progress.say(&format!(
+                "{at:>5} s  {incident}; {} refused; well again after {:.1} s",
+                self.sender.refusals() - refusals,
+                took.as_secs_f64()
+            )),
+            Err(_elapsed) => {
+                let failure = format!("{at} s: {incident}; not well again after {took:?}");
+                self.progress.say(&failure);
+                self.report.failures.push(failure);
+            }
+        }
+        for fault in &faults {
+            let recoveries = self.report.recoveries.entry(*fault).or_default();
+            recoveries.incidents += 1;
+            recoveries.longest = recoveries.longest.max(took);
+        }
+        let hits = |part| faults.iter().any(|fault| fault.part() == part);
+        let keeps_no_deadline =
+            |fault: &Fault| matches!(fault, Fault::Pause(Part::Ingest1 | Part::Ingest2));
+        if hits(Part::RabbitMq) && hits(Part::Postgres) || faults.iter().any(keeps_no_deadline) {
+            self.excuses.push((began, Instant::now()));
+        }
+        for failure in self.site.failures() {
+            self.progress.say(&failure);
+            self.report.failures.push(failure);
+        }
+        Ok(())
+    }
+
+    /// Stops sending, lets everything come to rest and draws up the ledger.
+    ///
+    /// # Errors
+    /// When a store cannot be asked.
+    pub async fn finish(self) -> Result<Report> {
+        let step = self.progress.step("letting everything come to rest");
+        let deadline = Instant::now() + DRAINED_WITHIN;
+        let sent = self.sender.finish(RECOVERED_WITHIN).await;
+        let audit = audit::audit(self.site.stores(), &self.pool, self.seed, deadline).await?;
+        let mut report = self.report;
+        report.missing = sent
+            .accepted
+            .iter()
+            .filter(|number| !audit.stored.contains(number))
+            .copied()
+            .collect();
+        report.needless_refusals = sent
+            .refusals
+            .iter()
+            .filter(|refusal| {
+                !self
+                    .excuses
+                    .iter()
+                    .any(|(began, ended)| refusal.answered >= *began && refusal.sent <= *ended)
+            })
+            .count();
+        report.without_retry_after = sent.refusals.iter().filter(|r| !r.retry_after).count();
+        report.slowest_refusal = sent
+            .refusals
+            .iter()
+            .map(|refusal| refusal.answered - refusal.sent)
+            .max()
+            .unwrap_or_default();
+        report.failures.extend(self.site.failures());
+        report.failures.dedup();
+        report.seed = self.seed;
+        report.sent = sent;
+        report.audit = audit;
+        report.took = self.started.elapsed();
+        step.done("everything has come to rest");
+        Ok(report)
+    }
+
+    /// How many events were answered 2xx so far.
+    pub fn accepted(&self) -> usize {
+        self.sender.accepted()
+    }
+
+    async fn recovered(&self) {
+        let patient = Instant::now() + RECOVERED_WITHIN * 2;
+        while self.site.ready(RECOVERED_WITHIN).await.is_err() {
+            sleep(Duration::from_millis(200)).await;
+        }
+        let canaries = self.sender.canaries().await;
+        audit::all_stored(&self.pool, &canaries, patient).await;
+    }
+
+    fn look_at_memory(&mut self) {
+        for process in self.site.services() {
+            let most = self
+                .report
+                .memory_mib
+                .entry(process.name().to_owned())
+                .or_default();
+            *most = (*most).max(peak_memory_mib(process).unwrap_or_default());
+        }
+    }
+}
+
+/// The peak resident size, `VmHWM` of `/proc/<pid>/status`; `None` if the process is gone.
+fn peak_memory_mib(process: &Process) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1_024)
+}

@@ -1,0 +1,136 @@
+//! What is where once everything has come to rest, read from the stores themselves.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use sqlx::{PgPool, Row};
+use tokio::time::{Instant, sleep};
+
+use super::event::{self, Kind};
+use crate::stores::Stores;
+
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Typed rows that are not the newest state of their resource. What is the newest follows from the
+/// stored events alone; two events of one resource never have the same time.
+const OUTDATED: &str = "
+    with states as (
+        select resource_id, webhook_id, event_type like '%.vendor.%' as is_vendor,
+               coalesce(payload->'data'->>'updatedAt', payload->'data'->>'lastUpdatedAt') as time
+          from events
+         where problem is null and event_type similar to '%.(vendor|export-job).%'),
+    newest as (
+        select distinct on (is_vendor, resource_id) *
+          from states order by is_vendor, resource_id, time::timestamptz desc)
+    select count(*)
+      from newest n
+      left join vendors v on n.is_vendor and v.id = n.resource_id
+      left join export_jobs j on not n.is_vendor and j.id = n.resource_id
+     where n.webhook_id is distinct from coalesce(v.webhook_id, j.webhook_id)";
+
+/// The stores' side of the ledger.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// Numbers of the events in `events`.
+    pub stored: BTreeSet<u64>,
+    /// Events that are in `events` more than once.
+    pub stored_twice: i64,
+    /// Events with a problem, as they should have.
+    pub problems: usize,
+    /// Numbers of events that have a problem and should not, or the other way round.
+    pub wrong_problems: Vec<u64>,
+    /// Typed rows that are not the newest state.
+    pub outdated: i64,
+    /// Events left in `webhook_spool`.
+    pub spooled: i64,
+    /// Messages left in the queues.
+    pub queued: u64,
+    /// Receipts without an event.
+    pub unstored_receipts: i64,
+}
+
+/// Waits until the queues and the spool are empty, at most until `deadline`, then looks.
+///
+/// # Errors
+/// When a store cannot be asked.
+pub(super) async fn audit(
+    stores: &Stores,
+    pool: &PgPool,
+    seed: u64,
+    deadline: Instant,
+) -> Result<Audit> {
+    let count = async |sql: &'static str| -> Result<i64> {
+        sqlx::query_scalar(sql)
+            .fetch_one(pool)
+            .await
+            .with_context(|| format!("cannot ask: {sql}"))
+    };
+    let (spooled, queued) = loop {
+        let spooled = count("select count(*) from webhook_spool").await?;
+        let queued = queued(stores).await?;
+        if spooled == 0 && queued == 0 || Instant::now() > deadline {
+            break (spooled, queued);
+        }
+        sleep(LOOK_EVERY).await;
+    };
+    let mut audit = Audit {
+        stored_twice: count("select count(*) - count(distinct body_sha256) from events").await?,
+        outdated: count(OUTDATED).await?,
+        spooled,
+        queued,
+        unstored_receipts: count("select count(*) from unstored_receipts").await?,
+        ..Audit::default()
+    };
+    let rows = sqlx::query("select webhook_id, problem is not null from events")
+        .fetch_all(pool)
+        .await?;
+    for row in rows {
+        let webhook_id: String = row.try_get(0)?;
+        let has_problem: bool = row.try_get(1)?;
+        let number = event::number_of(seed, &webhook_id)
+            .with_context(|| format!("nobody sent {webhook_id}"))?;
+        audit.stored.insert(number);
+        if has_problem != (event::kind(number) == Kind::Malformed) {
+            audit.wrong_problems.push(number);
+        } else if has_problem {
+            audit.problems += 1;
+        }
+    }
+    Ok(audit)
+}
+
+/// Waits until all of these are in `events`; false if they are not by the deadline.
+pub(super) async fn all_stored(pool: &PgPool, webhook_ids: &[String], deadline: Instant) -> bool {
+    loop {
+        let stored: Result<i64, _> =
+            sqlx::query_scalar("select count(*) from events where webhook_id = any($1)")
+                .bind(webhook_ids)
+                .fetch_one(pool)
+                .await;
+        // The connection may be of before Postgres was restarted; the next one is not.
+        if stored.is_ok_and(|stored| usize::try_from(stored) == Ok(webhook_ids.len())) {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        sleep(LOOK_EVERY / 4).await;
+    }
+}
+
+/// Messages in all queues, delivered and unacknowledged ones included.
+async fn queued(stores: &Stores) -> Result<u64> {
+    let listed = stores
+        .rabbitmq
+        .ctl(&["list_queues", "--no-table-headers", "messages"])
+        .await?;
+    listed
+        .split_whitespace()
+        .map(|count| {
+            count
+                .parse::<u64>()
+                .with_context(|| format!("rabbitmqctl printed {listed:?}"))
+        })
+        .sum()
+}

@@ -1,0 +1,185 @@
+//! What can go wrong in a drill, as data.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Error, bail};
+
+use crate::programs::Program;
+
+/// A process of the site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// One of two replicas.
+    Ingest1,
+    /// The other one.
+    Ingest2,
+    /// The only one of its family.
+    ExportJobWorker,
+    /// One of two replicas.
+    VendorWorker1,
+    /// The other one.
+    VendorWorker2,
+    /// The only one of its family.
+    OtherWorker,
+    /// The broker.
+    RabbitMq,
+    /// The database.
+    Postgres,
+}
+
+impl Part {
+    /// All.
+    pub const ALL: [Self; 8] = [
+        Self::Ingest1,
+        Self::Ingest2,
+        Self::ExportJobWorker,
+        Self::VendorWorker1,
+        Self::VendorWorker2,
+        Self::OtherWorker,
+        Self::RabbitMq,
+        Self::Postgres,
+    ];
+
+    /// What it is called in reports and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ingest1 => "ingest-1",
+            Self::Ingest2 => "ingest-2",
+            Self::ExportJobWorker => "export-job-worker",
+            Self::VendorWorker1 => "vendor-worker-1",
+            Self::VendorWorker2 => "vendor-worker-2",
+            Self::OtherWorker => "other-worker",
+            Self::RabbitMq => "rabbitmq",
+            Self::Postgres => "postgres",
+        }
+    }
+
+    /// The service that it runs; `None` for a store.
+    pub fn program(self) -> Option<Program> {
+        match self {
+            Self::Ingest1 | Self::Ingest2 => Some(Program::Ingest),
+            Self::ExportJobWorker => Some(Program::ExportJobWorker),
+            Self::VendorWorker1 | Self::VendorWorker2 => Some(Program::VendorWorker),
+            Self::OtherWorker => Some(Program::OtherWorker),
+            Self::RabbitMq | Self::Postgres => None,
+        }
+    }
+}
+
+/// A store, as the services reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Store {
+    /// The broker.
+    RabbitMq,
+    /// The database.
+    Postgres,
+}
+
+/// A resource whose alarm makes RabbitMQ block publishers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Alarm {
+    /// The memory watermark.
+    Memory,
+    /// The limit of free disk space.
+    Disk,
+}
+
+/// Something that goes wrong for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The process is killed with SIGKILL, and later started again.
+    Kill(Part),
+    /// The process is asked to stop, and later started again.
+    Stop(Part),
+    /// The process is frozen with SIGSTOP, and later goes on.
+    Pause(Part),
+    /// Connections to the store are cut and new ones refused.
+    Cut(Store),
+    /// Connections to the store stay open and carry nothing.
+    HalfOpen(Store),
+    /// RabbitMQ takes no messages.
+    Alarm(Alarm),
+    /// Postgres has no connection left to give.
+    NoConnections,
+    /// The disk of Postgres is full.
+    DiskFull,
+}
+
+impl Fault {
+    /// All; what a fault needs of the machine is not looked at.
+    pub fn all() -> Vec<Self> {
+        let stores = [Store::RabbitMq, Store::Postgres];
+        let mut all: Vec<Self> = Vec::new();
+        all.extend(Part::ALL.map(Self::Kill));
+        all.extend(Part::ALL.map(Self::Stop));
+        all.extend(Part::ALL.map(Self::Pause));
+        all.extend(stores.map(Self::Cut));
+        all.extend(stores.map(Self::HalfOpen));
+        all.extend([Alarm::Memory, Alarm::Disk].map(Self::Alarm));
+        all.extend([Self::NoConnections, Self::DiskFull]);
+        all
+    }
+
+    /// What it hits. Two faults at one time hit different parts.
+    pub fn part(self) -> Part {
+        match self {
+            Self::Kill(part) | Self::Stop(part) | Self::Pause(part) => part,
+            Self::Cut(Store::RabbitMq) | Self::HalfOpen(Store::RabbitMq) | Self::Alarm(_) => {
+                Part::RabbitMq
+            }
+            Self::Cut(Store::Postgres)
+            | Self::HalfOpen(Store::Postgres)
+            | Self::NoConnections
+            | Self::DiskFull => Part::Postgres,
+        }
+    }
+
+    /// The shortest and longest time that it lasts in a random schedule, in seconds.
+    pub(super) fn lasts_s(self) -> std::ops::RangeInclusive<u64> {
+        match self {
+            // Long enough for every deadline, lease and heartbeat in the services to matter.
+            Self::Pause(_) => 20..=20,
+            Self::Kill(part) | Self::Stop(part) if part.program().is_some() => 0..=5,
+            Self::Kill(_) | Self::Stop(_) => 1..=15,
+            Self::Cut(_) => 1..=10,
+            Self::HalfOpen(_) => 5..=20,
+            Self::Alarm(_) | Self::NoConnections | Self::DiskFull => 5..=15,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let store = |store: Store| match store {
+            Store::RabbitMq => "rabbitmq",
+            Store::Postgres => "postgres",
+        };
+        match *self {
+            Self::Kill(part) => write!(f, "kill:{}", part.name()),
+            Self::Stop(part) => write!(f, "stop:{}", part.name()),
+            Self::Pause(part) => write!(f, "pause:{}", part.name()),
+            Self::Cut(to) => write!(f, "cut:{}", store(to)),
+            Self::HalfOpen(to) => write!(f, "half-open:{}", store(to)),
+            Self::Alarm(Alarm::Memory) => f.write_str("memory-alarm:rabbitmq"),
+            Self::Alarm(Alarm::Disk) => f.write_str("disk-alarm:rabbitmq"),
+            Self::NoConnections => f.write_str("no-connections:postgres"),
+            Self::DiskFull => f.write_str("disk-full:postgres"),
+        }
+    }
+}
+
+impl FromStr for Fault {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let all = Self::all();
+        match all.iter().find(|fault| fault.to_string() == text) {
+            Some(fault) => Ok(*fault),
+            None => {
+                let all: Vec<String> = all.iter().map(Self::to_string).collect();
+                bail!("no fault of that name; there are {}", all.join(", "))
+            }
+        }
+    }
+}

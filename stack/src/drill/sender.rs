@@ -1,0 +1,260 @@
+//! The sender of a drill: open loop, so it does not slow down when answers do, and stubborn, so it
+//! tries again whatever was refused, as Pleo does.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::event;
+use crate::sample;
+
+/// Above ingest's own deadline, so that its answer arrives.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Between the attempts at an event that was refused: doubled from the first to the longest, with
+/// jitter. A sender that knows no such patience would itself be what keeps an overload up.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Repetitions of an accepted event come up to this much later.
+const REPEATED_WITHIN: Duration = Duration::from_secs(20);
+/// Events in a hundred that are sent to two replicas at the same time.
+const TWINS: u32 = 10;
+/// Events in a hundred that are sent again after they were accepted.
+const REPEATED: u32 = 10;
+
+/// How one attempt was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// 202, `accepted`.
+    Accepted,
+    /// 202, `duplicate`.
+    Duplicate,
+    /// Any other status.
+    Refused(u16),
+    /// None: connection refused or broken, or too slow.
+    None,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accepted => f.write_str("202 accepted"),
+            Self::Duplicate => f.write_str("202 duplicate"),
+            Self::Refused(status) => write!(f, "{status}"),
+            Self::None => f.write_str("no answer"),
+        }
+    }
+}
+
+/// A 503: legitimate only while neither store can be reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Refusal {
+    /// When the request was sent.
+    pub sent: Instant,
+    /// When the answer came.
+    pub answered: Instant,
+    /// Whether it said when to try again.
+    pub retry_after: bool,
+}
+
+/// What the sender knows.
+#[derive(Debug, Default)]
+pub struct Sent {
+    /// Events, each counted once.
+    pub events: u64,
+    /// Numbers of those that were answered 2xx at least once.
+    pub accepted: HashSet<u64>,
+    /// Attempts by answer.
+    pub answers: BTreeMap<Answer, u64>,
+    /// Every 503.
+    pub refusals: Vec<Refusal>,
+}
+
+/// A running sender.
+#[derive(Debug)]
+pub struct Sender {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    deliveries: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Shared {
+    seed: u64,
+    secret: &'static str,
+    urls: Vec<String>,
+    client: reqwest::Client,
+    next: AtomicU64,
+    sent: Mutex<Sent>,
+}
+
+impl Sender {
+    /// Sends `rate` new events a second to these addresses, which are several replicas of one
+    /// service, until [`Sender::finish`].
+    ///
+    /// # Errors
+    /// When no client can be made.
+    pub fn start(seed: u64, rate: u32, urls: Vec<String>) -> Result<Self> {
+        let client = reqwest::Client::builder()
+            .timeout(ANSWER_WITHIN)
+            .build()
+            .context("cannot make a client")?;
+        let sender = Self {
+            shared: Arc::new(Shared {
+                seed,
+                secret: sample::DEVELOPMENT_SECRET,
+                urls,
+                client,
+                next: AtomicU64::new(0),
+                sent: Mutex::default(),
+            }),
+            stop: CancellationToken::new(),
+            deliveries: TaskTracker::new(),
+        };
+        let (shared, stop) = (Arc::clone(&sender.shared), sender.stop.clone());
+        let deliveries = sender.deliveries.clone();
+        sender.deliveries.spawn(async move {
+            let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
+            // An open loop: what was missed is sent late rather than never.
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+                let number = shared.next_number();
+                deliveries.spawn(Arc::clone(&shared).deliver(number));
+            }
+        });
+        Ok(sender)
+    }
+
+    /// How many events were answered 2xx so far.
+    pub fn accepted(&self) -> usize {
+        self.shared.sent().accepted.len()
+    }
+
+    /// How many attempts were answered 503 so far.
+    pub fn refusals(&self) -> usize {
+        self.shared.sent().refusals.len()
+    }
+
+    /// Sends a few more events, at least one of each kind through each replica, and returns their
+    /// ids once all are accepted.
+    pub async fn canaries(&self) -> Vec<String> {
+        // Events of one kind come in runs, so this many in a row are of every kind.
+        const ALL_KINDS: u64 = 80;
+        let mut canaries = JoinSet::new();
+        let first = self.shared.next.fetch_add(ALL_KINDS, Ordering::Relaxed);
+        for number in (first..first + ALL_KINDS).step_by(3) {
+            let shared = Arc::clone(&self.shared);
+            canaries.spawn(async move {
+                shared.sent().events += 1;
+                let replica = usize::try_from(number / 3).unwrap_or_default();
+                shared.until_accepted(number, replica).await;
+                event::event(shared.seed, number).webhook_id
+            });
+        }
+        canaries.join_all().await
+    }
+
+    /// Sends no new events, goes on with those that are not accepted yet for at most `within`, and
+    /// says what became of all.
+    pub async fn finish(self, within: Duration) -> Sent {
+        self.stop.cancel();
+        self.deliveries.close();
+        // What is then still unanswered was not accepted, and shows as that.
+        timeout(within, self.deliveries.wait()).await.ok();
+        std::mem::take(&mut self.shared.sent())
+    }
+}
+
+impl Shared {
+    fn sent(&self) -> MutexGuard<'_, Sent> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn deliver(self: Arc<Self>, number: u64) {
+        let mut rng = StdRng::seed_from_u64(self.seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let replica = rng.random_range(0..self.urls.len());
+        self.sent().events += 1;
+        if rng.random_ratio(TWINS, 100) {
+            tokio::join!(
+                self.until_accepted(number, replica),
+                self.until_accepted(number, replica + 1)
+            );
+        } else {
+            self.until_accepted(number, replica).await;
+        }
+        if rng.random_ratio(REPEATED, 100) {
+            sleep(rng.random_range(Duration::ZERO..REPEATED_WITHIN)).await;
+            self.until_accepted(number, rng.random_range(0..self.urls.len()))
+                .await;
+        }
+    }
+
+    /// The replica after the one that refused it gets the next attempt.
+    async fn until_accepted(&self, number: u64, first_replica: usize) {
+        let event = event::event(self.seed, number);
+        let mut pause = FIRST_PAUSE;
+        for replica in first_replica.. {
+            let url = &self.urls[replica % self.urls.len()];
+            let sent = Instant::now();
+            let (answer, retry_after) = self.post(url, &event).await;
+            let accepted = matches!(answer, Answer::Accepted | Answer::Duplicate);
+            {
+                let mut ledger = self.sent();
+                *ledger.answers.entry(answer).or_default() += 1;
+                if accepted {
+                    ledger.accepted.insert(number);
+                }
+                if answer == Answer::Refused(503) {
+                    ledger.refusals.push(Refusal {
+                        sent,
+                        answered: Instant::now(),
+                        retry_after,
+                    });
+                }
+            }
+            if accepted {
+                return;
+            }
+            sleep(rand::random_range(pause..pause * 2)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn post(&self, url: &str, event: &event::Event) -> (Answer, bool) {
+        let request = sample::request(
+            &self.client,
+            url,
+            self.secret,
+            &event.webhook_id,
+            &event.body,
+        )
+        .expect("the development secret can sign");
+        let Ok(response) = request.send().await else {
+            return (Answer::None, false);
+        };
+        let status = response.status();
+        let retry_after = response.headers().contains_key("retry-after");
+        if !status.is_success() {
+            return (Answer::Refused(status.as_u16()), retry_after);
+        }
+        match response.text().await {
+            Ok(text) if text.contains("duplicate") => (Answer::Duplicate, false),
+            Ok(_) => (Answer::Accepted, false),
+            // The status alone is the promise.
+            Err(_) => (Answer::Accepted, false),
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What a drill is held on: both stores, a proxy in front of each, two replicas of ingest and the
+//! workers; and how each fault is done to it and undone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::geteuid;
+use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
+
+use super::fault::{Alarm, Fault, Part, Store};
+use crate::base::{self, Base};
+use crate::packages::Packages;
+use crate::postgres::Durability;
+use crate::process::Process;
+use crate::programs::Programs;
+use crate::proxy::{Mode, Proxy};
+use crate::service::{Launcher, Service};
+use crate::small_disk::SmallDisk;
+use crate::stores::{Addresses, DATABASE, Stores};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Above the services' own deadline for a stop, 25 s.
+const STOPPED_WITHIN: Duration = Duration::from_secs(40);
+/// For what a drill stores in an hour, with the log of Postgres limited as below.
+const DISK_BYTES: u64 = 2 << 30;
+const LOG_LIMIT: &str = "alter system set max_wal_size = '256MB'";
+
+/// Fields are dropped in this order: users before what they use.
+#[derive(Debug)]
+pub(super) struct Site {
+    services: BTreeMap<Part, Service>,
+    /// Services that a fault has taken away for now.
+    away: Vec<Part>,
+    /// Services that ended differently from what they should have.
+    failures: Vec<String>,
+    connections: Vec<PgConnection>,
+    proxies: BTreeMap<Store, Proxy>,
+    stores: Stores,
+    disk: Option<SmallDisk>,
+    _base: Base,
+}
+
+impl Site {
+    /// Starts everything and waits until it is ready. The services' logs stay if `logs` names a
+    /// folder for them.
+    pub(super) async fn start(
+        packages: &Packages,
+        programs: Programs,
+        logs: Option<&Path>,
+    ) -> Result<Self> {
+        let base = Base::temporary()?;
+        let logs = match logs {
+            Some(logs) => {
+                base::create(logs)?;
+                logs.to_owned()
+            }
+            None => base.folder("logs")?,
+        };
+        // Only root can mount; without it the drill has no full disk.
+        let disk = if geteuid().is_root() {
+            Some(SmallDisk::mount(&base.path().join("postgres"), DISK_BYTES)?)
+        } else {
+            None
+        };
+        let stores =
+            Stores::start(packages, &base, Addresses::free()?, Durability::ProcessOnly).await?;
+        let mut owner = PgConnection::connect(&stores.database_url()).await?;
+        sqlx::raw_sql(LOG_LIMIT).execute(&mut owner).await?;
+        sqlx::raw_sql("select pg_reload_conf()")
+            .execute(&mut owner)
+            .await?;
+        owner.close().await?;
+
+        let rabbitmq = Proxy::start(stores.rabbitmq.address()).await?;
+        let postgres = Proxy::start(stores.postgres.address()).await?;
+        let through = |url: String, store: std::net::SocketAddr, proxy: &Proxy| {
+            url.replace(&store.to_string(), &proxy.address().to_string())
+        };
+        let launcher = Launcher::new(programs, &stores, logs)
+            .env(
+                "DATABASE_URL",
+                through(stores.database_url(), stores.postgres.address(), &postgres),
+            )
+            .env(
+                "AMQP_URL",
+                through(stores.amqp_url(), stores.rabbitmq.address(), &rabbitmq),
+            );
+        let mut services = BTreeMap::new();
+        for part in Part::ALL {
+            if let Some(program) = part.program() {
+                services.insert(part, launcher.start(program, part.name())?);
+            }
+        }
+        let site = Self {
+            services,
+            away: Vec::new(),
+            failures: Vec::new(),
+            connections: Vec::new(),
+            proxies: BTreeMap::from([(Store::RabbitMq, rabbitmq), (Store::Postgres, postgres)]),
+            stores,
+            disk,
+            _base: base,
+        };
+        site.ready(READY_WITHIN).await?;
+        site.stores.rabbitmq.settle().await;
+        Ok(site)
+    }
+
+    /// Whether the fault can be simulated on this machine.
+    pub(super) fn can(&self, fault: Fault) -> bool {
+        fault != Fault::DiskFull || self.disk.is_some()
+    }
+
+    /// Where events are posted to, one address for each replica.
+    pub(super) fn webhook_urls(&self) -> Vec<String> {
+        [Part::Ingest1, Part::Ingest2]
+            .map(|part| self.services[&part].webhook_url())
+            .into()
+    }
+
+    /// The stores themselves, not through the proxies.
+    pub(super) fn stores(&self) -> &Stores {
+        &self.stores
+    }
+
+    /// The processes that should be running now.
+    pub(super) fn services(&self) -> impl Iterator<Item = &Process> {
+        self.services
+            .iter()
+            .filter(|(part, _)| !self.away.contains(part))
+            .map(|(_, service)| service.process())
+    }
+
+    /// What services did that they never should: ended by themselves, failed to stop in order,
+    /// panicked.
+    pub(super) fn failures(&self) -> Vec<String> {
+        let mut failures = self.failures.clone();
+        for process in self.services() {
+            if !process.is_running() {
+                failures.push(process.obituary());
+            }
+            let log = process.log().map(std::fs::read_to_string);
+            if let Some(Ok(log)) = log
+                && let Some(line) = log.lines().find(|line| line.contains("panicked"))
+            {
+                failures.push(format!("{}: {line}", process.name()));
+            }
+        }
+        failures
+    }
+
+    /// Waits until every service says that it is ready.
+    pub(super) async fn ready(&self, within: Duration) -> Result<()> {
+        let ready = async {
+            for service in self.services.values() {
+                service.ready(within).await?;
+            }
+            Ok(())
+        };
+        timeout(within, ready)
+            .await
+            .context("not every service is ready in time")?
+    }
+
+    /// Makes it happen. `alone` tells whether nothing else is wrong.
+    pub(super) async fn begin(&mut self, fault: Fault, alone: bool) -> Result<()> {
+        match fault {
+            Fault::Kill(Part::RabbitMq) => self.stores.rabbitmq.kill(),
+            Fault::Kill(Part::Postgres) => self.stores.postgres.kill(),
+            Fault::Kill(part) => {
+                self.services[&part].process().kill();
+                self.away.push(part);
+            }
+            Fault::Stop(Part::RabbitMq) => self.stores.rabbitmq.stop().await?,
+            Fault::Stop(Part::Postgres) => self.stores.postgres.stop().await?,
+            Fault::Stop(part) => {
+                self.away.push(part);
+                let ended = self.services[&part].stop(STOPPED_WITHIN).await;
+                // With a store away a worker may have to give up what it holds, and says so.
+                match ended {
+                    Ok(status) if status.success() || !alone => {}
+                    Ok(status) => self
+                        .failures
+                        .push(format!("{} stopped with {status}", part.name())),
+                    Err(error) => self.failures.push(format!("{error:#}")),
+                }
+            }
+            Fault::Pause(Part::RabbitMq) => self.stores.rabbitmq.pause()?,
+            Fault::Pause(Part::Postgres) => self.stores.postgres.pause()?,
+            Fault::Pause(part) => self.services[&part].process().pause()?,
+            Fault::Cut(store) => self.proxies[&store].set(Mode::Cut).await,
+            Fault::HalfOpen(store) => self.proxies[&store].set(Mode::Freeze).await,
+            Fault::Alarm(alarm) => self.alarm(alarm, ["absolute", "1"], "1000000GB").await?,
+            Fault::NoConnections => self.take_all_connections().await?,
+            Fault::DiskFull => self.disk()?.fill()?,
+        }
+        Ok(())
+    }
+
+    /// Undoes it. The stores are up again when this returns; services may still be starting.
+    pub(super) async fn end(&mut self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Kill(Part::RabbitMq) | Fault::Stop(Part::RabbitMq) => {
+                self.stores.rabbitmq.restart().await?;
+            }
+            Fault::Kill(Part::Postgres) | Fault::Stop(Part::Postgres) => {
+                self.stores.postgres.restart().await?;
+            }
+            Fault::Kill(part) | Fault::Stop(part) => {
+                self.away.retain(|away| *away != part);
+                self.services
+                    .get_mut(&part)
+                    .with_context(|| format!("{} is no service", part.name()))?
+                    .restart()?;
+            }
+            Fault::Pause(Part::RabbitMq) => self.stores.rabbitmq.resume()?,
+            Fault::Pause(Part::Postgres) => self.stores.postgres.resume()?,
+            Fault::Pause(part) => self.services[&part].process().resume()?,
+            Fault::Cut(store) | Fault::HalfOpen(store) => {
+                self.proxies[&store].set(Mode::Pass).await;
+            }
+            Fault::Alarm(alarm) => self.alarm(alarm, ["0.4", ""], "64MB").await?,
+            Fault::NoConnections => self.connections.clear(),
+            Fault::DiskFull => {
+                self.disk()?.clear()?;
+                // Out of space for its log it shuts down, and that is for its operator to mend.
+                if !self.stores.postgres.process().is_running() {
+                    self.stores.postgres.restart().await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn alarm(&self, alarm: Alarm, watermark: [&str; 2], disk_limit: &str) -> Result<()> {
+        let args = match alarm {
+            Alarm::Memory => {
+                let mut args = vec!["set_vm_memory_high_watermark"];
+                args.extend(watermark.iter().filter(|arg| !arg.is_empty()));
+                args
+            }
+            Alarm::Disk => vec!["set_disk_free_limit", disk_limit],
+        };
+        self.stores.rabbitmq.ctl(&args).await.map(drop)
+    }
+
+    /// Takes every connection that Postgres can give, those of the services included.
+    async fn take_all_connections(&mut self) -> Result<()> {
+        const END_ALL_OTHERS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
+             where pid <> pg_backend_pid() and backend_type = 'client backend'
+               and application_name <> 'drill'";
+        const MORE_THAN_ANY_SERVER_ALLOWS: usize = 10_000;
+        let url = format!(
+            "{}?application_name=drill",
+            self.stores.postgres.url(DATABASE)
+        );
+        let mut first = PgConnection::connect(&url).await?;
+        while self.connections.len() < MORE_THAN_ANY_SERVER_ALLOWS {
+            match PgConnection::connect(&url).await {
+                Ok(connection) => self.connections.push(connection),
+                Err(_) => {
+                    let ended = sqlx::raw_sql(END_ALL_OTHERS).execute(&mut first).await?;
+                    if ended.rows_affected() == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        ensure!(
+            self.connections.len() < MORE_THAN_ANY_SERVER_ALLOWS,
+            "postgres never runs out of connections"
+        );
+        self.connections.push(first);
+        Ok(())
+    }
+
+    fn disk(&self) -> Result<&SmallDisk> {
+        self.disk
+            .as_ref()
+            .context("only root can simulate a full disk")
+    }
+}

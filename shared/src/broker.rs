@@ -54,6 +54,17 @@ impl BrokerUrl {
             })
     }
 
+    /// The virtual host.
+    pub fn vhost(&self) -> String {
+        self.uri().vhost
+    }
+
+    /// The user's name and password.
+    pub fn credentials(&self) -> (String, SecretString) {
+        let user = self.uri().authority.userinfo;
+        (user.username, SecretString::from(user.password))
+    }
+
     fn uri(&self) -> AMQPUri {
         let mut uri: AMQPUri = self
             .url

@@ -16,9 +16,9 @@ use crate::{
     topology::{Declare, Topology},
 };
 
-/// Where the stores are and what is in them.
+/// Where the stores are and what the pipeline's things are called there.
 #[derive(Args, Clone, Debug)]
-pub struct StoreArgs {
+pub struct StoreLocations {
     // Both addresses hold passwords. As secrets they stay out of debug output, and parsed only after
     // the command line they stay out of its error messages, which repeat a value.
     /// Postgres, as postgres://user:password@host:5432/database
@@ -32,13 +32,9 @@ pub struct StoreArgs {
     /// What the names of exchanges and queues start with
     #[arg(long, env = "TOPOLOGY_PREFIX", default_value = "pleo", value_parser = parse_prefix)]
     pub topology_prefix: String,
-
-    /// Create missing exchanges and queues at start; false only checks that they exist
-    #[arg(long, env = "DECLARE_TOPOLOGY", default_value_t = true, action = clap::ArgAction::Set)]
-    pub declare_topology: bool,
 }
 
-impl StoreArgs {
+impl StoreLocations {
     /// How to connect to Postgres.
     pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
         database::parse_url(self.database_url.expose_secret())
@@ -54,6 +50,35 @@ impl StoreArgs {
     /// The topology under the configured prefix.
     pub fn topology(&self) -> Topology {
         Topology::new(&self.topology_prefix)
+    }
+}
+
+/// How a service uses the stores.
+#[derive(Args, Clone, Debug)]
+pub struct StoreArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub locations: StoreLocations,
+
+    /// Create missing exchanges and queues at start; false only checks that they exist
+    #[arg(long, env = "DECLARE_TOPOLOGY", default_value_t = true, action = clap::ArgAction::Set)]
+    pub declare_topology: bool,
+}
+
+impl StoreArgs {
+    /// How to connect to Postgres.
+    pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
+        self.locations.postgres()
+    }
+
+    /// How to connect to RabbitMQ.
+    pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
+        self.locations.broker()
+    }
+
+    /// The topology under the configured prefix.
+    pub fn topology(&self) -> Topology {
+        self.locations.topology()
     }
 
     /// Whether to create it.

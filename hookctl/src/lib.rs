@@ -1,0 +1,8 @@
+//! The operators' tool: what people do to a running pipeline, one file for each subcommand.
+//!
+//! It acts as the stores' owner or administrator and is no part of the way that an event takes.
+
+pub mod account;
+pub mod management;
+pub mod passwords;
+pub mod setup;

@@ -1,0 +1,146 @@
+//! RabbitMQ's HTTP API, as its administrator.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use shared::broker::BrokerUrl;
+use ureq::{Agent, Body, http::Response};
+
+/// For one request, connecting included.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A client of the API.
+#[derive(Clone)]
+pub struct Management {
+    agent: Agent,
+    url: Arc<str>,
+    authorization: Arc<SecretString>,
+}
+
+impl Management {
+    /// At `url`, such as `http://host:15672`, as the user of `broker`.
+    pub fn new(url: &str, broker: &BrokerUrl) -> anyhow::Result<Self> {
+        // Not repeated in the error, in case it has a password after all.
+        ensure!(
+            (url.starts_with("http://") || url.starts_with("https://")) && !url.contains('@'),
+            "RABBITMQ_MANAGEMENT_URL must be of the form http://host:15672, without a user: that of \
+             AMQP_URL is used"
+        );
+        let (user, password) = broker.credentials();
+        let pair = format!("{user}:{}", password.expose_secret());
+        let config = Agent::config_builder()
+            .timeout_global(Some(DEADLINE))
+            .http_status_as_error(false)
+            // The password is not for whoever the answer points to.
+            .max_redirects(0)
+            .build();
+        Ok(Self {
+            agent: config.into(),
+            url: url.trim_end_matches('/').into(),
+            authorization: Arc::new(format!("Basic {}", BASE64_STANDARD.encode(pair)).into()),
+        })
+    }
+
+    /// Fails unless the user is an administrator.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        let me = self.get("/api/whoami").await?;
+        // RabbitMQ 3.8 and older join them with commas.
+        let tags = me["tags"].to_string();
+        ensure!(
+            tags.contains("administrator"),
+            "the user of AMQP_URL is no administrator of RabbitMQ: make it one with rabbitmqctl \
+             set_user_tags, or use another"
+        );
+        Ok(())
+    }
+
+    /// What is at a path.
+    pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let body = self
+            .request(path, |client, url| {
+                client
+                    .agent
+                    .get(url)
+                    .header("authorization", client.authorization.expose_secret())
+                    .call()
+            })
+            .await?;
+        serde_json::from_str(&body)
+            .with_context(|| format!("{} is not RabbitMQ's management", self.url))
+    }
+
+    /// Creates or replaces what is at a path.
+    pub async fn put(&self, path: &str, value: Value) -> anyhow::Result<()> {
+        self.request(path, move |client, url| {
+            client
+                .agent
+                .put(url)
+                .header("authorization", client.authorization.expose_secret())
+                .send_json(&value)
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn request(
+        &self,
+        path: &str,
+        send: impl FnOnce(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
+    ) -> anyhow::Result<String> {
+        let client = self.clone();
+        let url = format!("{}{path}", self.url);
+        let sent = tokio::task::spawn_blocking(move || {
+            let mut response = send(&client, &url)?;
+            let body = response.body_mut().read_to_string()?;
+            Ok::<_, ureq::Error>((response.status(), body))
+        });
+        let (status, body) = sent.await?.map_err(|error| {
+            anyhow!(
+                "cannot reach RabbitMQ's management at {} ({error}): check \
+                 RABBITMQ_MANAGEMENT_URL, and enable it with: rabbitmq-plugins enable \
+                 rabbitmq_management",
+                self.url
+            )
+        })?;
+        match status.as_u16() {
+            200..300 => Ok(body),
+            401 => bail!("RabbitMQ's management refuses the user of AMQP_URL: {body}"),
+            _ => bail!("RabbitMQ's management answers {path} with {status}: {body}"),
+        }
+    }
+}
+
+/// A part of a path.
+pub fn encode(part: &str) -> String {
+    part.bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(b).to_string()
+            }
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_a_password_is_refused_without_repeating_it() {
+        let broker = BrokerUrl::parse("amqp://guest:guest@localhost").expect("valid");
+        for bad in ["http://user:hunter2@host:15672", "host:15672", ""] {
+            let error = Management::new(bad, &broker).err().expect("refused");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn parts_of_a_path_stay_parts() {
+        assert_eq!(encode("/"), "%2F");
+        assert_eq!(encode("a b?ü"), "a%20b%3F%C3%BC");
+    }
+}

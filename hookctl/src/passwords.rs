@@ -1,0 +1,115 @@
+//! The accounts' passwords: one each, from the settings.
+
+use anyhow::{bail, ensure};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::account::Account;
+
+const MIN_LEN: usize = 16;
+const MAX_LEN: usize = 128;
+
+/// A password for every account.
+#[derive(Debug)]
+pub struct Passwords(Vec<(Account, SecretString)>);
+
+impl Passwords {
+    /// Reads `service=password` entries, separated by commas or line ends; lines that start with
+    /// `#` are comments. The error names the entry and never shows a password.
+    ///
+    /// Passwords end up in addresses and environment files, so they consist of characters that mean
+    /// nothing in either.
+    pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
+        let mut passwords: Vec<(Account, SecretString)> = Vec::new();
+        let entries = text
+            .expose_secret()
+            .lines()
+            .filter(|line| !line.trim_start().starts_with('#'))
+            .flat_map(|line| line.split(','))
+            .map(str::trim)
+            .filter(|entry| !entry.is_empty());
+        for (index, entry) in entries.enumerate() {
+            let position = index + 1;
+            let named = entry.split_once('=').and_then(|(name, password)| {
+                let account = Account::ALL
+                    .into_iter()
+                    .find(|a| a.service() == name.trim())?;
+                Some((account, password.trim()))
+            });
+            let Some((account, password)) = named else {
+                bail!(
+                    "entry {position} names no service: write {}",
+                    Account::ALL.map(|a| format!("{}=…", a.service())).join(",")
+                );
+            };
+            let service = account.service();
+            ensure!(
+                (MIN_LEN..=MAX_LEN).contains(&password.len()) && password.bytes().all(is_plain),
+                "the password of {service} must be {MIN_LEN} to {MAX_LEN} letters, digits, `-`, `.`, \
+                 `_` or `~`; make one with: openssl rand -hex 24"
+            );
+            ensure!(
+                passwords.iter().all(|(other, _)| *other != account),
+                "there are two passwords of {service}"
+            );
+            passwords.push((account, password.into()));
+        }
+        for account in Account::ALL {
+            ensure!(
+                passwords.iter().any(|(other, _)| *other == account),
+                "there is no password of {0}: add {0}=…",
+                account.service()
+            );
+        }
+        Ok(Self(passwords))
+    }
+
+    /// An account's password.
+    pub fn of(&self, account: Account) -> &SecretString {
+        self.0
+            .iter()
+            .find(|(other, _)| *other == account)
+            .map(|(_, password)| password)
+            .expect("the constructor saw one for every account")
+    }
+}
+
+/// What a URL leaves as it is.
+fn is_plain(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use shared::Family;
+
+    use super::*;
+
+    const GOOD: &str = "ingest=0123456789abcde-\n# rotated\nexport-job-worker = 0123456789abcde.,\
+                        vendor-worker=0123456789abcde_\nother-worker=0123456789abcde~\n";
+
+    fn parse(text: &str) -> anyhow::Result<Passwords> {
+        Passwords::parse(&SecretString::from(text))
+    }
+
+    #[test]
+    fn each_account_has_its_own_password() {
+        let passwords = parse(GOOD).expect("valid");
+        let of = |account| passwords.of(account).expose_secret();
+        assert_eq!(of(Account::Ingest), "0123456789abcde-");
+        assert_eq!(of(Account::Worker(Family::Other)), "0123456789abcde~");
+        assert!(!format!("{passwords:?}").contains("0123456789"));
+    }
+
+    #[rstest]
+    #[case::missing(&GOOD.replace("vendor-worker=", "#"))]
+    #[case::twice(&GOOD.replace("vendor-worker", "ingest"))]
+    #[case::unknown(&GOOD.replace("vendor-worker", "vendor"))]
+    #[case::unnamed(&GOOD.replace("vendor-worker=", ""))]
+    #[case::short(&GOOD.replace("0123456789abcde_", "0123456789abcde"))]
+    #[case::not_plain(&GOOD.replace("0123456789abcde_", "0123456789abcde@"))]
+    fn a_bad_list_is_refused_without_showing_a_password(#[case] text: &str) {
+        let error = format!("{:#}", parse(text).expect_err("refused"));
+        assert!(!error.contains("0123456789"), "{error}");
+    }
+}

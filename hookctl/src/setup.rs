@@ -1,0 +1,288 @@
+//! `hookctl setup`: schema, topology, and the accounts that the services run under with no more
+//! rights than they need. Every step can be repeated, also while the services are at work.
+
+mod postgres;
+mod rabbitmq;
+
+use std::{
+    collections::HashSet,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use lapin::Connection;
+use secrecy::SecretString;
+use shared::{
+    broker::{self, BrokerUrl},
+    config::StoreLocations,
+    topology::{Declare, Drift},
+};
+use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use tokio::time::timeout;
+
+use self::postgres::Place;
+use crate::{
+    account::{self, Account},
+    management::Management,
+    passwords::Passwords,
+};
+
+/// For connecting to Postgres, and for declaring the topology.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Where a dry run has no password to show.
+const HIDDEN: &str = "SCRAM-SHA-256$…";
+
+/// Prepare both stores: schema, queues, and an account with the least rights for each service.
+///
+/// Run it as the owner of the database and an administrator of RabbitMQ, before the first start and
+/// after each upgrade. It can be repeated at any time. Changed passwords count at once; give them to
+/// the services and restart those.
+///
+/// Exit codes: 0 done, 1 failed (repeat it once the reason is gone), 2 wrong settings, 3 done but
+/// something on the broker differs from the topology.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub stores: StoreLocations,
+
+    /// RabbitMQ's management, as http://host:15672 (https:// for TLS), with the user of AMQP_URL
+    #[arg(long, env = "RABBITMQ_MANAGEMENT_URL")]
+    pub rabbitmq_management_url: String,
+
+    /// The accounts' passwords, separated by commas:
+    /// ingest=…,export-job-worker=…,vendor-worker=…,other-worker=…
+    #[arg(long, env = "ACCOUNT_PASSWORDS", hide_env_values = true)]
+    pub account_passwords: Option<SecretString>,
+
+    /// A file with the passwords, one a line, instead of ACCOUNT_PASSWORDS
+    #[arg(
+        long,
+        env = "ACCOUNT_PASSWORDS_FILE",
+        conflicts_with = "account_passwords"
+    )]
+    pub account_passwords_file: Option<PathBuf>,
+
+    /// Change nothing: print the SQL and the permissions. Needs no passwords and shows none
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// What is to be done, from settings that were checked.
+struct Setup {
+    database: PgConnectOptions,
+    broker: BrokerUrl,
+    management: Management,
+    stores: StoreLocations,
+    /// `None` for a dry run.
+    passwords: Option<Passwords>,
+}
+
+/// What was done.
+struct Done {
+    place: Place,
+    existed: HashSet<String>,
+    rights: Vec<(Account, Vec<(String, String)>)>,
+    drifts: Vec<Drift>,
+}
+
+/// Runs the subcommand.
+#[expect(clippy::print_stderr, reason = "errors of a command-line tool")]
+pub async fn main(args: &Args) -> ExitCode {
+    const WRONG_SETTINGS: u8 = 2;
+    const DRIFT: u8 = 3;
+    let setup = match Setup::new(args) {
+        Ok(setup) => setup,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return ExitCode::from(WRONG_SETTINGS);
+        }
+    };
+    match setup.run().await {
+        Ok(drifts) if drifts.is_empty() => ExitCode::SUCCESS,
+        Ok(drifts) => {
+            for Drift { entity, reason } in drifts {
+                eprintln!(
+                    "error: {entity} differs on the broker ({reason}); delete it when it is empty \
+                     and run setup again"
+                );
+            }
+            ExitCode::from(DRIFT)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Setup {
+    fn new(args: &Args) -> anyhow::Result<Self> {
+        let broker = args.stores.broker()?;
+        account::check_prefix(&args.stores.topology_prefix)?;
+        Ok(Self {
+            database: args.stores.postgres()?.application_name("hookctl"),
+            management: Management::new(&args.rabbitmq_management_url, &broker)?,
+            broker,
+            stores: args.stores.clone(),
+            passwords: if args.dry_run {
+                None
+            } else {
+                Some(args.passwords()?)
+            },
+        })
+    }
+
+    async fn run(&self) -> anyhow::Result<Vec<Drift>> {
+        let mut postgres = timeout(DEADLINE, PgConnection::connect_with(&self.database))
+            .await
+            .context("postgres did not answer in time")?
+            .context("cannot connect to postgres (DATABASE_URL)")?;
+        let Some(passwords) = &self.passwords else {
+            self.show(&mut postgres).await?;
+            return Ok(Vec::new());
+        };
+        let done = self.apply(&mut postgres, passwords).await?;
+        self.report(&done)?;
+        Ok(done.drifts)
+    }
+
+    /// Whatever can be known to fail does so before anything is changed.
+    async fn apply(
+        &self,
+        postgres: &mut PgConnection,
+        passwords: &Passwords,
+    ) -> anyhow::Result<Done> {
+        let prefix = &self.stores.topology_prefix;
+        let place = Place::find(postgres).await?;
+        postgres::check_existing(postgres, prefix).await?;
+        postgres::check_ownership(postgres, &place).await?;
+        self.management.check().await?;
+        let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
+
+        migrations::run(postgres)
+            .await
+            .context("cannot bring the schema up to date")?;
+        let existed = postgres::existing(postgres, prefix).await?;
+        let password = |account| passwords.of(account).clone();
+        postgres::apply(postgres, &place, prefix, password).await?;
+        let drifts = self.declare(&rabbitmq).await?;
+        for account in Account::ALL {
+            rabbitmq::apply(
+                &self.management,
+                &self.broker.vhost(),
+                &account.name(prefix),
+                passwords.of(account),
+                &account.permissions(&self.stores.topology()),
+            )
+            .await?;
+        }
+        let mut rights = Vec::new();
+        for account in Account::ALL {
+            let granted = postgres::rights(postgres, &account.name(prefix)).await?;
+            rights.push((account, granted));
+        }
+        Ok(Done {
+            place,
+            existed,
+            rights,
+            drifts,
+        })
+    }
+
+    async fn declare(&self, rabbitmq: &Connection) -> anyhow::Result<Vec<Drift>> {
+        let topology = self.stores.topology();
+        timeout(DEADLINE, topology.declare(rabbitmq, Declare::Active))
+            .await
+            .context("RabbitMQ did not answer in time")?
+            .context("cannot declare the topology")
+    }
+
+    fn report(&self, done: &Done) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        let Place {
+            database, schema, ..
+        } = &done.place;
+        writeln!(
+            out,
+            "Postgres: database {database}, schema {schema}, up to date"
+        )?;
+        writeln!(out, "RabbitMQ: virtual host {}", self.broker.vhost())?;
+        for (account, rights) in &done.rights {
+            let name = account.name(&self.stores.topology_prefix);
+            let how = if done.existed.contains(&name) {
+                "was there; has its password and rights anew"
+            } else {
+                "is new"
+            };
+            writeln!(out, "\n{name} {how}")?;
+            for (table, kinds) in rights {
+                writeln!(out, "  {table}: {kinds}")?;
+            }
+            let permissions = account.permissions(&self.stores.topology());
+            writeln!(
+                out,
+                "  RabbitMQ: configure {}, write {}, read {}",
+                permissions.configure, permissions.write, permissions.read
+            )?;
+        }
+        writeln!(
+            out,
+            "\nStart each service with its account in DATABASE_URL and AMQP_URL, with \
+             DECLARE_TOPOLOGY=false, and the workers with MIGRATE=false."
+        )
+    }
+
+    /// What would be done, as a script for psql with the rest as comments.
+    async fn show(&self, postgres: &mut PgConnection) -> anyhow::Result<()> {
+        let prefix = &self.stores.topology_prefix;
+        let place = Place::find(postgres).await?;
+        let existing = postgres::existing(postgres, prefix).await?;
+        let mut out = io::stdout().lock();
+        writeln!(
+            out,
+            "-- After the migrations, in the database {} as {}:",
+            place.database, place.role
+        )?;
+        for account in Account::ALL {
+            let name = account.name(prefix);
+            let exists = existing.contains(&name);
+            writeln!(out, "{};", postgres::role(&name, exists, HIDDEN))?;
+        }
+        writeln!(out, "\n{}", postgres::grants(&place, prefix))?;
+        writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;
+        for account in Account::ALL {
+            let permissions = account.permissions(&self.stores.topology());
+            writeln!(
+                out,
+                "-- rabbitmqctl set_permissions -p '{}' '{}' '{}' '{}' '{}'",
+                self.broker.vhost(),
+                account.name(prefix),
+                permissions.configure,
+                permissions.write,
+                permissions.read
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Args {
+    fn passwords(&self) -> anyhow::Result<Passwords> {
+        match (&self.account_passwords, &self.account_passwords_file) {
+            (Some(text), _) => Passwords::parse(text).context("ACCOUNT_PASSWORDS"),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map_err(anyhow::Error::from)
+                .and_then(|text| Passwords::parse(&SecretString::from(text)))
+                .with_context(|| format!("ACCOUNT_PASSWORDS_FILE {}", path.display())),
+            (None, None) => bail!(
+                "no password is configured: set ACCOUNT_PASSWORDS=ingest=…,… or \
+                 ACCOUNT_PASSWORDS_FILE"
+            ),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Roles and grants in Postgres.
+
+use std::collections::HashSet;
+
+use anyhow::{Context, ensure};
+use postgres_protocol::password::scram_sha_256;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::account::Account;
+
+const GRANTS: &str = include_str!("grants.sql");
+
+/// Only one set-up of a database at a time; any number will do that nobody else uses.
+const LOCK: &str = "set local lock_timeout = '30s'; select pg_advisory_xact_lock(7236839910421)";
+
+/// Where the accounts get their rights.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// The database.
+    pub(super) database: String,
+    /// The schema with the tables: the first of the owner's search path.
+    pub(super) schema: String,
+    /// The role that we are.
+    pub(super) role: String,
+}
+
+impl Place {
+    /// Where the connection's statements go.
+    pub(super) async fn find(connection: &mut PgConnection) -> anyhow::Result<Self> {
+        let (database, schema, role): (String, Option<String>, String) =
+            sqlx::query_as("select current_database(), current_schema(), current_user")
+                .fetch_one(connection)
+                .await?;
+        let schema = schema.context(
+            "the search path names no schema that exists: create it, or set another search path",
+        )?;
+        Ok(Self {
+            database,
+            schema,
+            role,
+        })
+    }
+}
+
+/// The accounts that exist already.
+pub(super) async fn existing(
+    connection: &mut PgConnection,
+    prefix: &str,
+) -> anyhow::Result<HashSet<String>> {
+    let names: Vec<String> =
+        sqlx::query_scalar("select rolname from pg_roles where rolname = any($1)")
+            .bind(names(prefix))
+            .fetch_all(connection)
+            .await?;
+    Ok(names.into_iter().collect())
+}
+
+/// Refuses accounts that can do more than anything granted here, by what they are.
+pub(super) async fn check_existing(
+    connection: &mut PgConnection,
+    prefix: &str,
+) -> anyhow::Result<()> {
+    let mighty: Vec<String> = sqlx::query_scalar(
+        "select rolname from pg_roles r
+          where rolname = any($1)
+            and (rolsuper or rolcreaterole or rolcreatedb or rolreplication or rolbypassrls
+                 or exists (select from pg_auth_members m where m.member = r.oid)
+                 or exists (select from pg_class c where c.relowner = r.oid))",
+    )
+    .bind(names(prefix))
+    .fetch_all(connection)
+    .await?;
+    ensure!(
+        mighty.is_empty(),
+        "{} exists already and has an attribute, a membership or a table of its own, and so more \
+         rights than its service needs: take them away (alter role, revoke, reassign owned), or \
+         choose another TOPOLOGY_PREFIX",
+        mighty.join(", ")
+    );
+    Ok(())
+}
+
+/// Fails unless we may grant rights on everything: Postgres only warns about what it leaves out.
+pub(super) async fn check_ownership(
+    connection: &mut PgConnection,
+    place: &Place,
+) -> anyhow::Result<()> {
+    let foreign: Vec<String> = sqlx::query_scalar(
+        "select c.relname || ' (of ' || pg_get_userbyid(c.relowner) || ')'
+           from pg_class c
+          where c.relnamespace = current_schema()::regnamespace
+            and c.relname = any($1)
+            and not pg_has_role(c.relowner, 'usage')
+          order by 1",
+    )
+    .bind(relations())
+    .fetch_all(connection)
+    .await?;
+    ensure!(
+        foreign.is_empty(),
+        "{} cannot grant rights on tables that it does not own: {}; run setup as their owner",
+        place.role,
+        foreign.join(", ")
+    );
+    Ok(())
+}
+
+/// Makes the accounts and gives each its rights and password, all of it or nothing.
+pub(super) async fn apply(
+    connection: &mut PgConnection,
+    place: &Place,
+    prefix: &str,
+    password: impl Fn(Account) -> SecretString,
+) -> anyhow::Result<()> {
+    let mut transaction = connection.begin().await?;
+    sqlx::raw_sql(LOCK)
+        .execute(&mut *transaction)
+        .await
+        .context("another setup is under way")?;
+    let existing = existing(&mut transaction, prefix).await?;
+    for account in Account::ALL {
+        let name = account.name(prefix);
+        // A salted hash from which nobody can log in, in case Postgres logs statements.
+        let verifier = scram_sha_256(password(account).expose_secret().as_bytes());
+        let statement = role(&name, existing.contains(&name), &verifier);
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&mut *transaction)
+            .await
+            .with_context(|| {
+                format!(
+                    "cannot make the role {name}: {} needs the attribute CREATEROLE",
+                    place.role
+                )
+            })?;
+    }
+    sqlx::raw_sql(AssertSqlSafe(grants(place, prefix)))
+        .execute(&mut *transaction)
+        .await
+        .context("cannot grant rights")?;
+    check_reach(&mut transaction, place, prefix).await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// An owner of the tables need not be the owner of what they are in.
+async fn check_reach(
+    connection: &mut PgConnection,
+    place: &Place,
+    prefix: &str,
+) -> anyhow::Result<()> {
+    let reached: bool = sqlx::query_scalar(
+        "select bool_and(has_database_privilege(name, current_database(), 'connect')
+                         and has_schema_privilege(name, current_schema(), 'usage'))
+           from unnest($1::text[]) as name",
+    )
+    .bind(names(prefix))
+    .fetch_one(connection)
+    .await?;
+    ensure!(
+        reached,
+        "{} cannot grant connect on the database {} and usage on the schema {}: run setup as their \
+         owner",
+        place.role,
+        place.database,
+        place.schema
+    );
+    Ok(())
+}
+
+/// What an account can do, as Postgres sees it: each table with the kinds of rights.
+pub(super) async fn rights(
+    connection: &mut PgConnection,
+    account: &str,
+) -> Result<Vec<(String, String)>, sqlx::Error> {
+    sqlx::query_as(
+        "select table_name::text, string_agg(distinct lower(privilege_type), ', ')
+           from (select table_name, privilege_type, grantee, table_schema
+                   from information_schema.column_privileges
+                 union all
+                 select table_name, privilege_type, grantee, table_schema
+                   from information_schema.table_privileges) granted
+          where grantee = $1 and table_schema = current_schema()
+          group by table_name
+          order by table_name",
+    )
+    .bind(account)
+    .fetch_all(connection)
+    .await
+}
+
+/// Creates the role, or gives it its password. Nothing but the right to log in: whatever a role can
+/// do besides has to be granted.
+pub(super) fn role(name: &str, exists: bool, verifier: &str) -> String {
+    let verb = if exists { "alter" } else { "create" };
+    let name = identifier(name);
+    format!("{verb} role {name} login password '{verifier}'")
+}
+
+/// The grants, ready to be run.
+pub(super) fn grants(place: &Place, prefix: &str) -> String {
+    let mut sql = GRANTS
+        .replace(":\"schema\"", &identifier(&place.schema))
+        .replace(":\"database\"", &identifier(&place.database));
+    for account in Account::ALL {
+        let variable = format!(":\"{}\"", account.service().replace('-', "_"));
+        sql = sql.replace(&variable, &identifier(&account.name(prefix)));
+    }
+    sql
+}
+
+/// A name that may have any character, quoted for SQL.
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn names(prefix: &str) -> Vec<String> {
+    Account::ALL.map(|account| account.name(prefix)).to_vec()
+}
+
+/// The tables and views that the grants are about: those of the first `revoke`, which names them
+/// all.
+fn relations() -> Vec<&'static str> {
+    let all = GRANTS
+        .split_once("revoke all on\n")
+        .and_then(|(_, rest)| rest.split_once("from"))
+        .map_or("", |(all, _)| all);
+    all.split(',').map(str::trim).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_variable_is_left_in_the_grants() {
+        let place = Place {
+            database: "a \"b\"".into(),
+            schema: "public".into(),
+            role: "owner".into(),
+        };
+        let sql = grants(&place, "x.y");
+        assert!(!sql.contains(":\""), "{sql}");
+        assert!(sql.contains("on database \"a \"\"b\"\"\""), "{sql}");
+        assert!(sql.contains("to \"x.y-ingest\";"), "{sql}");
+    }
+
+    #[test]
+    fn postgres_is_told_a_verifier_and_no_password() {
+        let verifier = scram_sha_256(b"correct-horse-battery");
+        let sql = role("x-ingest", false, &verifier);
+        assert!(sql.starts_with("create role \"x-ingest\" login password 'SCRAM-SHA-256$4096:"));
+        assert!(!sql.contains("correct"));
+        // What stands between the quotes is the verifier's own alphabet.
+        assert!(!verifier.contains(['\'', '\\']));
+    }
+
+    #[test]
+    fn the_relations_are_read_from_the_grants() {
+        assert!(relations().contains(&"webhook_receipts"));
+        assert!(relations().contains(&"_sqlx_migrations"));
+        assert!(
+            relations()
+                .iter()
+                .all(|name| !name.contains(char::is_whitespace))
+        );
+    }
+}

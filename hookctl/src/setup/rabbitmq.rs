@@ -1,0 +1,62 @@
+//! Users and permissions in RabbitMQ.
+
+use anyhow::Context;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    account::Permissions,
+    management::{Management, encode},
+};
+
+/// Creates a user without any tag, or takes its tags away, and gives it its password and its
+/// permissions on the virtual host.
+pub(super) async fn apply(
+    management: &Management,
+    vhost: &str,
+    name: &str,
+    password: &SecretString,
+    permissions: &Permissions,
+) -> anyhow::Result<()> {
+    let user = encode(name);
+    let value = json!({
+        "password_hash": hash(password, rand::random()),
+        "hashing_algorithm": "rabbit_password_hashing_sha256",
+        "tags": "",
+    });
+    management
+        .put(&format!("/api/users/{user}"), value)
+        .await
+        .with_context(|| format!("cannot make the user {name}"))?;
+    let value = json!({
+        "configure": permissions.configure,
+        "write": permissions.write,
+        "read": permissions.read,
+    });
+    management
+        .put(&format!("/api/permissions/{}/{user}", encode(vhost)), value)
+        .await
+        .with_context(|| format!("cannot set the permissions of {name}"))
+}
+
+/// A password as RabbitMQ stores it: a salt, and the SHA-256 of both.
+fn hash(password: &SecretString, salt: [u8; 4]) -> String {
+    let digest = Sha256::new()
+        .chain_update(salt)
+        .chain_update(password.expose_secret())
+        .finalize();
+    BASE64_STANDARD.encode([&salt[..], &digest[..]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_hashed_as_rabbitmq_documents_it() {
+        let hashed = hash(&SecretString::from("test12"), [0x90, 0x8D, 0xC6, 0x0A]);
+        assert_eq!(hashed, "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR");
+    }
+}

@@ -85,6 +85,19 @@ impl Management {
         Ok(())
     }
 
+    /// Deletes what is at a path.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
+        self.request(path, |client, url| {
+            client
+                .agent
+                .delete(url)
+                .header("authorization", client.authorization.expose_secret())
+                .call()
+        })
+        .await?;
+        Ok(())
+    }
+
     async fn request(
         &self,
         path: &str,

@@ -3,6 +3,7 @@
 //! The binary is the `cargo stack` command. The library is for integration tests and fault drills:
 //! it starts, kills, freezes and restarts real processes. It holds no logic of the pipeline.
 
+pub mod accounts;
 pub mod base;
 pub mod drill;
 pub mod packages;

@@ -16,6 +16,7 @@ use self::data::{ROLE, initialise, password, spawn};
 use crate::base;
 use crate::packages::Packages;
 use crate::process::Process;
+use crate::stores::Login;
 
 /// Recovery after a kill takes about a second; loaded machines take longer.
 const READY_WITHIN: Duration = Duration::from_secs(60);
@@ -76,10 +77,15 @@ impl Postgres {
 
     /// Connection URL for a database of this server, as the superuser.
     pub fn url(&self, database: &str) -> String {
-        format!(
-            "postgres://{ROLE}:{}@{}/{database}",
-            self.password, self.address
-        )
+        url(self.address, &self.owner(), database)
+    }
+
+    /// The superuser.
+    pub fn owner(&self) -> Login {
+        Login {
+            user: ROLE.to_owned(),
+            password: self.password.clone(),
+        }
     }
 
     /// Where it listens.
@@ -197,4 +203,9 @@ impl Postgres {
             sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+pub(crate) fn url(address: SocketAddr, login: &Login, database: &str) -> String {
+    let Login { user, password } = login;
+    format!("postgres://{user}:{password}@{address}/{database}")
 }

@@ -1,4 +1,5 @@
-//! The services' binaries: builds them with cargo and says where they are.
+//! The binaries of the services and of the operators' tool: builds them with cargo and says where
+//! they are.
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ const OF_CARGO_RUN: [&str; 5] = [
     "CARGO_CRATE_",
     "CARGO_PRIMARY_",
 ];
+
+/// The operators' tool, which makes the services' accounts.
+const HOOKCTL: &str = "hookctl";
 
 /// A service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,7 +101,7 @@ impl Programs {
             // As when it compiled the stack itself.
             Scope::Services => (
                 "the services",
-                "-p stack -p ingest -p worker --bins".split(' '),
+                "-p stack -p ingest -p worker -p hookctl --bins".split(' '),
             ),
             // As `cargo test --workspace` does.
             Scope::Everything => (
@@ -142,9 +146,14 @@ impl Programs {
         self.0.join(program.name())
     }
 
+    /// Path of the operators' tool.
+    pub fn hookctl(&self) -> PathBuf {
+        self.0.join(HOOKCTL)
+    }
+
     fn at(folder: PathBuf) -> Result<Self> {
-        for program in Program::ALL {
-            let path = folder.join(program.name());
+        for name in Program::ALL.map(Program::name).into_iter().chain([HOOKCTL]) {
+            let path = folder.join(name);
             ensure!(
                 path.exists(),
                 "{} does not exist; build it with: cargo build --workspace --bins",

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::settings::Settings;
 use crate::packages::Packages;
 use crate::process::{Process, Spec};
+use crate::stores::Login;
 use crate::{base, ports};
 
 /// A start takes about 9 s on two cores, and several times that when they are busy.
@@ -127,7 +128,16 @@ impl RabbitMq {
 
     /// Connection URL of the default virtual host, as the default user.
     pub fn amqp_url(&self) -> String {
-        format!("amqp://guest:guest@{}/%2f", self.address)
+        url(self.address, &self.administrator())
+    }
+
+    /// The default user, whom the broker trusts on loopback only.
+    pub fn administrator(&self) -> Login {
+        let guest = || "guest".to_owned();
+        Login {
+            user: guest(),
+            password: guest(),
+        }
     }
 
     /// Where it speaks AMQP.
@@ -267,6 +277,11 @@ impl RabbitMq {
             .await
             .context("cannot close the connection")
     }
+}
+
+pub(crate) fn url(address: SocketAddr, login: &Login) -> String {
+    let Login { user, password } = login;
+    format!("amqp://{user}:{password}@{address}/%2f")
 }
 
 /// Exists once the broker has come up; see [`RabbitMq::start`].

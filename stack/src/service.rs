@@ -1,5 +1,6 @@
 //! Services of the pipeline as real processes.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -8,17 +9,30 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use tokio::time::{Instant, sleep};
 
+use crate::accounts::Accounts;
+use crate::ports;
 use crate::process::{Process, Spec};
 use crate::programs::{Program, Programs};
 use crate::sample::{self, DEVELOPMENT_SECRET};
-use crate::{ports, stores::Stores};
+use crate::stores::{Addresses, Login, Stores};
 
 /// What services are started with.
 #[derive(Debug, Clone)]
 pub struct Launcher {
     programs: Programs,
     folder: PathBuf,
+    addresses: Addresses,
+    identity: Identity,
     env: Vec<(String, String)>,
+}
+
+/// Who the services are to the stores.
+#[derive(Debug, Clone)]
+enum Identity {
+    /// The owner and administrator; they migrate and declare by themselves.
+    Owner { postgres: Login, rabbitmq: Login },
+    /// Each the account that was made for it; everything has to be there.
+    Accounts(Accounts),
 }
 
 /// Where a service listens.
@@ -40,20 +54,39 @@ pub struct Service {
 }
 
 impl Launcher {
-    /// For services that use these stores; their logs go to `folder`, which must exist. They see
-    /// nothing of our environment. The webhook secret is [`DEVELOPMENT_SECRET`].
+    /// For services that use these stores as their owner, and migrate and declare by themselves;
+    /// their logs go to `folder`, which must exist. They see nothing of our environment. The webhook
+    /// secret is [`DEVELOPMENT_SECRET`].
     pub fn new(programs: Programs, stores: &Stores, folder: impl Into<PathBuf>) -> Self {
         Self {
             programs,
             folder: folder.into(),
+            addresses: stores.addresses(),
+            identity: Identity::Owner {
+                postgres: stores.postgres.owner(),
+                rabbitmq: stores.rabbitmq.administrator(),
+            },
             env: Vec::new(),
         }
-        .env("DATABASE_URL", stores.database_url())
-        .env("AMQP_URL", stores.amqp_url())
         .env(
             "WEBHOOK_SECRETS",
             format!("development={DEVELOPMENT_SECRET}"),
         )
+    }
+
+    /// Each service under its own account, which can neither migrate nor declare.
+    #[must_use]
+    pub fn under(self, accounts: &Accounts) -> Self {
+        Self {
+            identity: Identity::Accounts(accounts.clone()),
+            ..self
+        }
+    }
+
+    /// Reaching the stores at other addresses than their own, such as those of proxies.
+    #[must_use]
+    pub fn through(self, addresses: Addresses) -> Self {
+        Self { addresses, ..self }
     }
 
     /// Sets an environment variable of the services, also in place of an earlier value.
@@ -91,6 +124,7 @@ impl Launcher {
         if program == Program::Ingest {
             spec = spec.env("LISTEN", listen.public.to_string());
         }
+        spec.env.extend(self.access(program));
         spec.env.extend(
             self.env
                 .iter()
@@ -105,6 +139,25 @@ impl Launcher {
             spec,
             process,
         })
+    }
+
+    /// How a service gets at the stores.
+    fn access(&self, program: Program) -> Vec<(OsString, OsString)> {
+        let (postgres, rabbitmq, may_create) = match &self.identity {
+            Identity::Owner { postgres, rabbitmq } => (postgres.clone(), rabbitmq.clone(), true),
+            Identity::Accounts(accounts) => {
+                let login = accounts.login(program);
+                (login.clone(), login, false)
+            }
+        };
+        [
+            ("DATABASE_URL", self.addresses.database_url(&postgres)),
+            ("AMQP_URL", self.addresses.amqp_url(&rabbitmq)),
+            ("DECLARE_TOPOLOGY", may_create.to_string()),
+            ("MIGRATE", may_create.to_string()),
+        ]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into()
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::base::Base;
 use crate::packages::Packages;
 use crate::ports;
-use crate::postgres::{Durability, Postgres};
-use crate::rabbitmq::{Plugins, RabbitMq};
+use crate::postgres::{self, Durability, Postgres};
+use crate::rabbitmq::{self, Plugins, RabbitMq};
 
 /// The database that the services use.
 pub const DATABASE: &str = "pleo";
@@ -20,6 +20,15 @@ pub struct Stores {
     pub postgres: Postgres,
     /// The broker.
     pub rabbitmq: RabbitMq,
+}
+
+/// Who one is to a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The user's name.
+    pub user: String,
+    /// A password that needs no escaping in a URL.
+    pub password: String,
 }
 
 /// Where the stores listen.
@@ -42,6 +51,16 @@ impl Addresses {
             amqp: ports::free()?,
         })
     }
+
+    /// Value for a `DATABASE_URL`: [`DATABASE`] behind the address for Postgres.
+    pub fn database_url(&self, login: &Login) -> String {
+        postgres::url(self.postgres, login, DATABASE)
+    }
+
+    /// Value for an `AMQP_URL`: the default virtual host behind the address for AMQP.
+    pub fn amqp_url(&self, login: &Login) -> String {
+        rabbitmq::url(self.amqp, login)
+    }
 }
 
 impl Stores {
@@ -62,19 +81,38 @@ impl Stores {
             Ok(server)
         };
         let folder = base.path().join("rabbitmq");
-        let rabbitmq = RabbitMq::start(packages, &folder, addresses.amqp, Plugins::None);
+        let rabbitmq = RabbitMq::start(packages, &folder, addresses.amqp, Plugins::Management);
         let (postgres, rabbitmq) = tokio::try_join!(postgres, rabbitmq)?;
         Ok(Self { postgres, rabbitmq })
     }
 
-    /// Value for the services' `DATABASE_URL`.
+    /// Where they listen.
+    pub fn addresses(&self) -> Addresses {
+        Addresses {
+            postgres: self.postgres.address(),
+            amqp: self.rabbitmq.address(),
+        }
+    }
+
+    /// `DATABASE_URL` of the owner, a superuser.
     pub fn database_url(&self) -> String {
         self.postgres.url(DATABASE)
     }
 
-    /// Value for the services' `AMQP_URL`.
+    /// `AMQP_URL` of the administrator.
     pub fn amqp_url(&self) -> String {
         self.rabbitmq.amqp_url()
+    }
+
+    /// `RABBITMQ_MANAGEMENT_URL`: the broker's HTTP API.
+    ///
+    /// # Errors
+    /// When the broker runs without it, which no [`Stores::start`] makes it do.
+    pub fn management_url(&self) -> Result<String> {
+        let address = self.rabbitmq.management();
+        address
+            .map(|address| format!("http://{address}"))
+            .context("the broker runs without its management")
     }
 
     /// Stops both in order.

@@ -89,7 +89,7 @@ pub(super) async fn check_ownership(
     let foreign: Vec<String> = sqlx::query_scalar(
         "select c.relname || ' (of ' || pg_get_userbyid(c.relowner) || ')'
            from pg_class c
-          where c.relnamespace = current_schema()::regnamespace
+          where c.relnamespace = (select oid from pg_namespace where nspname = current_schema())
             and c.relname = any($1)
             and not pg_has_role(c.relowner, 'usage')
           order by 1",

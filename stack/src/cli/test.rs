@@ -51,6 +51,7 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
     let cargo = programs::cargo("test")
         .env("DATABASE_URL", stores.database_url())
         .env("AMQP_URL", stores.amqp_url())
+        .env("RABBITMQ_MANAGEMENT_URL", stores.management_url()?)
         .env(programs::BIN_DIR, programs.folder())
         .args([
             "--manifest-path".into(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use sqlx::PgPool;
+use stack::accounts::Accounts;
 use stack::base::Base;
 use stack::packages::Packages;
 use stack::ports;
@@ -100,8 +101,15 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
     let stores = Stores::start(&packages, base, addresses, Durability::Full).await?;
     step.done("rabbitmq and postgres are up");
 
+    let step = progress.step("setting up schema, queues and the services' accounts");
+    let accounts = Accounts::random();
+    accounts.set_up(&programs, &stores, &logs).await?;
+    step.done("schema, queues and the services' accounts are there");
+
     let step = progress.step("starting ingest and the workers");
-    let launcher = Launcher::new(programs, &stores, &logs).env("LOG", &args.log);
+    let launcher = Launcher::new(programs, &stores, &logs)
+        .under(&accounts)
+        .env("LOG", &args.log);
     let mut services = Vec::new();
     for (program, private) in Program::ALL.into_iter().zip(FIRST_PRIVATE..) {
         let public = if program == Program::Ingest {

@@ -65,11 +65,6 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
     // Refused by Postgres once, and stored by the second attempt.
     until_count(&pool, "select count(*) from events where attempts = 2", 1).await;
 
-    let database_url = world.stores.database_url();
-    let password = database_url
-        .split([':', '@'])
-        .nth(2)
-        .expect("a URL with a password");
     let secret = DEVELOPMENT_SECRET.trim_start_matches("whsec_");
     let marker_bytes = format!("{:?}", MARKER.as_bytes());
     let marker_bytes = marker_bytes.trim_matches(['[', ']']);
@@ -78,12 +73,13 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         let log = std::fs::read_to_string(service.process().log().expect("a log")).expect("text");
         assert!(log.contains("TRACE"), "the level was asked for");
         assert!(log.contains("stopping signal"), "no line is lost");
+        let login = world.accounts().login(service.program());
         for hidden in [
             MARKER,
             marker_bytes,
             secret,
             "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-            password,
+            &login.password,
         ] {
             let line = log.lines().find(|line| line.contains(hidden));
             assert_eq!(line, None, "{} logged {hidden}", service.process().name());

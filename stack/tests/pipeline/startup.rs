@@ -1,4 +1,4 @@
-//! Any start order: nothing has to be there before anything else.
+//! Any start order: nothing has to be there before anything else, if the services may create it.
 
 use stack::{
     programs::Program,
@@ -9,7 +9,7 @@ use crate::world::{SOON, World, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_that_start_before_their_stores_need_no_restart() {
-    let mut world = World::new().await;
+    let mut world = World::unprepared().await;
     world.stores.stop().await.expect("a stop");
     let services: Vec<_> = Program::ALL
         .into_iter()

@@ -1,9 +1,10 @@
 //! Private stores and services of one test.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use sqlx::PgPool;
 use stack::{
+    accounts::Accounts,
     base::Base,
     packages::Packages,
     postgres::Durability,
@@ -16,16 +17,27 @@ use tokio::time::{Instant, sleep};
 /// How long anything may take that is waited for, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// Fields are dropped in this order: services before the stores that they use.
+/// The stores are dropped before their folder; services, which a test holds, before both.
 pub(crate) struct World {
     pub(crate) launcher: Launcher,
     pub(crate) stores: Stores,
+    accounts: Accounts,
+    programs: Programs,
+    logs: PathBuf,
     _base: Base,
 }
 
 impl World {
-    /// Stores that are up; no service yet.
+    /// Stores that are up and prepared, with an account for each service; no service yet.
     pub(crate) async fn new() -> Self {
+        let world = Self::unprepared().await;
+        world.set_up().await;
+        let launcher = world.launcher.clone().under(&world.accounts);
+        Self { launcher, ..world }
+    }
+
+    /// Stores that are up and empty, whose owner the services are; no service yet.
+    pub(crate) async fn unprepared() -> Self {
         let base = Base::temporary().expect("a folder");
         let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
         let addresses = Addresses::free().expect("free ports");
@@ -35,10 +47,26 @@ impl World {
         let programs = Programs::find().expect("the services are built");
         let logs = base.folder("logs").expect("a folder");
         Self {
-            launcher: Launcher::new(programs, &stores, logs),
+            launcher: Launcher::new(programs.clone(), &stores, &logs),
             stores,
+            accounts: Accounts::random(),
+            programs,
+            logs,
             _base: base,
         }
+    }
+
+    /// Makes the schema, the topology and the accounts.
+    pub(crate) async fn set_up(&self) {
+        self.accounts
+            .set_up(&self.programs, &self.stores, &self.logs)
+            .await
+            .expect("the stores are set up");
+    }
+
+    /// The accounts, which [`Self::set_up`] makes.
+    pub(crate) fn accounts(&self) -> &Accounts {
+        &self.accounts
     }
 
     pub(crate) fn start(&self, program: Program, name: &str) -> Service {

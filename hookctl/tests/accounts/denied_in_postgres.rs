@@ -1,0 +1,129 @@
+//! What an account cannot do in Postgres.
+
+use hookctl::account::Account;
+use shared::Family;
+use sqlx::{Connection, PgConnection, PgPool};
+
+use crate::place::Place;
+
+const VENDOR: Account = Account::Worker(Family::Vendor);
+const OTHER: Account = Account::Worker(Family::Other);
+
+/// Nobody but the owner.
+const OWNERS_ONLY: [&str; 18] = [
+    "truncate events",
+    "truncate webhook_receipts",
+    "truncate webhook_spool",
+    "truncate export_jobs",
+    "truncate vendors",
+    "drop table events",
+    "drop table webhook_spool cascade",
+    "drop view dead_letters",
+    "alter table events add column extra text",
+    "alter table webhook_receipts disable trigger all",
+    "create index on events (event_id)",
+    "create table extra ()",
+    "create schema extra",
+    "create role extra",
+    "grant select on events to public",
+    "select * from _sqlx_migrations",
+    "copy events to '/tmp/events'",
+    "select pg_read_file('postgresql.conf')",
+];
+
+/// Events never change.
+const HISTORY: [&str; 4] = [
+    "delete from events",
+    "update events set problem = 'none'",
+    "delete from vendors",
+    "delete from export_jobs",
+];
+
+async fn assert_denied(connection: &mut PgConnection, who: &str, statements: &[&'static str]) {
+    const INSUFFICIENT_PRIVILEGE: &str = "42501";
+    for &statement in statements {
+        let mut transaction = connection.begin().await.expect("a transaction");
+        let outcome = sqlx::raw_sql(statement).execute(&mut *transaction).await;
+        let code = outcome
+            .as_ref()
+            .err()
+            .and_then(|error| error.as_database_error()?.code());
+        assert_eq!(
+            code.as_deref(),
+            Some(INSUFFICIENT_PRIVILEGE),
+            "{who}: {statement}: {outcome:?}"
+        );
+        transaction.rollback().await.expect("a rollback");
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let mut ingest = place.postgres(Account::Ingest).await.expect("it logs in");
+    assert_denied(&mut ingest, "ingest", &OWNERS_ONLY).await;
+    assert_denied(&mut ingest, "ingest", &HISTORY).await;
+    assert_denied(
+        &mut ingest,
+        "ingest",
+        &[
+            "select payload from events",
+            "select raw from events",
+            "select event_type from events",
+            "select * from events",
+            "copy events (payload) to stdout",
+            "select body from webhook_spool",
+            "select last_error from webhook_spool",
+            "select * from latest_events",
+            "select * from dead_letters",
+            "select * from unstored_receipts",
+            "select id from vendors",
+            "select id from export_jobs",
+            "insert into events (webhook_id) values ('m')",
+            "insert into vendors (id) values ('v')",
+            "update webhook_receipts set body_sha256 = ''",
+            "update webhook_spool set due_at = now()",
+            "delete from webhook_receipts",
+            "delete from webhook_spool",
+        ],
+    )
+    .await;
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    for account in [VENDOR, Account::Worker(Family::ExportJob), OTHER] {
+        let mut worker = place.postgres(account).await.expect("it logs in");
+        assert_denied(&mut worker, account.service(), &OWNERS_ONLY).await;
+        assert_denied(&mut worker, account.service(), &HISTORY).await;
+        assert_denied(
+            &mut worker,
+            account.service(),
+            &[
+                "select payload from events",
+                "select raw from events",
+                "select * from latest_events",
+                "update webhook_receipts set webhook_id = ''",
+                "update webhook_spool set body = ''",
+                "select body_sha256 from webhook_receipts",
+            ],
+        )
+        .await;
+    }
+    // Only the one that keeps house sweeps.
+    let mut vendor = place.postgres(VENDOR).await.expect("it logs in");
+    assert_denied(
+        &mut vendor,
+        "vendor-worker",
+        &[
+            "delete from webhook_receipts",
+            "select webhook_id from webhook_receipts",
+            "update webhook_receipts set published_at = null",
+            "select * from unstored_receipts",
+        ],
+    )
+    .await;
+    place.clean_up().await;
+}

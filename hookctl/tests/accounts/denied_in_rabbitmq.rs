@@ -1,0 +1,272 @@
+//! What an account cannot do in RabbitMQ.
+
+use hookctl::account::Account;
+use lapin::{
+    BasicProperties, Channel, Connection, ErrorKind, ExchangeKind,
+    options::{
+        BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions, QueuePurgeOptions,
+    },
+    protocol::{AMQPErrorKind, AMQPSoftError},
+    types::FieldTable,
+};
+use shared::{
+    Family,
+    topology::{Declare, Topology},
+};
+use sqlx::PgPool;
+
+use crate::place::Place;
+
+/// Each on a channel of its own, as a refusal closes it.
+async fn assert_refused<T: std::fmt::Debug>(
+    connection: &Connection,
+    what: &str,
+    attempt: impl AsyncFnOnce(Channel) -> Result<T, lapin::Error>,
+) {
+    let channel = connection.create_channel().await.expect("a channel");
+    let outcome = attempt(channel).await;
+    let refused = outcome.as_ref().err().is_some_and(|error| {
+        matches!(error.kind(), ErrorKind::ProtocolError(error)
+            if *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED))
+    });
+    assert!(refused, "{what}: {outcome:?}");
+}
+
+async fn get(channel: Channel, queue: String) -> Result<(), lapin::Error> {
+    channel
+        .basic_get(queue.as_str().into(), BasicGetOptions::default())
+        .await
+        .map(drop)
+}
+
+async fn consume(channel: Channel, queue: String) -> Result<(), lapin::Error> {
+    let options = BasicConsumeOptions::default();
+    channel
+        .basic_consume(
+            queue.as_str().into(),
+            "".into(),
+            options,
+            FieldTable::default(),
+        )
+        .await
+        .map(drop)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is tested is who may publish at all"
+)]
+async fn publish(channel: Channel, exchange: String, key: String) -> Result<(), lapin::Error> {
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    channel
+        .basic_publish(
+            exchange.as_str().into(),
+            key.as_str().into(),
+            BasicPublishOptions::default(),
+            b"{}",
+            BasicProperties::default(),
+        )
+        .await?
+        .await
+        .map(drop)
+}
+
+async fn bind(channel: Channel, queue: String, exchange: String) -> Result<(), lapin::Error> {
+    channel
+        .queue_bind(
+            queue.as_str().into(),
+            exchange.as_str().into(),
+            "#".into(),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        )
+        .await
+}
+
+/// Nothing on the broker is any service's to make, change or delete.
+async fn assert_configures_nothing(connection: &Connection, topology: &Topology, who: &str) {
+    for family in Family::ALL {
+        let queue = topology.queue(family);
+        assert_refused(
+            connection,
+            &format!("{who} deletes {queue}"),
+            async |channel| {
+                channel
+                    .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+                    .await
+            },
+        )
+        .await;
+        assert_refused(
+            connection,
+            &format!("{who} binds {queue}"),
+            async |channel| bind(channel, queue.clone(), topology.events_exchange()).await,
+        )
+        .await;
+    }
+    for queue in ["extra", ""] {
+        assert_refused(
+            connection,
+            &format!("{who} declares a queue"),
+            async |channel| {
+                channel
+                    .queue_declare(
+                        queue.into(),
+                        QueueDeclareOptions::durable(),
+                        FieldTable::default(),
+                    )
+                    .await
+            },
+        )
+        .await;
+    }
+    assert_refused(
+        connection,
+        &format!("{who} declares an exchange"),
+        async |channel| {
+            let options = ExchangeDeclareOptions::default();
+            channel
+                .exchange_declare(
+                    "extra".into(),
+                    ExchangeKind::Topic,
+                    options,
+                    FieldTable::default(),
+                )
+                .await
+        },
+    )
+    .await;
+    for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
+        assert_refused(
+            connection,
+            &format!("{who} deletes {exchange}"),
+            async |channel| {
+                channel
+                    .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
+                    .await
+            },
+        )
+        .await;
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn ingest_can_only_publish_and_only_to_the_events_exchange(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let topology = place.topology();
+    let ingest = place.rabbitmq(Account::Ingest).await.expect("it logs in");
+
+    let channel = ingest.create_channel().await.expect("a channel");
+    publish(
+        channel,
+        topology.events_exchange(),
+        "v1.vendor.created".into(),
+    )
+    .await
+    .expect("what it is there for");
+    let drifts = topology.declare(&ingest, Declare::Passive).await;
+    assert!(drifts.as_ref().is_ok_and(Vec::is_empty), "{drifts:?}");
+
+    assert_configures_nothing(&ingest, &topology, "ingest").await;
+    let vendors = topology.queue(Family::Vendor);
+    // The default exchange reaches every queue by its name.
+    for (exchange, key) in [
+        (String::new(), vendors.as_str()),
+        (topology.unrouted_exchange(), ""),
+        ("amq.topic".to_owned(), "v1.vendor.created"),
+        // One character more or less, or another one for the dot.
+        (format!("{}2", topology.events_exchange()), ""),
+        (topology.events_exchange().replace('.', "-"), ""),
+    ] {
+        assert_refused(
+            &ingest,
+            &format!("ingest publishes to {exchange}"),
+            async |channel| publish(channel, exchange.clone(), key.to_owned()).await,
+        )
+        .await;
+    }
+    for family in Family::ALL {
+        let queue = topology.queue(family);
+        assert_refused(
+            &ingest,
+            &format!("ingest gets from {queue}"),
+            async |channel| get(channel, queue.clone()).await,
+        )
+        .await;
+        assert_refused(
+            &ingest,
+            &format!("ingest consumes {queue}"),
+            async |channel| consume(channel, queue.clone()).await,
+        )
+        .await;
+        assert_refused(
+            &ingest,
+            &format!("ingest purges {queue}"),
+            async |channel| {
+                channel
+                    .queue_purge(queue.as_str().into(), QueuePurgeOptions::default())
+                    .await
+            },
+        )
+        .await;
+    }
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_can_only_read_and_only_its_own_queue(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let topology = place.topology();
+    for own in Family::ALL {
+        let account = Account::Worker(own);
+        let who = account.service();
+        let worker = place.rabbitmq(account).await.expect("it logs in");
+
+        let channel = worker.create_channel().await.expect("a channel");
+        consume(channel, topology.queue(own))
+            .await
+            .expect("what it is there for");
+        let drifts = topology.declare(&worker, Declare::Passive).await;
+        assert!(drifts.as_ref().is_ok_and(Vec::is_empty), "{drifts:?}");
+
+        assert_configures_nothing(&worker, &topology, who).await;
+        for exchange in [
+            String::new(),
+            topology.events_exchange(),
+            topology.unrouted_exchange(),
+        ] {
+            assert_refused(
+                &worker,
+                &format!("{who} publishes to {exchange}"),
+                async |channel| publish(channel, exchange.clone(), topology.queue(own)).await,
+            )
+            .await;
+        }
+        for other in Family::ALL.into_iter().filter(|family| *family != own) {
+            let queue = topology.queue(other);
+            assert_refused(
+                &worker,
+                &format!("{who} gets from {queue}"),
+                async |channel| get(channel, queue.clone()).await,
+            )
+            .await;
+            assert_refused(
+                &worker,
+                &format!("{who} consumes {queue}"),
+                async |channel| consume(channel, queue.clone()).await,
+            )
+            .await;
+            assert_refused(&worker, &format!("{who} purges {queue}"), async |channel| {
+                channel
+                    .queue_purge(queue.as_str().into(), QueuePurgeOptions::default())
+                    .await
+            })
+            .await;
+        }
+    }
+    place.clean_up().await;
+}

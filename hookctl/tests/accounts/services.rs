@@ -1,0 +1,132 @@
+//! What the services do only now and then works under their accounts as well.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use clap::Parser;
+use hookctl::account::Account;
+use ingest::receipts::{self, Claim};
+use shared::{
+    AcceptedEvent, EventType, Family, database,
+    message::{Receipt, body_sha256},
+    spool::{self, SpoolEntry},
+};
+use sqlx::{ConnectOptions, PgPool};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::place::{Place, SOON};
+
+fn event(id: &str, body: &'static str) -> AcceptedEvent {
+    AcceptedEvent {
+        webhook_id: id.to_owned(),
+        event_type: EventType::unknown(),
+        body_sha256: body_sha256(body.as_bytes()),
+        body: body.into(),
+        received_at: Utc::now(),
+        attempted_at: None,
+        secret_name: None,
+    }
+}
+
+fn entry(event: &AcceptedEvent, claims: i32) -> SpoolEntry<'_> {
+    SpoolEntry {
+        event,
+        receipt: Receipt::Missing,
+        attempts: 0,
+        claims,
+        delay: Duration::ZERO,
+        reason: "a test",
+    }
+}
+
+#[sqlx::test(migrations = false)]
+async fn ingest_can_claim_again_and_spool(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let pool = PgPool::connect_with(place.database(Account::Ingest))
+        .await
+        .expect("it logs in");
+    database::probe(&pool, receipts::PROBE)
+        .await
+        .expect("it is ready");
+    let mut ingest = pool.acquire().await.expect("a connection");
+    let event = event("msg_1", "{}");
+    // The second time there is a receipt that proves nothing any more.
+    for _ in 0..2 {
+        let claims = receipts::claim(&mut ingest, &[&event], Duration::ZERO).await;
+        assert_eq!(claims.expect("the rights"), [Claim::Publish]);
+    }
+    spool::insert(&mut ingest, &[entry(&event, 0)])
+        .await
+        .expect("the rights");
+    receipts::mark_spooled(&mut ingest, &["msg_1"])
+        .await
+        .expect("the rights");
+    let claims = receipts::claim(&mut ingest, &[&event], Duration::ZERO).await;
+    assert!(matches!(
+        claims.expect("the rights")[..],
+        [Claim::Duplicate(_)]
+    ));
+    drop(ingest);
+    pool.close().await;
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_can_put_off_isolate_and_sweep(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    place
+        .sql(
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             values ('msg_old', 'unknown', now() - interval '9 days', '', '');
+             insert into webhook_receipts (webhook_id, received_at, body_sha256)
+             values ('msg_old', now() - interval '9 days', '')",
+        )
+        .await;
+    // The first number is one that Postgres refuses, so that this event is put off once.
+    let refused = event("msg_refused", r#"{"data":{},"n":1e-99999}"#);
+    let isolated = event("msg_isolated", "{}");
+    let mut owner = pool.acquire().await.expect("a connection");
+    spool::insert(&mut owner, &[entry(&refused, 0), entry(&isolated, 2)])
+        .await
+        .expect("an insert");
+
+    let account = Account::Worker(Family::Other);
+    let config = worker::config::Config::parse_from([
+        "other-worker",
+        "--database-url",
+        place.database(account).to_url_lossy().as_str(),
+        "--amqp-url",
+        &place.broker_url(account),
+        "--topology-prefix",
+        &place.prefix,
+        "--declare-topology=false",
+        "--migrate=false",
+        "--private-listen=127.0.0.1:0",
+    ]);
+    let stop = CancellationToken::new();
+    let worker = tokio::spawn({
+        let stop = stop.clone();
+        async move { worker::service::run(Family::Other, &config, stop).await }
+    });
+    let deadline = Instant::now() + SOON;
+    loop {
+        let state: (i64, i64, i64) = sqlx::query_as(
+            "select (select count(*) from webhook_receipts where webhook_id = 'msg_old'),
+                    (select count(*) from events where webhook_id = 'msg_isolated'),
+                    (select count(*) from events where webhook_id = 'msg_refused' and attempts = 2)",
+        )
+        .fetch_one(&pool)
+        .await
+        .expect("a state");
+        if state == (0, 1, 1) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "still {state:?}");
+        assert!(!worker.is_finished(), "{:?}", worker.await);
+        sleep(Duration::from_millis(50)).await;
+    }
+    stop.cancel();
+    worker.await.expect("no panic").expect("a stop in order");
+    place.clean_up().await;
+}

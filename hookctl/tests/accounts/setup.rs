@@ -1,0 +1,287 @@
+//! The command itself.
+
+use hookctl::account::Account;
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use shared::Family;
+use sqlx::{ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
+
+use crate::place::{Place, text};
+
+const GRANTS: &str = include_str!("../../src/setup/grants.sql");
+
+/// Everything an account is granted, as one text.
+async fn rights(place: &Place) -> String {
+    sqlx::query_scalar(
+        "select string_agg(granted::text, E'\n' order by granted::text)
+           from (select grantee, table_name, column_name, privilege_type
+                   from information_schema.column_privileges
+                 union all
+                 select grantee, table_name, null, privilege_type
+                   from information_schema.table_privileges) granted
+          where starts_with(grantee, $1)",
+    )
+    .bind(&place.prefix)
+    .fetch_one(&place.pool)
+    .await
+    .expect("the grants")
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_second_setup_changes_passwords_and_cuts_nobody_off(pool: PgPool) {
+    let mut place = Place::prepared(&pool).await;
+    let mut postgres = place.postgres(Account::Ingest).await.expect("it logs in");
+    let rabbitmq = place.rabbitmq(Account::Ingest).await.expect("it logs in");
+    let (old_database, old_broker) = (
+        place.database(Account::Ingest),
+        place.broker(Account::Ingest),
+    );
+
+    place.change_passwords();
+    let output = place.set_up(&[]).await;
+    assert!(output.status.success(), "{}", text(&output));
+
+    sqlx::query("select webhook_id from events")
+        .execute(&mut postgres)
+        .await
+        .expect("still connected, with its rights");
+    rabbitmq.create_channel().await.expect("still connected");
+    for account in Account::ALL {
+        let postgres = place.postgres(account).await.expect("the new password");
+        postgres.close().await.expect("a close");
+        place.rabbitmq(account).await.expect("the new password");
+    }
+    sqlx::PgConnection::connect_with(&old_database)
+        .await
+        .expect_err("the old password");
+    lapin::Connection::connect_uri(old_broker, lapin::ConnectionProperties::default())
+        .await
+        .expect_err("the old password");
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_second_setup_puts_rights_and_permissions_right(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let before = rights(&place).await;
+    let ingest = place.name(Account::Ingest);
+    let worker = place.name(Account::Worker(Family::Vendor));
+    place
+        .sql(&format!(
+            r#"grant select, delete on events to "{ingest}";
+               revoke all on webhook_spool from "{worker}""#
+        ))
+        .await;
+    let vhost = shared::broker::BrokerUrl::parse(&place.amqp_url)
+        .expect("AMQP_URL is one")
+        .vhost();
+    let permissions = format!(
+        "/api/permissions/{}/{ingest}",
+        hookctl::management::encode(&vhost)
+    );
+    let everything = serde_json::json!({"configure": ".*", "write": ".*", "read": ".*"});
+    let management = place.management();
+    management.put(&permissions, everything).await.expect("put");
+    assert_ne!(rights(&place).await, before);
+
+    let output = place.set_up(&[]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(rights(&place).await, before);
+    let found = management.get(&permissions).await.expect("permissions");
+    assert_eq!(
+        (&found["configure"], &found["read"]),
+        (&"^$".into(), &"^$".into())
+    );
+    let user = management
+        .get(&format!("/api/users/{ingest}"))
+        .await
+        .expect("the user");
+    assert_eq!(user["tags"], serde_json::json!([]), "{user}");
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn every_table_and_view_has_its_place_in_the_grants(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let relations: Vec<String> = sqlx::query_scalar(
+        "select relname::text from pg_class
+          where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p', 'v', 'm')",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("the tables");
+    assert!(relations.len() > 5);
+    let revoked = GRANTS.split(';').next().expect("the first statement");
+    for relation in relations {
+        assert!(
+            revoked.contains(&relation),
+            "grants.sql says nothing of {relation}: name it in the first revoke, and grant what the \
+             services need"
+        );
+    }
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn the_databases_owner_needs_no_more_than_createrole(pool: PgPool) {
+    let place = Place::new(&pool);
+    let owner = format!("{}-owner", place.prefix);
+    let database: String = sqlx::query_scalar("select current_database()::text")
+        .fetch_one(&pool)
+        .await
+        .expect("a name");
+    place
+        .sql(&format!(
+            r#"create role "{owner}" login createrole password 'owner';
+               alter database "{database}" owner to "{owner}""#
+        ))
+        .await;
+    let url = PgConnectOptions::clone(&pool.connect_options())
+        .username(&owner)
+        .password("owner")
+        .to_url_lossy();
+    // Once to create everything, once to find everything there.
+    for _ in 0..2 {
+        let output = place
+            .hookctl()
+            .env("DATABASE_URL", url.as_str())
+            .env("ACCOUNT_PASSWORDS", place.password_list())
+            .output()
+            .await
+            .expect("hookctl runs");
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    let mut ingest = place.postgres(Account::Ingest).await.expect("it logs in");
+    sqlx::query("select webhook_id from events")
+        .execute(&mut ingest)
+        .await
+        .expect("its rights");
+
+    // Somebody who owns none of it is told so.
+    place
+        .sql(&format!(
+            r#"create role "{owner}-2" login createrole password 'owner'"#
+        ))
+        .await;
+    let url = PgConnectOptions::clone(&pool.connect_options())
+        .username(&format!("{owner}-2"))
+        .password("owner")
+        .to_url_lossy();
+    let output = place
+        .hookctl()
+        .env("DATABASE_URL", url.as_str())
+        .env("ACCOUNT_PASSWORDS", place.password_list())
+        .output()
+        .await
+        .expect("hookctl runs");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(
+        text(&output).contains("as their owner"),
+        "{}",
+        text(&output)
+    );
+
+    place
+        .sql(&format!(
+            r#"reassign owned by "{owner}" to current_user; drop owned by "{owner}";
+               drop role "{owner}"; drop role "{owner}-2""#
+        ))
+        .await;
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn an_account_with_rights_of_its_own_is_refused_before_anything_is_done(pool: PgPool) {
+    let place = Place::new(&pool);
+    let name = place.name(Account::Ingest);
+    place
+        .sql(&format!(r#"create role "{name}" createdb"#))
+        .await;
+    let output = place.set_up(&[]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains(&name), "{}", text(&output));
+    let events: Option<String> = sqlx::query_scalar("select to_regclass('events')::text")
+        .fetch_one(&pool)
+        .await
+        .expect("an answer");
+    assert_eq!(events, None);
+    place.sql(&format!(r#"drop role "{name}""#)).await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_dry_run_needs_no_passwords_and_changes_nothing(pool: PgPool) {
+    let place = Place::new(&pool);
+    let output = place
+        .hookctl()
+        .arg("--dry-run")
+        .output()
+        .await
+        .expect("hookctl runs");
+    let printed = text(&output);
+    assert!(output.status.success(), "{printed}");
+    for account in Account::ALL {
+        let role = format!("create role \"{}\" login", place.name(account));
+        assert!(printed.contains(&role), "{printed}");
+    }
+    assert!(printed.contains("rabbitmqctl set_permissions"), "{printed}");
+    let roles: i64 =
+        sqlx::query_scalar("select count(*) from pg_roles where starts_with(rolname, $1)")
+            .bind(&place.prefix)
+            .fetch_one(&pool)
+            .await
+            .expect("a count");
+    assert_eq!(roles, 0);
+    let events: Option<String> = sqlx::query_scalar("select to_regclass('events')::text")
+        .fetch_one(&pool)
+        .await
+        .expect("an answer");
+    assert_eq!(events, None);
+}
+
+#[sqlx::test(migrations = false)]
+async fn what_differs_on_the_broker_has_an_exit_code_of_its_own(pool: PgPool) {
+    let place = Place::new(&pool);
+    let (_connection, channel) = place.administrator().await;
+    let queue = place.topology().queue(Family::Vendor);
+    channel
+        .queue_declare(
+            queue.as_str().into(),
+            QueueDeclareOptions::durable(),
+            FieldTable::default(),
+        )
+        .await
+        .expect("a queue");
+    let output = place.set_up(&[]).await;
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert!(text(&output).contains(&queue), "{}", text(&output));
+    // Everything else is done all the same.
+    place.rabbitmq(Account::Ingest).await.expect("it logs in");
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn wrong_settings_are_refused_with_what_to_do(pool: PgPool) {
+    let place = Place::new(&pool);
+    let without_passwords = place.hookctl().output().await.expect("hookctl runs");
+    assert_eq!(without_passwords.status.code(), Some(2));
+    assert!(text(&without_passwords).contains("ACCOUNT_PASSWORDS_FILE"));
+    let long = place.set_up(&["--topology-prefix", &"p".repeat(46)]).await;
+    assert_eq!(long.status.code(), Some(2), "{}", text(&long));
+    assert!(text(&long).contains("at most 45"), "{}", text(&long));
+}
+
+#[sqlx::test(migrations = false)]
+async fn passwords_can_come_from_a_file(pool: PgPool) {
+    let place = Place::new(&pool);
+    let file = std::env::temp_dir().join(&place.prefix);
+    std::fs::write(&file, place.password_list()).expect("a file");
+    let output = place
+        .hookctl()
+        .env("ACCOUNT_PASSWORDS_FILE", &file)
+        .output()
+        .await
+        .expect("hookctl runs");
+    std::fs::remove_file(&file).expect("the file");
+    assert!(output.status.success(), "{}", text(&output));
+    place.postgres(Account::Ingest).await.expect("it logs in");
+    place.clean_up().await;
+}

@@ -1,0 +1,74 @@
+//! The accounts that services run under, made by the real `hookctl setup`.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use hookctl::account::Account;
+use shared::Family;
+
+use crate::process::{Process, Spec};
+use crate::programs::{Program, Programs};
+use crate::stores::{Login, Stores};
+
+/// What the accounts' names start with, as the services' own default has it.
+const PREFIX: &str = "pleo";
+
+/// An account for each service, with a password made up here.
+#[derive(Debug, Clone)]
+pub struct Accounts([(Program, Login); 4]);
+
+impl Accounts {
+    /// New passwords, which hold once [`Accounts::set_up`] is through.
+    pub fn random() -> Self {
+        Self(Program::ALL.map(|program| {
+            let login = Login {
+                user: account(program).name(PREFIX),
+                password: format!("{:032x}", rand::random::<u128>()),
+            };
+            (program, login)
+        }))
+    }
+
+    /// A service's account.
+    pub fn login(&self, program: Program) -> Login {
+        let found = self.0.iter().find(|(other, _)| *other == program);
+        found
+            .map(|(_, login)| login.clone())
+            .expect("there is one for each program")
+    }
+
+    /// Runs `hookctl setup` as the stores' owner: schema, topology, accounts. Its output goes to a
+    /// log in `folder`.
+    ///
+    /// # Errors
+    /// With the end of that log when it fails.
+    pub async fn set_up(&self, programs: &Programs, stores: &Stores, folder: &Path) -> Result<()> {
+        let passwords = self
+            .0
+            .iter()
+            .map(|(program, login)| format!("{}={}", account(*program).service(), login.password))
+            .collect::<Vec<_>>()
+            .join(",");
+        let mut spec = Spec::new("hookctl setup", programs.hookctl())
+            .args(["setup"])
+            .env("DATABASE_URL", stores.database_url())
+            .env("AMQP_URL", stores.amqp_url())
+            .env("RABBITMQ_MANAGEMENT_URL", stores.management_url()?)
+            .env("TOPOLOGY_PREFIX", PREFIX)
+            .env("ACCOUNT_PASSWORDS", passwords)
+            .log(folder.join("hookctl-setup.log"));
+        spec.clean_env = true;
+        let process = Process::spawn(spec)?;
+        ensure!(process.wait().await.success(), "{}", process.obituary());
+        Ok(())
+    }
+}
+
+fn account(program: Program) -> Account {
+    match program {
+        Program::Ingest => Account::Ingest,
+        Program::ExportJobWorker => Account::Worker(Family::ExportJob),
+        Program::VendorWorker => Account::Worker(Family::Vendor),
+        Program::OtherWorker => Account::Worker(Family::Other),
+    }
+}

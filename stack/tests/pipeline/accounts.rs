@@ -1,0 +1,81 @@
+//! Each service under an account of its own.
+
+use std::collections::BTreeSet;
+
+use stack::{
+    programs::Program,
+    sample::{self, DEVELOPMENT_SECRET, EXPORT_JOB, VENDOR},
+};
+
+use crate::world::{SOON, World, count, until_count};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_run_under_their_own_accounts_which_may_come_after_them() {
+    let mut world = World::unprepared().await;
+    world.launcher = world.launcher.clone().under(world.accounts());
+    let services: Vec<_> = Program::ALL
+        .into_iter()
+        .map(|program| world.start(program, program.name()))
+        .collect();
+    let url = services[0].webhook_url();
+    let refused = loop {
+        let answer = sample::post(&url, DEVELOPMENT_SECRET, "msg_1", "{}").await;
+        if let Ok((status, _)) = answer {
+            break status;
+        }
+        let process = services[0].process();
+        assert!(process.is_running(), "{}", process.obituary());
+    };
+    assert_eq!(refused, 503);
+
+    world.set_up().await;
+    for service in &services {
+        service.ready(SOON).await.expect("ready");
+    }
+    EXPORT_JOB.send(&url).await.expect("accepted");
+    VENDOR.send(&url).await.expect("accepted");
+    let (status, answer) = sample::post(&url, DEVELOPMENT_SECRET, "msg_1", "{}")
+        .await
+        .expect("an answer");
+    assert_eq!(status, 202, "{answer}");
+    let pool = world.pool().await;
+    until_count(&pool, "select count(*) from events", 3).await;
+    until_count(&pool, "select count(*) from export_jobs", 1).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+
+    let accounts: BTreeSet<String> = Program::ALL
+        .map(|program| world.accounts().login(program).user)
+        .into();
+    let connected: Vec<String> = sqlx::query_scalar(
+        "select distinct usename::text from pg_stat_activity
+          where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("the connections");
+    assert_eq!(BTreeSet::from_iter(connected), accounts);
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from pg_stat_activity
+              where datname = current_database() and pid <> pg_backend_pid()
+                and usename <> 'pleo-' || application_name"
+        )
+        .await,
+        0,
+        "each uses its own"
+    );
+    let connected = world
+        .stores
+        .rabbitmq
+        .ctl(&["list_connections", "user"])
+        .await
+        .expect("the connections");
+    let connected: BTreeSet<String> = connected
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("pleo-") || *line == "guest")
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(connected, accounts);
+}

@@ -11,6 +11,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::timeout;
 
 use super::fault::{Alarm, Fault, Part, Store};
+use crate::accounts::Accounts;
 use crate::base::{self, Base};
 use crate::packages::Packages;
 use crate::postgres::Durability;
@@ -74,20 +75,16 @@ impl Site {
             .await?;
         owner.close().await?;
 
+        let accounts = Accounts::random();
+        accounts.set_up(&programs, &stores, &logs).await?;
         let rabbitmq = Proxy::start(stores.rabbitmq.address()).await?;
         let postgres = Proxy::start(stores.postgres.address()).await?;
-        let through = |url: String, store: std::net::SocketAddr, proxy: &Proxy| {
-            url.replace(&store.to_string(), &proxy.address().to_string())
-        };
         let launcher = Launcher::new(programs, &stores, logs)
-            .env(
-                "DATABASE_URL",
-                through(stores.database_url(), stores.postgres.address(), &postgres),
-            )
-            .env(
-                "AMQP_URL",
-                through(stores.amqp_url(), stores.rabbitmq.address(), &rabbitmq),
-            );
+            .under(&accounts)
+            .through(Addresses {
+                postgres: postgres.address(),
+                amqp: rabbitmq.address(),
+            });
         let mut services = BTreeMap::new();
         for part in Part::ALL {
             if let Some(program) = part.program() {

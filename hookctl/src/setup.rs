@@ -33,9 +33,6 @@ use crate::{
 /// For connecting to Postgres, and for declaring the topology.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Where a dry run has no password to show.
-const HIDDEN: &str = "SCRAM-SHA-256$…";
-
 /// Prepare both stores: schema, queues, and an account with the least rights for each service.
 ///
 /// Run it as the owner of the database and an administrator of RabbitMQ, before the first start and
@@ -251,7 +248,8 @@ impl Setup {
         for account in Account::ALL {
             let name = account.name(prefix);
             let exists = existing.contains(&name);
-            writeln!(out, "{};", postgres::role(&name, exists, HIDDEN))?;
+            let statement = postgres::role(&name, exists);
+            writeln!(out, "{statement}; -- and its password, as a SCRAM verifier")?;
         }
         writeln!(out, "\n{}", postgres::grants(&place, prefix))?;
         writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;

@@ -121,9 +121,8 @@ pub(super) async fn apply(
     let existing = existing(&mut transaction, prefix).await?;
     for account in Account::ALL {
         let name = account.name(prefix);
-        // A salted hash from which nobody can log in, in case Postgres logs statements.
-        let verifier = scram_sha_256(password(account).expose_secret().as_bytes());
-        let statement = role(&name, existing.contains(&name), &verifier);
+        let statement = role(&name, existing.contains(&name));
+        let statement = with_password(statement, &password(account));
         sqlx::raw_sql(AssertSqlSafe(statement))
             .execute(&mut *transaction)
             .await
@@ -189,12 +188,17 @@ pub(super) async fn rights(
     .await
 }
 
-/// Creates the role, or gives it its password. Nothing but the right to log in: whatever a role can
-/// do besides has to be granted.
-pub(super) fn role(name: &str, exists: bool, verifier: &str) -> String {
+/// Creates or changes the role, up to its password. Nothing but the right to log in: whatever a role
+/// can do besides has to be granted.
+pub(super) fn role(name: &str, exists: bool) -> String {
     let verb = if exists { "alter" } else { "create" };
-    let name = identifier(name);
-    format!("{verb} role {name} login password '{verifier}'")
+    format!("{verb} role {} login", identifier(name))
+}
+
+/// Adds a salted hash with which nobody can log in, in case Postgres logs statements.
+fn with_password(role: String, password: &SecretString) -> String {
+    let verifier = scram_sha_256(password.expose_secret().as_bytes());
+    format!("{role} password '{verifier}'")
 }
 
 /// The grants, ready to be run.
@@ -247,12 +251,11 @@ mod tests {
 
     #[test]
     fn postgres_is_told_a_verifier_and_no_password() {
-        let verifier = scram_sha_256(b"correct-horse-battery");
-        let sql = role("x-ingest", false, &verifier);
-        assert!(sql.starts_with("create role \"x-ingest\" login password 'SCRAM-SHA-256$4096:"));
+        let sql = with_password("create role x login".into(), &"correct-horse".into());
+        assert!(sql.starts_with("create role x login password 'SCRAM-SHA-256$4096:"));
         assert!(!sql.contains("correct"));
-        // What stands between the quotes is the verifier's own alphabet.
-        assert!(!verifier.contains(['\'', '\\']));
+        // The verifier's own alphabet has nothing that would end the literal.
+        assert_eq!(sql.matches(['\'', '\\']).count(), 2);
     }
 
     #[test]

@@ -18,5 +18,6 @@ pub mod persistence;
 pub mod record;
 pub mod service;
 pub mod spool_reader;
+pub mod spool_writer;
 pub mod store;
 pub mod work;

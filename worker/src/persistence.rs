@@ -12,8 +12,7 @@ use std::{
 use chrono::Utc;
 use shared::{
     Family,
-    database::{self, DeadlineTransaction, TransactionError},
-    spool::{self, SpoolEntry},
+    database::{self, TransactionError},
 };
 use sqlx::PgPool;
 use tokio::time::Instant;
@@ -25,9 +24,10 @@ use crate::{
     families,
     metrics::Metrics,
     record::Record,
-    spool_reader::{ISOLATE_AFTER, LEASE},
+    spool_reader::LEASE,
+    spool_writer::{self, Claims},
     store::{self, Stored},
-    work::{Source, Work},
+    work::Work,
 };
 
 /// The waits before the second and further attempts at an event that Postgres refused.
@@ -45,14 +45,6 @@ const SUSPICIONS: u32 = 3;
 /// How long a batch is held while Postgres is away. RabbitMQ closes a channel whose messages stay
 /// unacknowledged for 30 minutes; long before that they are better off in the queue.
 const HOLD_LIMIT: Duration = Duration::from_secs(600);
-
-/// For noting a deferral or renewing a claim.
-const NOTE_DEADLINE: Duration = Duration::from_secs(10);
-
-const BEGIN_DURABLE: &str = "begin;
-    set local synchronous_commit = on;
-    set local lock_timeout = '5s';
-    set local statement_timeout = '10s'";
 
 /// The batch was given up before it was stored: it must not be acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,23 +74,6 @@ enum Step<'b> {
         reason: &'b str,
         delay: Duration,
     },
-}
-
-/// The claims on spool rows that a batch came with.
-struct Claims<'b> {
-    ids: Vec<&'b str>,
-    hashes: Vec<&'b [u8]>,
-}
-
-impl<'b> Claims<'b> {
-    fn of(works: impl IntoIterator<Item = &'b Work>) -> Self {
-        let (ids, hashes) = works
-            .into_iter()
-            .filter(|work| work.source == Source::Spool)
-            .map(|work| (work.event.webhook_id.as_str(), &work.event.body_sha256[..]))
-            .unzip();
-        Self { ids, hashes }
-    }
 }
 
 impl Persistence {
@@ -143,22 +118,13 @@ impl Persistence {
             })
             .collect();
         // All of them are kept while any is held; those that are done have no row any more.
-        let claims = Claims::of(batch.iter().map(|(work, _)| work));
-        // Halved until each offender is alone: a handful of transactions even for a big batch.
-        let mut groups: Vec<&[(Work, Record)]> = vec![&batch];
-        while let Some(group) = groups.pop() {
-            let refused = self.complete(&Step::Store(group), &claims, abandon).await?;
-            match (refused, group) {
-                (Ok(()), _) => {}
-                (Err(Refused(reason)), [(work, record)]) => {
-                    self.set_aside(work, record, &reason, &claims, abandon)
-                        .await?;
-                }
-                (Err(Refused(_)), _) => {
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.extend([second, first]);
-                }
-            }
+        let claims = Claims::of(&self.pool, batch.iter().map(|(work, _)| work));
+        let refused = self
+            .complete_or_halve(&batch, Step::Store, &claims, abandon)
+            .await?;
+        for ((work, record), Refused(reason)) in refused {
+            self.set_aside(work, record, &reason, &claims, abandon)
+                .await?;
         }
         Ok(())
     }
@@ -170,27 +136,43 @@ impl Persistence {
         batch: &[Work],
         abandon: &CancellationToken,
     ) -> Result<(), Abandoned> {
-        let claims = Claims::of([]);
+        let claims = Claims::of(&self.pool, []);
+        let refused = self
+            .complete_or_halve(batch, Step::Isolate, &claims, abandon)
+            .await?;
+        if refused.is_empty() {
+            return Ok(());
+        }
+        // What even the spool refuses stays with the broker.
+        for _ in refused {
+            error!(family = %self.family, "the spool refuses a message; it stays in the queue");
+        }
+        Err(Abandoned)
+    }
+
+    /// Completes the step for all but the offenders, each of which is answered with the reason. To
+    /// find them what is refused is halved until it is one event: a handful of transactions even
+    /// for a big batch.
+    async fn complete_or_halve<'b, T>(
+        &self,
+        batch: &'b [T],
+        step: impl Fn(&'b [T]) -> Step<'b>,
+        claims: &Claims<'_>,
+        abandon: &CancellationToken,
+    ) -> Result<Vec<(&'b T, Refused)>, Abandoned> {
+        let mut offenders = Vec::new();
         let mut groups = vec![batch];
-        let mut refused = false;
         while let Some(group) = groups.pop() {
-            match self
-                .complete(&Step::Isolate(group), &claims, abandon)
-                .await?
-            {
-                Ok(()) => {}
-                Err(Refused(_)) if group.len() > 1 => {
+            match (self.complete(&step(group), claims, abandon).await?, group) {
+                (Ok(()), _) => {}
+                (Err(refused), [offender]) => offenders.push((offender, refused)),
+                (Err(_), _) => {
                     let (first, second) = group.split_at(group.len() / 2);
                     groups.extend([second, first]);
                 }
-                // What even the spool refuses stays with the broker.
-                Err(Refused(_)) => {
-                    error!(family = %self.family, "the spool refuses a message; it stays in the queue");
-                    refused = true;
-                }
             }
         }
-        if refused { Err(Abandoned) } else { Ok(()) }
+        Ok(offenders)
     }
 
     async fn store(&self, group: &[(Work, Record)]) -> Result<(), TransactionError> {
@@ -304,13 +286,13 @@ impl Persistence {
             let reason = self.hold_reason.lock();
             *reason.unwrap_or_else(PoisonError::into_inner) = error.to_string();
             if started.elapsed() > HOLD_LIMIT {
-                self.release(claims).await;
+                claims.release().await;
                 return Err(Abandoned);
             }
-            self.renew(claims).await;
+            claims.renew().await;
             tokio::select! {
                 () = abandon.cancelled() => {
-                    self.release(claims).await;
+                    claims.release().await;
                     return Err(Abandoned);
                 }
                 () = tokio::time::sleep(delays.next().unwrap_or(LEASE)) => {}
@@ -321,101 +303,13 @@ impl Persistence {
     async fn attempt(&self, step: &Step<'_>) -> Result<(), TransactionError> {
         match *step {
             Step::Store(group) => self.store(group).await,
-            Step::Isolate(works) => {
-                let entries: Vec<_> = works
-                    .iter()
-                    .map(|work| SpoolEntry {
-                        event: &work.event,
-                        receipt: work.receipt,
-                        attempts: work.attempts,
-                        claims: ISOLATE_AFTER,
-                        delay: Duration::ZERO,
-                        reason: "was redelivered more than once",
-                    })
-                    .collect();
-                let mut transaction = self.begin_durable().await?;
-                transaction
-                    .run(async |connection| spool::insert(connection, &entries).await)
-                    .await?;
-                transaction.commit().await
-            }
+            Step::Isolate(works) => spool_writer::isolate(&self.pool, works).await,
             Step::Defer {
                 work,
                 reason,
                 delay,
-            } => {
-                let mut transaction = self.begin_durable().await?;
-                transaction
-                    .run(async |connection| defer(connection, work, reason, delay).await)
-                    .await?;
-                transaction.commit().await
-            }
+            } => spool_writer::defer(&self.pool, work, reason, delay).await,
         }
-    }
-
-    async fn begin_durable(&self) -> Result<DeadlineTransaction, TransactionError> {
-        let deadline = Instant::now() + NOTE_DEADLINE;
-        DeadlineTransaction::begin(&self.pool, BEGIN_DURABLE, deadline).await
-    }
-
-    /// Keeps claimed spool rows from being claimed again while they are held: a claim that runs out
-    /// counts as a worker that was stopped. If Postgres is away nobody else can claim them either.
-    /// Rows that were set aside meanwhile have no claim and keep their time.
-    async fn renew(&self, claims: &Claims<'_>) {
-        self.note(
-            claims,
-            "update webhook_spool s set due_at = now() + make_interval(secs => $3)
-               from unnest($1::text[], $2::bytea[]) as held (webhook_id, body_sha256)
-              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256
-                and s.claims > 0",
-            LEASE,
-        )
-        .await;
-    }
-
-    /// Gives claimed spool rows back at once, uncounted.
-    async fn release(&self, claims: &Claims<'_>) {
-        self.note(
-            claims,
-            "update webhook_spool s
-                set due_at = now() + make_interval(secs => $3), claims = s.claims - 1
-               from unnest($1::text[], $2::bytea[]) as held (webhook_id, body_sha256)
-              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256
-                and s.claims > 0",
-            Duration::ZERO,
-        )
-        .await;
-    }
-
-    /// Best effort: without it the claims run out by themselves.
-    async fn note(&self, claims: &Claims<'_>, sql: &'static str, due_in: Duration) {
-        if claims.ids.is_empty() {
-            return;
-        }
-        if let Err(error) = self.update_claims(claims, sql, due_in).await {
-            warn!(family = %self.family, %error, "cannot note the state of spool rows");
-        }
-    }
-
-    async fn update_claims(
-        &self,
-        claims: &Claims<'_>,
-        sql: &'static str,
-        due_in: Duration,
-    ) -> Result<(), TransactionError> {
-        let mut transaction = self.begin_durable().await?;
-        transaction
-            .run(async |connection| {
-                sqlx::query(sql)
-                    .bind(&claims.ids)
-                    .bind(&claims.hashes)
-                    .bind(due_in.as_secs_f64())
-                    .execute(connection)
-                    .await
-                    .map(|_| ())
-            })
-            .await?;
-        transaction.commit().await
     }
 }
 
@@ -434,43 +328,5 @@ impl Drop for Hold<'_> {
     fn drop(&mut self) {
         self.0.holding.fetch_sub(1, Ordering::Relaxed);
         self.0.metrics.holding.dec();
-    }
-}
-
-async fn defer(
-    connection: &mut sqlx::PgConnection,
-    work: &Work,
-    reason: &str,
-    delay: Duration,
-) -> Result<(), sqlx::Error> {
-    let attempts = work.attempts.saturating_add(1);
-    match work.source {
-        Source::Queue => {
-            let entry = SpoolEntry {
-                event: &work.event,
-                receipt: work.receipt,
-                attempts,
-                claims: 0,
-                delay,
-                reason,
-            };
-            spool::insert(connection, &[entry]).await
-        }
-        Source::Spool => {
-            sqlx::query(
-                "update webhook_spool
-                    set attempts = $3, claims = 0, last_error = $4,
-                        due_at = now() + make_interval(secs => $5)
-                  where webhook_id = $1 and body_sha256 = $2",
-            )
-            .bind(&work.event.webhook_id)
-            .bind(&work.event.body_sha256[..])
-            .bind(attempts)
-            .bind(reason)
-            .bind(delay.as_secs_f64())
-            .execute(connection)
-            .await?;
-            Ok(())
-        }
     }
 }

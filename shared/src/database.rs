@@ -54,6 +54,9 @@ pub enum TransactionError {
     /// The deadline passed; the connection was thrown away.
     #[error("postgres did not answer in time")]
     Deadline,
+    /// It did not even begin.
+    #[error(transparent)]
+    NotBegun(sqlx::Error),
     /// Postgres or the connection to it reported an error.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -63,8 +66,16 @@ impl TransactionError {
     /// The SQLSTATE, where Postgres gave one.
     pub fn sqlstate(&self) -> Option<String> {
         match self {
-            Self::Database(sqlx::Error::Database(error)) => error.code().map(Into::into),
+            Self::NotBegun(sqlx::Error::Database(error))
+            | Self::Database(sqlx::Error::Database(error)) => error.code().map(Into::into),
             _ => None,
+        }
+    }
+
+    fn before_the_beginning(self) -> Self {
+        match self {
+            Self::Database(error) => Self::NotBegun(error),
+            other => other,
         }
     }
 }
@@ -83,6 +94,16 @@ impl DeadlineTransaction {
     /// Begins with `begin`, one or more statements such as
     /// `begin; set local synchronous_commit = off`, sent in one round trip.
     pub async fn begin(
+        pool: &PgPool,
+        begin: &'static str,
+        deadline: Instant,
+    ) -> Result<Self, TransactionError> {
+        Self::connect_and_begin(pool, begin, deadline)
+            .await
+            .map_err(TransactionError::before_the_beginning)
+    }
+
+    async fn connect_and_begin(
         pool: &PgPool,
         begin: &'static str,
         deadline: Instant,

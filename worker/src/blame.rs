@@ -10,6 +10,10 @@ pub enum Blame {
     /// Perhaps one of the rows: believed only when it keeps happening while Postgres is otherwise
     /// well.
     Suspect,
+    /// The connection was lost in the middle of the transaction. So it is when a row makes Postgres
+    /// crash, and far more often when something else ends Postgres or the way to it: believed only
+    /// when it keeps happening where a harmless event of the same kind gets through.
+    Lost,
     /// Postgres or the way to it. No row is blamed and no attempt is spent, however long it takes.
     Environment,
 }
@@ -22,7 +26,8 @@ pub fn blame(error: &TransactionError) -> Blame {
             blame_sqlstate(database.code().as_deref().unwrap_or_default())
         }
         TransactionError::Database(sqlx::Error::Encode(_)) => Blame::Row,
-        TransactionError::Database(_) => Blame::Environment,
+        TransactionError::Database(sqlx::Error::Io(_)) => Blame::Lost,
+        TransactionError::Database(_) | TransactionError::NotBegun(_) => Blame::Environment,
     }
 }
 
@@ -35,6 +40,8 @@ fn blame_sqlstate(sqlstate: &str) -> Blame {
         // internal error.
         Some("0A" | "54" | "P0" | "XX") => Blame::Suspect,
         _ if sqlstate == QUERY_CANCELED => Blame::Suspect,
+        // Connection exception: how a pooler tells that it lost the server.
+        Some("08") => Blame::Lost,
         _ => Blame::Environment,
     }
 }
@@ -53,7 +60,8 @@ mod tests {
     #[case("57014", Blame::Suspect)]
     #[case("P0001", Blame::Suspect)]
     #[case("XX000", Blame::Suspect)]
-    #[case("08006", Blame::Environment)]
+    #[case("08006", Blame::Lost)]
+    #[case("08P01", Blame::Lost)]
     #[case("25006", Blame::Environment)]
     #[case("40P01", Blame::Environment)]
     #[case("42501", Blame::Environment)]
@@ -62,8 +70,19 @@ mod tests {
     #[case("53300", Blame::Environment)]
     #[case("55P03", Blame::Environment)]
     #[case("57P01", Blame::Environment)]
+    #[case("57P02", Blame::Environment)]
     #[case("", Blame::Environment)]
     fn blame_follows_the_class(#[case] sqlstate: &str, #[case] expected: Blame) {
         assert_eq!(blame_sqlstate(sqlstate), expected);
+    }
+
+    #[test]
+    fn a_lost_connection_says_something_only_in_the_middle_of_a_transaction() {
+        let lost = || sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(blame(&TransactionError::Database(lost())), Blame::Lost);
+        assert_eq!(
+            blame(&TransactionError::NotBegun(lost())),
+            Blame::Environment
+        );
     }
 }

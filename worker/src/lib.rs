@@ -16,6 +16,7 @@ pub mod jsonb;
 pub mod metrics;
 pub mod persistence;
 pub mod record;
+pub mod rehearsal;
 pub mod service;
 pub mod spool_reader;
 pub mod spool_writer;

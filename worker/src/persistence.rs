@@ -24,6 +24,7 @@ use crate::{
     families,
     metrics::Metrics,
     record::Record,
+    rehearsal,
     spool_reader::LEASE,
     spool_writer::{self, Claims},
     store::{self, Stored},
@@ -74,6 +75,35 @@ enum Step<'b> {
         reason: &'b str,
         delay: Duration,
     },
+}
+
+impl<'b> Step<'b> {
+    /// The step's event, if it is only one.
+    fn alone(&self) -> Option<&'b Work> {
+        match *self {
+            Self::Store([(work, _)]) | Self::Isolate([work]) | Self::Defer { work, .. } => {
+                Some(work)
+            }
+            Self::Store(_) | Self::Isolate(_) => None,
+        }
+    }
+}
+
+/// How one attempt at a step went.
+enum Tried {
+    Done,
+    Refused(Refused),
+    /// For a reason that will pass, or that is not yet known for a row's fault.
+    Held(TransactionError),
+}
+
+/// What speaks against a step so far.
+#[derive(Default)]
+struct Suspicion<'b> {
+    /// How often in a row it failed with Postgres otherwise well.
+    count: u32,
+    /// The event over which the connection was just lost.
+    lost: Option<&'b Work>,
 }
 
 impl Persistence {
@@ -259,26 +289,19 @@ impl Persistence {
     ) -> Result<Result<(), Refused>, Abandoned> {
         let mut delays = shared::broker::reconnect_delays();
         let started = Instant::now();
-        let mut suspicions = 0;
+        let mut suspicion = Suspicion::default();
         let mut hold = None;
         loop {
-            let error = match self.attempt(step).await {
-                Ok(()) => {
+            let error = match self.try_once(step, &mut suspicion).await {
+                Tried::Done => {
                     if hold.is_some() {
                         info!(family = %self.family, "postgres is back; going on");
                     }
                     return Ok(Ok(()));
                 }
-                Err(error) => error,
+                Tried::Refused(refused) => return Ok(Err(refused)),
+                Tried::Held(error) => error,
             };
-            match blame(&error) {
-                Blame::Row => return Ok(Err(Refused(error.to_string()))),
-                Blame::Suspect if self.probe_database().await.is_ok() => suspicions += 1,
-                Blame::Suspect | Blame::Environment => suspicions = 0,
-            }
-            if suspicions >= SUSPICIONS {
-                return Ok(Err(Refused(error.to_string())));
-            }
             if hold.is_none() {
                 warn!(family = %self.family, %error, "postgres cannot store events now; holding them");
                 hold = Some(Hold::new(self));
@@ -298,6 +321,43 @@ impl Persistence {
                 () = tokio::time::sleep(delays.next().unwrap_or(LEASE)) => {}
             }
         }
+    }
+
+    /// One attempt, and the judgement on its failure.
+    ///
+    /// A lost connection counts only if a rehearsal went through right before. Whatever ends
+    /// connections at random spares the one and hits the other in at most a quarter of the cases,
+    /// and hardly ever several times in a row.
+    async fn try_once<'b>(&self, step: &Step<'b>, suspicion: &mut Suspicion<'b>) -> Tried {
+        if let Some(work) = suspicion.lost
+            && let Err(error) = rehearsal::rehearse(&self.pool, work).await
+        {
+            // Not begun says nothing: Postgres may still be recovering from the step's own crash.
+            if !matches!(error, TransactionError::NotBegun(_)) {
+                suspicion.count = 0;
+            }
+            return Tried::Held(error);
+        }
+        let Err(error) = self.attempt(step).await else {
+            return Tried::Done;
+        };
+        let refused = |error: TransactionError| Tried::Refused(Refused(error.to_string()));
+        let rehearsed = suspicion.lost.take().is_some();
+        match (blame(&error), step.alone()) {
+            (Blame::Row, _) => return refused(error),
+            // Halving blames nobody, and each further proof could be a crash of Postgres.
+            (Blame::Lost, None) => return refused(error),
+            (Blame::Lost, Some(work)) => {
+                suspicion.lost = Some(work);
+                suspicion.count += u32::from(rehearsed);
+            }
+            (Blame::Suspect, _) if self.probe_database().await.is_ok() => suspicion.count += 1,
+            (Blame::Suspect | Blame::Environment, _) => suspicion.count = 0,
+        }
+        if suspicion.count >= SUSPICIONS {
+            return refused(error);
+        }
+        Tried::Held(error)
     }
 
     async fn attempt(&self, step: &Step<'_>) -> Result<(), TransactionError> {

@@ -66,8 +66,22 @@ pub async fn store(
             transaction.rollback().await.ok();
             Err(error)
         }
-        Err(error @ TransactionError::Deadline) => Err(error),
+        Err(error @ (TransactionError::Deadline | TransactionError::NotBegun(_))) => Err(error),
     }
+}
+
+/// Does all that storing `work` takes, the commit included, and leaves nothing behind.
+pub async fn rehearse(pool: &PgPool, work: &Work, record: &Record) -> Result<(), TransactionError> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut transaction = DeadlineTransaction::begin(pool, BEGIN, deadline).await?;
+    transaction.execute("savepoint rehearsal").await?;
+    transaction
+        .run(async |connection| write(connection, &[(work, record)]).await)
+        .await?;
+    transaction
+        .execute("rollback to savepoint rehearsal")
+        .await?;
+    transaction.commit().await
 }
 
 async fn write(

@@ -15,7 +15,7 @@ use crate::sample::{
 /// Makes Postgres refuse one vendor.
 const REFUSE_POISON: &str = "alter table vendors add constraint no_poison check (id <> 'poison')";
 
-fn batch_with_poison() -> Vec<shared::AcceptedEvent> {
+pub(crate) fn batch_with_poison() -> Vec<shared::AcceptedEvent> {
     (0..500)
         .map(|i| {
             vendor(&if i == 317 {
@@ -25,6 +25,20 @@ fn batch_with_poison() -> Vec<shared::AcceptedEvent> {
             })
         })
         .collect()
+}
+
+/// Makes the only spooled event, which has failed once, due until its last attempt begins: the
+/// delays grow to an hour.
+pub(crate) async fn spend_all_attempts(pool: &PgPool) {
+    for spent in 2..=5 {
+        sql(pool, "update webhook_spool set due_at = now()").await;
+        let deadline = tokio::time::Instant::now() + crate::sample::SOON;
+        while count(pool, "select attempts::bigint from webhook_spool").await < spent {
+            assert!(tokio::time::Instant::now() < deadline);
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    sql(pool, "update webhook_spool set due_at = now()").await;
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
@@ -70,16 +84,7 @@ async fn with_its_attempts_spent_it_is_a_dead_letter_with_the_reason(pool: PgPoo
     sql(&pool, REFUSE_POISON).await;
     persist(&pool, [vendor("poison")]).await;
     let stop = start_spool_reader(&pool, Family::Vendor);
-    for spent in 2..=5 {
-        // Not waiting out the delays, which grow to an hour.
-        sql(&pool, "update webhook_spool set due_at = now()").await;
-        let deadline = tokio::time::Instant::now() + crate::sample::SOON;
-        while count(&pool, "select attempts::bigint from webhook_spool").await < spent {
-            assert!(tokio::time::Instant::now() < deadline);
-            sleep(Duration::from_millis(20)).await;
-        }
-    }
-    sql(&pool, "update webhook_spool set due_at = now()").await;
+    spend_all_attempts(&pool).await;
     until_count(
         &pool,
         "select count(*) from dead_letters where webhook_id = 'poison' and attempts = 6

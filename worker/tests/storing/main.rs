@@ -2,6 +2,7 @@
 //! (`AMQP_URL`).
 
 mod consuming;
+mod crashes;
 mod events;
 mod failures;
 mod order;

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context;
 use lapin::{
     Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions},
@@ -14,7 +13,7 @@ use lapin::{
 };
 use shared::{
     AcceptedEvent,
-    broker::{self, BrokerUrl},
+    broker::{self, BrokerUrl, Reconnects},
     message::Receipt,
     metrics::ServiceMetrics,
     topology::{Declare, Topology},
@@ -29,14 +28,8 @@ use tracing::{info, warn};
 
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Declaring everything, which a busy quorum may take a while for.
-const SETUP_DEADLINE: Duration = Duration::from_secs(10);
-
 /// Between two declarations because of events without a queue.
 const REDECLARE_PAUSE: Duration = Duration::from_secs(5);
-
-/// A connection that lived for so long was a good one.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Why an event is not known to be with the broker. It may be there all the same: the workers
 /// absorb what then arrives twice.
@@ -264,7 +257,7 @@ impl Publisher {
 impl Supervisor {
     /// Connects, and connects again whenever the connection ends, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let mut delays = broker::reconnect_delays();
+        let mut reconnects = Reconnects::default();
         while !stop.is_cancelled() {
             let started = Instant::now();
             let ended = tokio::select! {
@@ -281,10 +274,7 @@ impl Supervisor {
                     "RabbitMQ is away; events are spooled in Postgres meanwhile"
                 ),
             }
-            if started.elapsed() > STABLE_AFTER {
-                delays = broker::reconnect_delays();
-            }
-            let delay = delays.next().unwrap_or_default();
+            let delay = reconnects.delay_after(started.elapsed());
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(delay) => {}
@@ -326,13 +316,7 @@ impl Supervisor {
     }
 
     async fn declare(&self, connection: &Connection) -> anyhow::Result<()> {
-        let drifts = timeout(
-            SETUP_DEADLINE,
-            self.topology.declare(connection, self.declare),
-        )
-        .await
-        .context("RabbitMQ did not answer in time")?
-        .context("cannot declare the topology")?;
+        let drifts = self.topology.declare(connection, self.declare).await?;
         self.metrics.set_drift(&drifts);
         Ok(())
     }

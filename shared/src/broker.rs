@@ -128,6 +128,28 @@ pub async fn ended(connection: &Connection) -> String {
     reason
 }
 
+/// A connection that lived for longer was a good one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// The delays between one connection and the next: they grow, until a connection was a good one.
+pub struct Reconnects(Box<dyn Iterator<Item = Duration> + Send>);
+
+impl Default for Reconnects {
+    fn default() -> Self {
+        Self(Box::new(reconnect_delays()))
+    }
+}
+
+impl Reconnects {
+    /// The delay after an attempt to connect, and what came of it, that took so long.
+    pub fn delay_after(&mut self, lived: Duration) -> Duration {
+        if lived > STABLE_AFTER {
+            *self = Self::default();
+        }
+        self.0.next().unwrap_or_default()
+    }
+}
+
 /// The delays between attempts to reach a store: from 100 ms to 5 s, with jitter, without end.
 pub fn reconnect_delays() -> impl Iterator<Item = Duration> {
     backon::BackoffBuilder::build(
@@ -167,6 +189,16 @@ mod tests {
         let delays: Vec<_> = reconnect_delays().take(1_000).collect();
         assert_eq!(delays.len(), 1_000);
         assert!(delays.iter().all(|d| *d <= Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn delays_grow_until_a_connection_was_a_good_one() {
+        let mut reconnects = Reconnects::default();
+        for _ in 0..20 {
+            reconnects.delay_after(Duration::from_secs(1));
+        }
+        assert!(reconnects.delay_after(Duration::from_secs(1)) >= Duration::from_secs(5));
+        assert!(reconnects.delay_after(Duration::from_secs(11)) < Duration::from_secs(1));
     }
 
     /// The threads that lapin has for connections of this process.

@@ -3,15 +3,22 @@
 //! There is no dead-letter exchange and no TTL here on purpose: retries and dead letters live in
 //! Postgres, where they can be queried, counted and replayed.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use lapin::{
     Channel, Connection, ErrorKind, ExchangeKind,
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     protocol::AMQPErrorKind,
     types::{AMQPValue, FieldTable},
 };
+use tokio::time::timeout;
 use tracing::error;
 
 use crate::Family;
+
+/// Declaring everything, which a busy quorum may take a while for.
+const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// RabbitMQ 4 drops a message after 20 returns to the queue unless told otherwise, so a few
 /// consumer crashes would lose innocents. 3.10 has no "unlimited", hence a number that is never met.
@@ -80,14 +87,11 @@ impl Topology {
         &self,
         connection: &Connection,
         mode: Declare,
-    ) -> Result<Vec<Drift>, lapin::Error> {
-        let mut drifts = Vec::new();
-        self.declare_exchanges(connection, mode, &mut drifts)
-            .await?;
-        for family in Family::ALL {
-            self.declare_queue(connection, mode, family, &mut drifts)
-                .await?;
-        }
+    ) -> anyhow::Result<Vec<Drift>> {
+        let drifts = timeout(DECLARE_DEADLINE, self.declare_all(connection, mode))
+            .await
+            .context("RabbitMQ did not answer in time")?
+            .context("cannot declare the topology")?;
         for drift in &drifts {
             error!(
                 entity = drift.entity,
@@ -95,6 +99,21 @@ impl Topology {
                 "the broker's topology differs; compare the entity's arguments with the \
                  topology in the documentation, then delete and re-create it when it is empty"
             );
+        }
+        Ok(drifts)
+    }
+
+    async fn declare_all(
+        &self,
+        connection: &Connection,
+        mode: Declare,
+    ) -> Result<Vec<Drift>, lapin::Error> {
+        let mut drifts = Vec::new();
+        self.declare_exchanges(connection, mode, &mut drifts)
+            .await?;
+        for family in Family::ALL {
+            self.declare_queue(connection, mode, family, &mut drifts)
+                .await?;
         }
         Ok(drifts)
     }

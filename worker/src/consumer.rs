@@ -14,7 +14,7 @@ use lapin::{
 };
 use shared::{
     Family,
-    broker::{self, BrokerUrl},
+    broker::{self, BrokerUrl, Reconnects},
     message::Delivered,
     topology::{Declare, Topology},
 };
@@ -36,11 +36,8 @@ use crate::{
 /// the consumers.
 const SUSPICIOUS_REDELIVERIES: u64 = 2;
 
-/// A connection that lived for so long was a good one.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
-
-/// Declaring and subscribing on a fresh connection.
-const SETUP_DEADLINE: Duration = Duration::from_secs(10);
+/// Subscribing on a fresh connection.
+const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// RabbitMQ 3.10 can leave a consumer without deliveries, and without a word, whose queue was deleted
 /// and declared again at once. Subscribing anew costs an idle worker nothing.
@@ -90,7 +87,7 @@ impl Consumer {
     /// Consumes, over as many connections as it takes, until `stop`; then finishes what was
     /// delivered, at the latest when `abandon` comes.
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
-        let mut delays = broker::reconnect_delays();
+        let mut reconnects = Reconnects::default();
         while !stop.is_cancelled() {
             let started = Instant::now();
             match self.consume_on_one_connection(&stop, &abandon).await {
@@ -109,10 +106,7 @@ impl Consumer {
                 }
             }
             self.metrics.consuming.set(0);
-            if started.elapsed() > STABLE_AFTER {
-                delays = broker::reconnect_delays();
-            }
-            let delay = delays.next().unwrap_or_default();
+            let delay = reconnects.delay_after(started.elapsed());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(delay) => {}
@@ -160,19 +154,15 @@ impl Consumer {
             .await
             .map_err(|reason| anyhow!("postgres is not ready: {reason}"))?;
         let connection = broker::connect(&self.url, &format!("{}-worker", self.family)).await?;
-        let (channel, deliveries) = timeout(SETUP_DEADLINE, self.set_up(&connection))
+        let drifts = self.topology.declare(&connection, self.declare).await?;
+        self.metrics.service.set_drift(&drifts);
+        let (channel, deliveries) = timeout(SUBSCRIBE_DEADLINE, self.open(&connection))
             .await
             .context("RabbitMQ did not answer in time")??;
         Ok((connection, channel, deliveries))
     }
 
-    async fn set_up(&self, connection: &Connection) -> anyhow::Result<(Channel, Deliveries)> {
-        let drifts = self
-            .topology
-            .declare(connection, self.declare)
-            .await
-            .context("cannot declare the topology")?;
-        self.metrics.service.set_drift(&drifts);
+    async fn open(&self, connection: &Connection) -> anyhow::Result<(Channel, Deliveries)> {
         let channel = connection.create_channel().await?;
         // Enough that the next batch is here when one is finished.
         let prefetch = self.batch_size * (self.batches_in_flight + 1);

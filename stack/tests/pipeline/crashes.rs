@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use stack::programs::Program;
+use stack::{
+    programs::Program,
+    sample::{self, DEVELOPMENT_SECRET},
+};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -176,4 +179,80 @@ async fn a_worker_that_dies_between_delivery_and_commit_loses_nothing() {
         i64::try_from(vendors).expect("a small number"),
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_makes_postgres_crash_is_set_aside_and_holds_up_no_other() {
+    let world = World::new().await;
+    let services = Program::ALL.map(|program| world.start(program, program.name()));
+    for service in &services {
+        service.ready(SOON).await.expect("ready");
+    }
+    let pool = world.pool().await;
+    sqlx::raw_sql(
+        "create function crash() returns trigger language plpgsql as
+           $$ begin
+                if new.id = 'poison' then
+                  execute format('copy (select 1) to program %L', 'kill -KILL ' || pg_backend_pid());
+                end if;
+                return new;
+              end $$;
+         create trigger crash before insert on vendors for each row execute function crash()",
+    )
+    .execute(&pool)
+    .await
+    .expect("good SQL");
+
+    let url = services[0].webhook_url();
+    let load = Load::start(vec![url.clone()]);
+    accepting_again(&load, "the start").await;
+    let poison = r#"{"eventType":"v1.vendor.created",
+        "data":{"id":"poison","companyId":"c","name":"n","state":"DRAFT"}}"#;
+    let (status, _) = sample::post(&url, DEVELOPMENT_SECRET, "msg_poison", poison)
+        .await
+        .expect("an answer");
+    assert_eq!(status, 202);
+    until_despite_crashes(
+        &pool,
+        "select exists (select from webhook_spool where webhook_id = 'msg_poison' and attempts > 0)",
+    )
+    .await;
+    accepting_again(&load, "the crashes").await;
+    load.stop().await;
+
+    until_despite_crashes(
+        &pool,
+        "drop trigger if exists crash on vendors; select true",
+    )
+    .await;
+    until_despite_crashes(
+        &pool,
+        "update webhook_spool set due_at = now() where webhook_id = 'msg_poison' and claims = 0;
+         select exists (select from vendors where id = 'poison')
+            and not exists (select from webhook_spool)
+            and not exists (select from unstored_receipts)",
+    )
+    .await;
+    assert_eq!(count(&pool, "select count(*) from dead_letters").await, 0);
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from events where attempts > 1 and webhook_id <> 'msg_poison'"
+        )
+        .await,
+        0
+    );
+}
+
+/// Waits until statements that end in a yes or no say yes.
+async fn until_despite_crashes(pool: &sqlx::PgPool, statements: &'static str) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let answer = sqlx::raw_sql(statements).fetch_one(pool).await;
+        if answer.is_ok_and(|row| sqlx::Row::try_get(&row, 0).unwrap_or(false)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not so: {statements}");
+        sleep(Duration::from_millis(100)).await;
+    }
 }

@@ -43,6 +43,12 @@ impl Typed {
             Family::Other => return Ok(None),
         };
         let data = data.ok_or("the event has no `data`")?;
+        // serde also reads an array as a struct's fields in order, which no sender means.
+        if !data.get().starts_with('{') {
+            return Err(format!(
+                "`data` is not that of the {family} its type names: it is not an object"
+            ));
+        }
         parse(data.get(), webhook_id)
             .map(Some)
             .map_err(|error| format!("`data` is not that of the {family} its type names: {error}"))

@@ -215,6 +215,11 @@ mod tests {
     #[case("v1.vendor.created", "null", "no `data`")]
     #[case("v1.vendor.created", "[]", "`data` is not that of the vendor")]
     #[case(
+        "v1.export-job.created",
+        r#"["j1","c1","pending",1,1,true,true,"","",null,null,null,null,null,null]"#,
+        "it is not an object"
+    )]
+    #[case(
         "v1.vendor.created",
         r#"{"id":"v1","companyId":"c1","name":"a\u0000","state":"DRAFT"}"#,
         "\\u0000"

@@ -19,6 +19,7 @@ use crate::{
     headers::WebhookHeaders,
     metrics::Metrics,
     secrets::Secrets,
+    unread::{self, HoldingUnread},
 };
 
 /// The path that Pleo is to be pointed at.
@@ -46,12 +47,12 @@ pub struct Endpoint {
 pub async fn receive(
     endpoint: web::Data<Endpoint>,
     request: HttpRequest,
-    payload: web::Payload,
-) -> HttpResponse {
+    mut payload: web::Payload,
+) -> HttpResponse<HoldingUnread> {
     let handling = Handling::start(&endpoint.metrics);
-    let answer = endpoint.handle(&request, payload).await;
+    let answer = endpoint.handle(&request, &mut payload).await;
     handling.finish(&answer);
-    answer.into_response()
+    unread::hold(answer.into_response(), payload)
 }
 
 /// Counts a request, also one whose client leaves in the middle.
@@ -107,7 +108,7 @@ impl Endpoint {
         }
     }
 
-    async fn handle(&self, request: &HttpRequest, payload: web::Payload) -> Answer {
+    async fn handle(&self, request: &HttpRequest, payload: &mut web::Payload) -> Answer {
         match self.verify_and_settle(request, payload).await {
             Ok(outcome) => Answer::Settled(outcome),
             Err(refusal) => {
@@ -120,7 +121,7 @@ impl Endpoint {
     async fn verify_and_settle(
         &self,
         request: &HttpRequest,
-        payload: web::Payload,
+        payload: &mut web::Payload,
     ) -> Result<Outcome, Answer> {
         let headers = self.read_headers(request)?;
         let (body, _memory) = self.read_body(request, payload).await?;
@@ -151,7 +152,7 @@ impl Endpoint {
     async fn read_body(
         &self,
         request: &HttpRequest,
-        mut payload: web::Payload,
+        payload: &mut web::Payload,
     ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), Answer> {
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());

@@ -18,3 +18,4 @@ pub mod secrets;
 pub mod service;
 pub mod settlement;
 pub mod signature;
+pub mod unread;

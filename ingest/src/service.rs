@@ -26,6 +26,7 @@ use crate::{
     publisher::{self, Publisher, Supervisor},
     receipts,
     settlement::Settlement,
+    unread::{self, HoldingUnread},
 };
 
 /// From a connection's first byte to the end of its headers.
@@ -106,9 +107,11 @@ impl Service {
                 .service(
                     web::resource(endpoint::PATH)
                         .route(web::post().to(endpoint::receive))
-                        .default_service(web::to(|| refuse(StatusCode::METHOD_NOT_ALLOWED))),
+                        .default_service(web::to(|unread| {
+                            refuse(StatusCode::METHOD_NOT_ALLOWED, unread)
+                        })),
                 )
-                .default_service(web::to(|| refuse(StatusCode::NOT_FOUND)))
+                .default_service(web::to(|unread| refuse(StatusCode::NOT_FOUND, unread)))
         })
         .workers(workers)
         .client_request_timeout(HEADERS_DEADLINE)
@@ -173,8 +176,8 @@ impl Service {
 }
 
 /// Requests for nothing that is here do not keep their connection either.
-async fn refuse(status: StatusCode) -> HttpResponse {
-    HttpResponse::build(status).force_close().finish()
+async fn refuse(status: StatusCode, unread: web::Payload) -> HttpResponse<HoldingUnread> {
+    unread::hold(HttpResponse::build(status).force_close().finish(), unread)
 }
 
 /// The server drops its handlers, and with them every acceptor, once it has answered everything;

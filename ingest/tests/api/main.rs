@@ -3,8 +3,10 @@
 mod answers;
 mod app;
 mod dedup;
+mod hostile;
 mod misconfiguration;
 mod outages;
 mod publishing;
+mod raw;
 mod standard_webhooks;
 mod webhook;

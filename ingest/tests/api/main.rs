@@ -6,6 +6,7 @@ mod dedup;
 mod hostile;
 mod misconfiguration;
 mod outages;
+mod properties;
 mod publishing;
 mod raw;
 mod standard_webhooks;

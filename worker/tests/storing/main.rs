@@ -6,5 +6,6 @@ mod crashes;
 mod events;
 mod failures;
 mod order;
+mod properties;
 mod sample;
 mod spool;

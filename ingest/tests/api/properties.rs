@@ -1,0 +1,91 @@
+//! What the fuzzers check (see `fuzz/`), on their committed inputs and on those that proptest makes.
+
+#[path = "../../../fuzz/properties/headers.rs"]
+mod headers;
+#[path = "../../../fuzz/properties/request.rs"]
+mod request;
+#[path = "../../../fuzz/properties/signatures.rs"]
+mod signatures;
+
+use std::{fs, path::Path};
+
+use proptest::{collection::vec, prelude::*, sample::select, string::string_regex};
+
+/// Calls `check` with each committed input of a fuzzer.
+#[expect(clippy::print_stdout, reason = "says which one fails")]
+fn each_seed(fuzzer: &str, check: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
+    let seeds: Vec<_> = fs::read_dir(folder.join(fuzzer)).expect("seeds").collect();
+    assert!(seeds.len() > 10, "{seeds:?}");
+    for seed in seeds {
+        let path = seed.expect("a seed").path();
+        println!("{}", path.display());
+        check(&fs::read(path).expect("a file"));
+    }
+}
+
+/// Requests that are nearly right: each header is good more often than not.
+fn requests() -> impl Strategy<Value = Vec<u8>> {
+    let matching = |regex| string_regex(regex).expect("a regex").boxed();
+    let id = prop_oneof![4 => matching("[!-~&&[^.]]{1,201}"), 1 => matching("[ -~é]{0,9}")];
+    let timestamp = prop_oneof![
+        4 => matching("[1-9][0-9]{0,12}"),
+        1 => matching("[0-9]{0,21}"),
+        1 => matching("[0-9+. -]{0,9}"),
+    ];
+    let list = prop_oneof![
+        4 => matching("(v1|v1a|v2|),?[A-Za-z0-9+/]{43}=( v1,[A-Za-z0-9+/]{42}A=){0,40}"),
+        1 => matching("[ -~]{0,80}"),
+        1 => matching("[ -~]{4000,4100}"),
+    ];
+    let header = (select(vec!["webhook", "webhook", "webhook", "svix"]), 0..3);
+    let copies = vec(header, 2..6);
+    let body = vec(any::<u8>(), 0..40);
+    (id, timestamp, vec(list, 0..3), copies, body).prop_map(
+        |(id, timestamp, lists, copies, body)| {
+            // One set, and now and then some of another or a header twice.
+            let extra = copies.iter().skip(4).copied();
+            let set = copies[0].0;
+            let mut head = String::new();
+            for (set, part) in [(set, 0), (set, 1)].into_iter().chain(extra) {
+                head += &match part {
+                    0 => format!("{set}-id:{id}\n"),
+                    1 => format!("{set}-timestamp:{timestamp}\n"),
+                    _ => format!("{set}-signature:v1,x\n"),
+                };
+            }
+            for list in lists {
+                head += &format!("{set}-signature:{list}\n");
+            }
+            [head.as_bytes(), b"\n", &body].concat()
+        },
+    )
+}
+
+#[test]
+fn committed_headers_are_read_by_the_rules() {
+    each_seed("headers", headers::check);
+}
+
+#[test]
+fn committed_signatures_verify_only_under_their_secret() {
+    each_seed("signatures", signatures::check);
+}
+
+proptest! {
+    #[test]
+    fn headers_are_read_by_the_rules(request in requests()) {
+        headers::check(&request);
+    }
+
+    #[test]
+    fn signatures_verify_only_under_their_secret_and_in_any_company(request in requests()) {
+        signatures::check(&request);
+    }
+
+    #[test]
+    fn no_bytes_break_the_rules(bytes in vec(any::<u8>(), 0..200)) {
+        headers::check(&bytes);
+        signatures::check(&bytes);
+    }
+}

@@ -3,6 +3,7 @@
 
 mod consuming;
 mod crashes;
+mod delays;
 mod events;
 mod failures;
 mod order;

@@ -2,7 +2,9 @@
 
 mod accounts;
 mod crashes;
+mod crowd;
 mod load;
 mod logs;
+mod overload;
 mod startup;
 mod world;

@@ -3,6 +3,7 @@
 
 #[path = "../properties/headers.rs"]
 mod headers;
+#[expect(dead_code, reason = "headers do not depend on the body")]
 #[path = "../properties/request.rs"]
 mod request;
 

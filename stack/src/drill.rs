@@ -13,11 +13,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub use self::audit::Audit;
+pub use self::event::{Kind, kind};
 pub use self::fault::{Alarm, Fault, Part, Store};
 pub use self::report::{Recoveries, Report};
 use self::schedule::Step;
@@ -44,6 +46,19 @@ pub struct Settings {
     pub rate: u32,
     /// Where the services' logs go, so that they stay; without it they are deleted in the end.
     pub logs: Option<PathBuf>,
+}
+
+/// How an incident went.
+#[derive(Debug, Clone, Copy)]
+pub struct Course {
+    /// When the first fault began.
+    pub began_at: DateTime<Utc>,
+    /// When the last one was over.
+    pub ended_at: DateTime<Utc>,
+    /// How many 503s were given from the beginning until all was well again.
+    pub refused: usize,
+    /// How long that took from the end.
+    pub recovery: Duration,
 }
 
 /// A site under load that incidents can happen to.
@@ -115,10 +130,10 @@ impl Drill {
     ///
     /// # Errors
     /// As [`Drill::run`].
-    pub async fn incident(&mut self, incident: &Incident) -> Result<()> {
+    pub async fn incident(&mut self, incident: &Incident) -> Result<Course> {
         sleep(incident.after).await;
-        let began = Instant::now();
-        let refusals = self.sender.refusals();
+        let (began, began_at) = (Instant::now(), Utc::now());
+        let refused = self.sender.refusals();
         let faults: Vec<Fault> = incident
             .faults
             .iter()
@@ -142,26 +157,34 @@ impl Drill {
             }
             self.look_at_memory();
         }
-        let ended = Instant::now();
-        let recovered = timeout(RECOVERED_WITHIN, self.recovered()).await;
-        let took = ended.elapsed();
-        let at = began.duration_since(self.started).as_secs();
-        match recovered {
-            Ok(()) => self.progress.say(&format!(
-                "{at:>5} s  {incident}; {} refused; well again after {:.1} s",
-                self.sender.refusals() - refusals,
-                took.as_secs_f64()
-            )),
-            Err(_elapsed) => {
-                let failure = format!("{at} s: {incident}; not well again after {took:?}");
-                self.progress.say(&failure);
-                self.report.failures.push(failure);
-            }
+        let (ended, ended_at) = (Instant::now(), Utc::now());
+        let well_again = timeout(RECOVERED_WITHIN, self.recovered()).await.is_ok();
+        let course = Course {
+            began_at,
+            ended_at,
+            refused: self.sender.refusals() - refused,
+            recovery: ended.elapsed(),
+        };
+        let second = began.duration_since(self.started).as_secs();
+        let line = format!(
+            "{second:>5} s  {incident}; {} refused; {} after {:.1} s",
+            course.refused,
+            if well_again { "well again" } else { "NOT well" },
+            course.recovery.as_secs_f64()
+        );
+        self.progress.say(&line);
+        let failures = self.site.failures();
+        for failure in &failures {
+            self.progress.say(failure);
+        }
+        self.report.failures.extend(failures);
+        if !well_again {
+            self.report.failures.push(line);
         }
         for fault in &faults {
             let recoveries = self.report.recoveries.entry(*fault).or_default();
             recoveries.incidents += 1;
-            recoveries.longest = recoveries.longest.max(took);
+            recoveries.longest = recoveries.longest.max(course.recovery);
         }
         let hits = |part| faults.iter().any(|fault| fault.part() == part);
         let keeps_no_deadline =
@@ -169,11 +192,7 @@ impl Drill {
         if hits(Part::RabbitMq) && hits(Part::Postgres) || faults.iter().any(keeps_no_deadline) {
             self.excuses.push((began, Instant::now()));
         }
-        for failure in self.site.failures() {
-            self.progress.say(&failure);
-            self.report.failures.push(failure);
-        }
-        Ok(())
+        Ok(course)
     }
 
     /// Stops sending, lets everything come to rest and draws up the ledger.
@@ -219,18 +238,18 @@ impl Drill {
         Ok(report)
     }
 
-    /// How many events were answered 2xx so far.
-    pub fn accepted(&self) -> usize {
-        self.sender.accepted()
+    /// The database, reached directly, as its owner.
+    pub fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
+    /// Every service is ready, and fresh events of every kind get through each replica to the end.
     async fn recovered(&self) {
-        let patient = Instant::now() + RECOVERED_WITHIN * 2;
         while self.site.ready(RECOVERED_WITHIN).await.is_err() {
             sleep(Duration::from_millis(200)).await;
         }
         let canaries = self.sender.canaries().await;
-        audit::all_stored(&self.pool, &canaries, patient).await;
+        audit::until_stored(&self.pool, &canaries).await;
     }
 
     fn look_at_memory(&mut self) {

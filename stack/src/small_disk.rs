@@ -44,19 +44,18 @@ impl SmallDisk {
     /// When the filler cannot be written.
     pub fn fill(&self) -> Result<()> {
         let file = File::create(self.filler())?;
-        loop {
-            let space = statvfs(&self.folder)?;
-            let left = i64::try_from(space.blocks_available() * space.fragment_size())?;
-            let size = i64::try_from(file.metadata()?.len())?;
-            if left == 0 {
-                return Ok(());
-            }
-            match posix_fallocate(&file, size, left) {
-                // Somebody else took some of it meanwhile.
-                Ok(()) | Err(Errno::ENOSPC) => {}
+        let space = statvfs(&self.folder)?;
+        let mut chunk = i64::try_from(space.blocks_available() * space.fragment_size())?;
+        let mut size = 0;
+        // Others take some of it meanwhile, and a chunk that does not fit leaves nothing behind.
+        while chunk > 0 {
+            match posix_fallocate(&file, size, chunk) {
+                Ok(()) => size += chunk,
+                Err(Errno::ENOSPC) => chunk /= 2,
                 Err(error) => return Err(error).context("cannot fill the small disk"),
             }
         }
+        Ok(())
     }
 
     /// Gives the space back.

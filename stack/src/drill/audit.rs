@@ -100,8 +100,8 @@ pub(super) async fn audit(
     Ok(audit)
 }
 
-/// Waits until all of these are in `events`; false if they are not by the deadline.
-pub(super) async fn all_stored(pool: &PgPool, webhook_ids: &[String], deadline: Instant) -> bool {
+/// Waits until all of these are in `events`, however often that cannot be asked.
+pub(super) async fn until_stored(pool: &PgPool, webhook_ids: &[String]) {
     loop {
         let stored: Result<i64, _> =
             sqlx::query_scalar("select count(*) from events where webhook_id = any($1)")
@@ -110,10 +110,7 @@ pub(super) async fn all_stored(pool: &PgPool, webhook_ids: &[String], deadline: 
                 .await;
         // The connection may be of before Postgres was restarted; the next one is not.
         if stored.is_ok_and(|stored| usize::try_from(stored) == Ok(webhook_ids.len())) {
-            return true;
-        }
-        if Instant::now() > deadline {
-            return false;
+            return;
         }
         sleep(LOOK_EVERY / 4).await;
     }

@@ -7,7 +7,7 @@ const STATES: u64 = 8;
 
 /// What an event must end as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A state in `vendors`.
     Vendor,
     /// A state in `export_jobs`.
@@ -28,7 +28,7 @@ pub(super) struct Event {
 }
 
 /// What the number of an event makes it.
-pub(super) fn kind(number: u64) -> Kind {
+pub fn kind(number: u64) -> Kind {
     match number / STATES % 10 {
         0..4 => Kind::Vendor,
         4..8 => Kind::ExportJob,

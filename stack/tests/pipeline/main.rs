@@ -3,7 +3,6 @@
 mod accounts;
 mod crashes;
 mod crowd;
-mod load;
 mod logs;
 mod overload;
 mod startup;

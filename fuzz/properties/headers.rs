@@ -15,7 +15,8 @@ pub(crate) fn check(input: &[u8]) {
     let request = Request::parse(input);
     let parse = || WebhookHeaders::parse(|name| request.values(name));
     let used = usize::from(!has_any(&request, NAMES[0]) && has_any(&request, NAMES[1]));
-    let [id, timestamp, signatures] = NAMES[used].map(|name| request.values(name).collect());
+    let [id, timestamp, signatures] =
+        NAMES[used].map(|name| request.values(name).collect::<Vec<_>>());
     let acceptable = is_id(&id) && is_timestamp(&timestamp) && are_signatures(&signatures);
     let headers = match (parse(), parse()) {
         (Ok(headers), Ok(again)) => {
@@ -84,12 +85,12 @@ fn has_any(request: &Request<'_>, names: [&str; 3]) -> bool {
         .any(|name| request.values(name).next().is_some())
 }
 
-fn is_id(values: &Vec<&[u8]>) -> bool {
+fn is_id(values: &[&[u8]]) -> bool {
     matches!(values[..], [id] if (1..=200).contains(&id.len())
         && id.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'.'))
 }
 
-fn is_timestamp(values: &Vec<&[u8]>) -> bool {
+fn is_timestamp(values: &[&[u8]]) -> bool {
     let [digits] = values[..] else { return false };
     // 2^63 has 19 digits, so nothing overflows here.
     (1..=20).contains(&digits.len())
@@ -100,7 +101,7 @@ fn is_timestamp(values: &Vec<&[u8]>) -> bool {
             <= i128::from(DateTime::<Utc>::MAX_UTC.timestamp())
 }
 
-fn are_signatures(values: &Vec<&[u8]>) -> bool {
+fn are_signatures(values: &[&[u8]]) -> bool {
     !values.is_empty()
         && values.concat().len() <= 4_096
         && values

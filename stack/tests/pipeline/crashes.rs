@@ -76,7 +76,7 @@ async fn an_event_that_makes_postgres_crash_is_set_aside_and_holds_up_no_other()
     }
     let pool = world.pool().await;
     sqlx::raw_sql(
-        "create function crash() returns trigger language plpgsql as
+        "create function crash() returns trigger language plpgsql security definer as
            $$ begin
                 if new.id = 'poison' then
                   execute format('copy (select 1) to program %L', 'kill -KILL ' || pg_backend_pid());

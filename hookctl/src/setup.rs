@@ -13,7 +13,6 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use lapin::Connection;
 use secrecy::SecretString;
 use shared::{
     broker::{self, BrokerUrl},
@@ -167,7 +166,8 @@ impl Setup {
         let existed = postgres::existing(postgres, prefix).await?;
         let password = |account| passwords.of(account).clone();
         postgres::apply(postgres, &place, prefix, password).await?;
-        let drifts = self.declare(&rabbitmq).await?;
+        let topology = self.stores.topology();
+        let drifts = topology.declare(&rabbitmq, Declare::Active).await?;
         for account in Account::ALL {
             rabbitmq::apply(
                 &self.management,
@@ -189,14 +189,6 @@ impl Setup {
             rights,
             drifts,
         })
-    }
-
-    async fn declare(&self, rabbitmq: &Connection) -> anyhow::Result<Vec<Drift>> {
-        let topology = self.stores.topology();
-        timeout(DEADLINE, topology.declare(rabbitmq, Declare::Active))
-            .await
-            .context("RabbitMQ did not answer in time")?
-            .context("cannot declare the topology")
     }
 
     fn report(&self, done: &Done) -> io::Result<()> {

@@ -25,6 +25,9 @@ use crate::{
 /// to be answered in good time from the other one.
 const TRIAL: Duration = Duration::from_millis(500);
 
+/// How long a commit may take that only receipts depend on. The events are safe by then.
+const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
+
 /// Brings batches to safety.
 pub struct Settlement {
     pool: PgPool,
@@ -242,7 +245,13 @@ impl Settlement {
         let Some(mut claimed) = claimed else {
             return false;
         };
-        claimed.transaction.set_deadline(schedule.committed);
+        // Receipts alone are not worth the sender's wait.
+        let commit_by = if unconfirmed.is_empty() {
+            schedule.committed.min(Instant::now() + RECEIPTS_COMMIT)
+        } else {
+            schedule.committed
+        };
+        claimed.transaction.set_deadline(commit_by);
         if !unconfirmed.is_empty()
             && let Err(error) = spool_events(&mut claimed.transaction, unconfirmed, receipt).await
         {

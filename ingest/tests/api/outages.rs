@@ -317,6 +317,32 @@ async fn a_spool_row_is_on_disk_before_the_answer(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_commit_that_hangs_costs_no_confirmed_event_its_answer(pool: PgPool) {
+    sqlx::raw_sql(
+        "create function hang() returns trigger language plpgsql as
+           $$ begin perform pg_sleep(60); return null; end $$;
+         create constraint trigger hang after insert on webhook_receipts
+           deferrable initially deferred for each row execute function hang()",
+    )
+    .execute(&pool)
+    .await
+    .expect("good SQL");
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    app.until_ready("rabbitmq").await;
+    let webhook = Webhook::vendor("msg_1");
+    let (status, body) = app.send(&webhook).await;
+    assert_eq!(
+        (status, &body["status"]),
+        (202, &"accepted".into()),
+        "{body}"
+    );
+    assert_eq!(stores.drain(Family::Vendor).await.len(), 1);
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_refused_event_is_not_a_duplicate_when_it_comes_again(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let proxied = Proxied::start(&stores).await;

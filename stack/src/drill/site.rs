@@ -25,9 +25,11 @@ use crate::stores::{Addresses, DATABASE, Stores};
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// Above the services' own deadline for a stop, 25 s.
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
-/// For what a drill stores in an hour, with the log of Postgres limited as below.
+/// For what a drill stores in an hour, with the log of Postgres limited to an eighth of it.
 const DISK_BYTES: u64 = 2 << 30;
-const LOG_LIMIT: &str = "alter system set max_wal_size = '256MB'";
+const LIMIT_WAL: &str = "alter system set max_wal_size = '256MB'";
+/// More than the stack's Postgres gives.
+const MAX_CONNECTIONS: usize = 1_000;
 
 /// Fields are dropped in this order: users before what they use.
 #[derive(Debug)]
@@ -69,10 +71,9 @@ impl Site {
         let stores =
             Stores::start(packages, &base, Addresses::free()?, Durability::ProcessOnly).await?;
         let mut owner = PgConnection::connect(&stores.database_url()).await?;
-        sqlx::raw_sql(LOG_LIMIT).execute(&mut owner).await?;
-        sqlx::raw_sql("select pg_reload_conf()")
-            .execute(&mut owner)
-            .await?;
+        for sql in [LIMIT_WAL, "select pg_reload_conf()"] {
+            sqlx::raw_sql(sql).execute(&mut owner).await?;
+        }
         owner.close().await?;
 
         let accounts = Accounts::random();
@@ -244,32 +245,28 @@ impl Site {
         self.stores.rabbitmq.ctl(&args).await.map(drop)
     }
 
-    /// Takes every connection that Postgres can give, those of the services included.
+    /// Takes every connection that Postgres can give, those of the services included; some of
+    /// theirs may slip through, as they never stop trying.
     async fn take_all_connections(&mut self) -> Result<()> {
         const END_ALL_OTHERS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
              where pid <> pg_backend_pid() and backend_type = 'client backend'
                and application_name <> 'drill'";
-        const MORE_THAN_ANY_SERVER_ALLOWS: usize = 10_000;
+        const ROUNDS: usize = 3;
         let url = format!(
             "{}?application_name=drill",
             self.stores.postgres.url(DATABASE)
         );
         let mut first = PgConnection::connect(&url).await?;
-        while self.connections.len() < MORE_THAN_ANY_SERVER_ALLOWS {
-            match PgConnection::connect(&url).await {
-                Ok(connection) => self.connections.push(connection),
-                Err(_) => {
-                    let ended = sqlx::raw_sql(END_ALL_OTHERS).execute(&mut first).await?;
-                    if ended.rows_affected() == 0 {
-                        break;
-                    }
-                }
+        for _ in 0..ROUNDS {
+            sqlx::raw_sql(END_ALL_OTHERS).execute(&mut first).await?;
+            while let Ok(connection) = PgConnection::connect(&url).await {
+                self.connections.push(connection);
+                ensure!(
+                    self.connections.len() <= MAX_CONNECTIONS,
+                    "postgres never runs out of connections"
+                );
             }
         }
-        ensure!(
-            self.connections.len() < MORE_THAN_ANY_SERVER_ALLOWS,
-            "postgres never runs out of connections"
-        );
         self.connections.push(first);
         Ok(())
     }

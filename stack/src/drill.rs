@@ -55,7 +55,7 @@ pub struct Course {
     pub began_at: DateTime<Utc>,
     /// When the last one was over.
     pub ended_at: DateTime<Utc>,
-    /// How many 503s were given from the beginning until all was well again.
+    /// How many attempts were answered 503 or 408 from the beginning until all was well again.
     pub refused: usize,
     /// How long that took from the end.
     pub recovery: Duration,
@@ -70,7 +70,7 @@ pub struct Drill {
     seed: u64,
     started: Instant,
     progress: Progress,
-    /// When a 503 was the honest answer: neither store could be reached, or ingest itself was frozen
+    /// When a refusal was the honest answer: neither store could be reached, or ingest itself was frozen
     /// while its deadlines passed.
     excuses: Vec<(Instant, Instant)>,
     report: Report,
@@ -221,7 +221,7 @@ impl Drill {
                     .any(|(began, ended)| refusal.answered >= *began && refusal.sent <= *ended)
             })
             .count();
-        report.without_retry_after = sent.refusals.iter().filter(|r| !r.retry_after).count();
+        report.without_retry_after = sent.refusals.iter().filter(|r| r.lacks_retry_after).count();
         report.slowest_refusal = sent
             .refusals
             .iter()

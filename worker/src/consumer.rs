@@ -43,6 +43,9 @@ const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(10);
 /// and declared again at once. Subscribing anew costs an idle worker nothing.
 const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(60);
 
+/// Ending the subscription at a stop, which must leave time for what was delivered.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+
 /// Closing a connection whose broker may be gone.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -256,11 +259,14 @@ impl Consumer {
                 }
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
-                    let cancelled = channel
-                        .basic_cancel(deliveries.tag(), BasicCancelOptions::default())
-                        .await;
-                    if let Err(error) = cancelled {
-                        return Ended::Lost(error.to_string());
+                    let cancel = channel.basic_cancel(deliveries.tag(), BasicCancelOptions::default());
+                    match timeout(CANCEL_DEADLINE, cancel).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => return Ended::Lost(error.to_string()),
+                        // What is not being stored yet is better off in the queue by then.
+                        Err(_elapsed) => {
+                            return Ended::Lost("RabbitMQ did not end the subscription".to_owned());
+                        }
                     }
                 }
             }

@@ -39,11 +39,11 @@ pub struct Report {
     pub recoveries: BTreeMap<Fault, Recoveries>,
     /// Numbers of events that were answered 2xx and are nowhere.
     pub missing: Vec<u64>,
-    /// 503s given while a store could be reached and ingest was not frozen.
+    /// 503s and 408s given while a store could be reached and ingest was not frozen.
     pub needless_refusals: usize,
     /// 503s without `Retry-After`.
     pub without_retry_after: usize,
-    /// The slowest 503.
+    /// The slowest 503 or 408.
     pub slowest_refusal: Duration,
     /// The most memory that each service had, in MiB.
     pub memory_mib: BTreeMap<String, u64>,
@@ -94,7 +94,7 @@ impl Report {
         }
         check(self.without_retry_after, "503s had no Retry-After");
         for (answer, count) in &self.sent.answers {
-            if matches!(answer, Answer::Refused(status) if *status != 503) {
+            if matches!(answer, Answer::Refused(status) if ![503, 408].contains(status)) {
                 broken.push(format!("{count} events were answered {answer}"));
             }
         }
@@ -138,10 +138,10 @@ impl fmt::Display for Report {
             ));
         }
         rows.push(line(
-            "  503 although a store was there",
+            "  refused although a store was there",
             self.needless_refusals.to_string(),
         ));
-        rows.push(line("  slowest 503", seconds(self.slowest_refusal)));
+        rows.push(line("  slowest refusal", seconds(self.slowest_refusal)));
         writeln!(f, "seed {}, {} s", self.seed, self.took.as_secs())?;
         writeln!(f, "{}", table(&["ledger", "events"], rows))?;
         let rows = self.recoveries.iter().map(|(fault, recoveries)| {

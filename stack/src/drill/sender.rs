@@ -55,15 +55,15 @@ impl fmt::Display for Answer {
     }
 }
 
-/// A 503: legitimate only while neither store can be reached.
+/// A 503 or 408: legitimate only while neither store can be reached or ingest itself is frozen.
 #[derive(Debug, Clone, Copy)]
 pub struct Refusal {
     /// When the request was sent.
     pub sent: Instant,
     /// When the answer came.
     pub answered: Instant,
-    /// Whether it said when to try again.
-    pub retry_after: bool,
+    /// Whether it was a 503 that did not say when to try again.
+    pub lacks_retry_after: bool,
 }
 
 /// What the sender knows.
@@ -75,7 +75,7 @@ pub struct Sent {
     pub accepted: HashSet<u64>,
     /// Attempts by answer.
     pub answers: BTreeMap<Answer, u64>,
-    /// Every 503.
+    /// Every 503 and 408.
     pub refusals: Vec<Refusal>,
 }
 
@@ -139,7 +139,7 @@ impl Sender {
         self.shared.sent().accepted.len()
     }
 
-    /// How many attempts were answered 503 so far.
+    /// How many attempts were answered 503 or 408 so far.
     pub fn refusals(&self) -> usize {
         self.shared.sent().refusals.len()
     }
@@ -217,11 +217,11 @@ impl Shared {
                 if accepted {
                     ledger.accepted.insert(number);
                 }
-                if answer == Answer::Refused(503) {
+                if matches!(answer, Answer::Refused(503 | 408)) {
                     ledger.refusals.push(Refusal {
                         sent,
                         answered: Instant::now(),
-                        retry_after,
+                        lacks_retry_after: answer == Answer::Refused(503) && !retry_after,
                     });
                 }
             }

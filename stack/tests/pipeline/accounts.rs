@@ -7,6 +7,8 @@ use stack::{
     sample::{self, DEVELOPMENT_SECRET, EXPORT_JOB, VENDOR},
 };
 
+use tokio::time::timeout;
+
 use crate::world::{SOON, World, count, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,4 +81,54 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
         .map(str::to_owned)
         .collect();
     assert_eq!(connected, accounts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_grant_holds_its_family_until_it_is_given() {
+    let world = World::new().await;
+    let ingest = world.start(Program::Ingest, "ingest");
+    let vendors = world.start(Program::VendorWorker, "vendor-worker");
+    let jobs = world.start(Program::ExportJobWorker, "export-job-worker");
+    for service in [&ingest, &vendors, &jobs] {
+        service.ready(SOON).await.expect("ready");
+    }
+    let pool = world.pool().await;
+    sqlx::raw_sql(r#"revoke insert on events from "pleo-vendor-worker""#)
+        .execute(&pool)
+        .await
+        .expect("good SQL");
+    VENDOR.send(&ingest.webhook_url()).await.expect("accepted");
+    EXPORT_JOB
+        .send(&ingest.webhook_url())
+        .await
+        .expect("accepted");
+    until_count(&pool, "select count(*) from export_jobs", 1).await;
+    let unready = async {
+        loop {
+            let answer = reqwest::get(vendors.private_url("/readyz")).await;
+            if let Ok(answer) = answer
+                && answer.status() == 503
+            {
+                return answer.text().await.expect("a reason");
+            }
+        }
+    };
+    let reason = timeout(SOON, unready).await.expect("it says so");
+    assert!(reason.contains("permission denied"), "{reason}");
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 0);
+
+    sqlx::raw_sql(r#"grant insert on events to "pleo-vendor-worker""#)
+        .execute(&pool)
+        .await
+        .expect("good SQL");
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    vendors.ready(SOON).await.expect("ready again by itself");
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from events where problem is not null or attempts > 1"
+        )
+        .await,
+        0
+    );
 }

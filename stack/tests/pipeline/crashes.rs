@@ -68,6 +68,82 @@ async fn a_worker_that_dies_between_delivery_and_commit_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other_anything() {
+    const NEIGHBOURS: i64 = 20;
+    let world = World::new().await;
+    let ingest = world.start(Program::Ingest, "ingest");
+    ingest.ready(SOON).await.expect("ready");
+    let url = ingest.webhook_url();
+    let pool = world.pool().await;
+    // Whoever stores the poison stays in the middle of it until this test has killed it.
+    sqlx::raw_sql(
+        "create function stop() returns trigger language plpgsql as
+           $$ begin
+                if new.id = 'poison' then perform pg_sleep(60); end if;
+                return new;
+              end $$;
+         create trigger stop before insert on vendors for each row execute function stop()",
+    )
+    .execute(&pool)
+    .await
+    .expect("good SQL");
+    for id in (0..NEIGHBOURS)
+        .map(|n| n.to_string())
+        .chain(["poison".to_owned()])
+    {
+        let body = format!(
+            r#"{{"eventType":"v1.vendor.created","data":{{"id":"{id}","companyId":"c","name":"n","state":"DRAFT"}}}}"#
+        );
+        let (status, answer) = sample::post(&url, DEVELOPMENT_SECRET, &format!("msg_{id}"), &body)
+            .await
+            .expect("an answer");
+        assert_eq!(status, 202, "{answer}");
+    }
+
+    let mut worker = world.start(Program::VendorWorker, "vendor-worker");
+    let mut kills = 0;
+    while count(&pool, "select count(*) from dead_letters").await == 0 {
+        until_count(
+            &pool,
+            "select greatest(
+                (select count(*) from pg_stat_activity where wait_event = 'PgSleep'),
+                (select count(*) from dead_letters))",
+            1,
+        )
+        .await;
+        worker.process().kill();
+        kills += 1;
+        assert!(kills < 10, "nobody gives up");
+        // Its claims would last a minute.
+        sqlx::raw_sql(
+            "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep';
+             update webhook_spool set due_at = now()",
+        )
+        .execute(&pool)
+        .await
+        .expect("good SQL");
+        worker.restart().expect("a restart");
+    }
+
+    until_count(&pool, "select count(*) from vendors", NEIGHBOURS).await;
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from dead_letters
+              where webhook_id = 'msg_poison' and problem = 'stopped the worker 3 times'"
+        )
+        .await,
+        1
+    );
+    assert_eq!(count(&pool, "select count(*) from dead_letters").await, 1);
+    assert_eq!(
+        count(&pool, "select count(*) from events where attempts > 1").await,
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_makes_postgres_crash_is_set_aside_and_holds_up_no_other() {
     let world = World::new().await;
     let services = Program::ALL.map(|program| world.start(program, program.name()));

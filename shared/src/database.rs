@@ -14,9 +14,6 @@ use tokio::time::{Instant, timeout_at};
 /// that a restart of Postgres costs no request.
 const TRUST_IDLE: Duration = Duration::from_secs(1);
 
-/// How long it may take to get a connection, a new one if need be.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
-
 /// How long a probe of the database may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -35,7 +32,6 @@ pub fn parse_url(url: &str) -> Result<PgConnectOptions, String> {
 pub fn pool(options: PgConnectOptions, name: &str, connections: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(CONNECT_DEADLINE)
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
             Box::pin(async move {
@@ -108,14 +104,7 @@ impl DeadlineTransaction {
         begin: &'static str,
         deadline: Instant,
     ) -> Result<Self, TransactionError> {
-        // In a task, as connecting goes on after our deadline: the next attempt finds the connection
-        // there. Otherwise a deadline shorter than a slow server's login would never be met.
-        let acquired = tokio::spawn(pool.acquire());
-        let connection = match timeout_at(deadline, acquired).await {
-            Ok(Ok(connection)) => connection?,
-            Ok(Err(panic)) => return Err(sqlx::Error::Io(std::io::Error::other(panic)).into()),
-            Err(_elapsed) => return Err(TransactionError::Deadline),
-        };
+        let connection = within(deadline, pool.acquire()).await?;
         let mut transaction = Self {
             connection: Some(connection),
             deadline,

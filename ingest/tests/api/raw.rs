@@ -27,7 +27,9 @@ impl Answers {
         self.text
             .split("HTTP/1.1 ")
             .skip(1)
-            .map(|answer| answer[..3].parse().expect("a status"))
+            // The last one may have arrived in part.
+            .filter_map(|answer| answer.get(..3))
+            .map(|status| status.parse().expect("a status"))
             .filter(|status| *status != 100)
             .collect()
     }

@@ -25,7 +25,7 @@ pub(super) struct Args {
     seed: Option<u64>,
 
     /// New events a second
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: u32,
 
     /// Only these faults, such as `kill:rabbitmq,half-open:postgres`

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
 use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::fault::{Alarm, Fault, Part, Store};
 use crate::accounts::Accounts;
@@ -16,7 +16,7 @@ use crate::base::{self, Base};
 use crate::packages::Packages;
 use crate::postgres::Durability;
 use crate::process::Process;
-use crate::programs::Programs;
+use crate::programs::{Program, Programs};
 use crate::proxy::{Mode, Proxy};
 use crate::service::{Launcher, Service};
 use crate::small_disk::SmallDisk;
@@ -28,6 +28,9 @@ const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 /// For what a drill stores in an hour, with the log of Postgres limited to an eighth of it.
 const DISK_BYTES: u64 = 2 << 30;
 const LIMIT_WAL: &str = "alter system set max_wal_size = '256MB'";
+/// At the usual rate events of every family have come by then.
+const HANDS_FULL_AFTER: Duration = Duration::from_secs(1);
+const HANDS_FULL_WITHIN: Duration = Duration::from_secs(3);
 /// More than the stack's Postgres gives.
 const MAX_CONNECTIONS: usize = 1_000;
 
@@ -169,8 +172,10 @@ impl Site {
             Fault::Kill(Part::RabbitMq) => self.stores.rabbitmq.kill(),
             Fault::Kill(Part::Postgres) => self.stores.postgres.kill(),
             Fault::Kill(part) => {
+                let lock = self.fill_hands(part).await;
                 self.services[&part].process().kill();
                 self.away.push(part);
+                drop(lock);
             }
             Fault::Stop(Part::RabbitMq) => self.stores.rabbitmq.stop().await?,
             Fault::Stop(Part::Postgres) => self.stores.postgres.stop().await?,
@@ -243,6 +248,24 @@ impl Site {
             Alarm::Disk => vec!["set_disk_free_limit", disk_limit],
         };
         self.stores.rabbitmq.ctl(&args).await.map(drop)
+    }
+
+    /// A worker is between delivery and commit for milliseconds only, and a kill at random hardly
+    /// ever hits them. So it dies with deliveries in hand, which the lock keeps from being stored;
+    /// with Postgres away it has some anyway.
+    async fn fill_hands(&self, part: Part) -> Option<PgConnection> {
+        part.program()
+            .filter(|program| *program != Program::Ingest)?;
+        let fill = async {
+            let mut connection = PgConnection::connect(&self.stores.database_url())
+                .await
+                .ok()?;
+            let lock = "begin; lock table events in exclusive mode";
+            sqlx::raw_sql(lock).execute(&mut connection).await.ok()?;
+            sleep(HANDS_FULL_AFTER).await;
+            Some(connection)
+        };
+        timeout(HANDS_FULL_WITHIN, fill).await.ok().flatten()
     }
 
     /// Takes every connection that Postgres can give, those of the services included; some of

@@ -254,6 +254,42 @@ async fn nothing_is_acknowledged_before_it_is_stored(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_stored_batch_acknowledges_no_earlier_one_that_is_not(pool: PgPool) {
+    let broker = Broker::new().await;
+    // No fault of the row's, so it is waited out. The sequence remembers the try.
+    sql(
+        &pool,
+        "create sequence tries;
+         create function hold() returns trigger language plpgsql as
+           $$ begin
+                if new.webhook_id = 'held' then
+                  perform nextval('tries');
+                  raise insufficient_privilege;
+                end if;
+                return new;
+              end $$;
+         create trigger hold before insert on events for each row execute function hold()",
+    )
+    .await;
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    broker.publish(&[vendor("held")]).await;
+    until_count(&pool, "select count(*) from tries where is_called", 1).await;
+    broker.publish(&[vendor("free")]).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    worker.stop.cancel();
+    let outcome = worker.running.await.expect("the worker does not panic");
+    assert!(outcome.is_err(), "the deadline was missed");
+    until_queued(&broker, Family::Vendor, 2).await;
+
+    sql(&pool, "drop trigger hold on events").await;
+    let next = RunningWorker::start(&pool, &broker, Family::Vendor);
+    until_count(&pool, "select count(*) from vendors", 2).await;
+    next.stop().await;
+    until_queued(&broker, Family::Vendor, 0).await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn the_type_and_not_the_queue_decides_on_the_table(pool: PgPool) {
     let broker = Broker::new().await;
     // A missing binding sends vendors to the catch-all queue.

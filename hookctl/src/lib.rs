@@ -3,6 +3,9 @@
 //! It acts as the stores' owner or administrator and is no part of the way that an event takes.
 
 pub mod account;
+pub mod database;
 pub mod management;
+pub mod output;
 pub mod passwords;
 pub mod setup;
+pub mod verdict;

@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::setup;
+use hookctl::{setup, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
+///
+/// Exit codes: 0 nothing is wrong, 1 it could not be done, 2 wrong settings, 3 it was done and
+/// something is wrong.
 #[derive(Debug, Parser)]
 #[command(name = "hookctl", version)]
 struct Cli {
@@ -22,7 +25,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli: Cli = config::parse();
-    match cli.command {
-        Command::Setup(args) => setup::main(&args).await,
-    }
+    verdict::exit_code(match &cli.command {
+        Command::Setup(args) => setup::run(args).await,
+    })
 }

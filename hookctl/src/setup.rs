@@ -8,8 +8,6 @@ use std::{
     collections::HashSet,
     io::{self, Write},
     path::PathBuf,
-    process::ExitCode,
-    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -19,18 +17,16 @@ use shared::{
     config::StoreLocations,
     topology::{Declare, Drift},
 };
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
-use tokio::time::timeout;
+use sqlx::{PgConnection, postgres::PgConnectOptions};
 
 use self::postgres::Place;
 use crate::{
     account::{self, Account},
+    database,
     management::Management,
     passwords::Passwords,
+    verdict::{Verdict, WrongSettings},
 };
-
-/// For connecting to Postgres, and for declaring the topology.
-const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Prepare both stores: schema, queues, and an account with the least rights for each service.
 ///
@@ -88,40 +84,24 @@ struct Done {
 
 /// Runs the subcommand.
 #[expect(clippy::print_stderr, reason = "errors of a command-line tool")]
-pub async fn main(args: &Args) -> ExitCode {
-    const WRONG_SETTINGS: u8 = 2;
-    const DRIFT: u8 = 3;
-    let setup = match Setup::new(args) {
-        Ok(setup) => setup,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            return ExitCode::from(WRONG_SETTINGS);
-        }
-    };
-    match setup.run().await {
-        Ok(drifts) if drifts.is_empty() => ExitCode::SUCCESS,
-        Ok(drifts) => {
-            for Drift { entity, reason } in drifts {
-                eprintln!(
-                    "error: {entity} differs on the broker ({reason}); delete it when it is empty \
-                     and run setup again"
-                );
-            }
-            ExitCode::from(DRIFT)
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let setup = Setup::new(args).map_err(WrongSettings::new)?;
+    let drifts = setup.run().await?;
+    for Drift { entity, reason } in &drifts {
+        eprintln!(
+            "error: {entity} differs on the broker ({reason}); delete it when it is empty and run \
+             setup again"
+        );
     }
+    Ok(Verdict::of(drifts.is_empty()))
 }
 
 impl Setup {
     fn new(args: &Args) -> anyhow::Result<Self> {
-        let broker = args.stores.broker()?;
-        account::check_prefix(&args.stores.topology_prefix)?;
+        let broker = args.stores.broker.broker()?;
+        account::check_prefix(&args.stores.broker.topology_prefix)?;
         Ok(Self {
-            database: args.stores.postgres()?.application_name("hookctl"),
+            database: args.stores.database.postgres()?,
             management: Management::new(&args.rabbitmq_management_url, &broker)?,
             broker,
             stores: args.stores.clone(),
@@ -134,10 +114,7 @@ impl Setup {
     }
 
     async fn run(&self) -> anyhow::Result<Vec<Drift>> {
-        let mut postgres = timeout(DEADLINE, PgConnection::connect_with(&self.database))
-            .await
-            .context("postgres did not answer in time")?
-            .context("cannot connect to postgres (DATABASE_URL)")?;
+        let mut postgres = database::connect(&self.database).await?;
         let Some(passwords) = &self.passwords else {
             self.show(&mut postgres).await?;
             return Ok(Vec::new());
@@ -153,7 +130,7 @@ impl Setup {
         postgres: &mut PgConnection,
         passwords: &Passwords,
     ) -> anyhow::Result<Done> {
-        let prefix = &self.stores.topology_prefix;
+        let prefix = &self.stores.broker.topology_prefix;
         let place = Place::find(postgres).await?;
         postgres::check_existing(postgres, prefix).await?;
         postgres::check_ownership(postgres, &place).await?;
@@ -166,7 +143,7 @@ impl Setup {
         let existed = postgres::existing(postgres, prefix).await?;
         let password = |account| passwords.of(account).clone();
         postgres::apply(postgres, &place, prefix, password).await?;
-        let topology = self.stores.topology();
+        let topology = self.stores.broker.topology();
         let drifts = topology.declare(&rabbitmq, Declare::Active).await?;
         for account in Account::ALL {
             rabbitmq::apply(
@@ -174,7 +151,7 @@ impl Setup {
                 &self.broker.vhost(),
                 &account.name(prefix),
                 passwords.of(account),
-                &account.permissions(&self.stores.topology()),
+                &account.permissions(&self.stores.broker.topology()),
             )
             .await?;
         }
@@ -202,7 +179,7 @@ impl Setup {
         )?;
         writeln!(out, "RabbitMQ: virtual host {}", self.broker.vhost())?;
         for (account, rights) in &done.rights {
-            let name = account.name(&self.stores.topology_prefix);
+            let name = account.name(&self.stores.broker.topology_prefix);
             let how = if done.existed.contains(&name) {
                 "was there; has its password and rights anew"
             } else {
@@ -212,7 +189,7 @@ impl Setup {
             for (table, kinds) in rights {
                 writeln!(out, "  {table}: {kinds}")?;
             }
-            let permissions = account.permissions(&self.stores.topology());
+            let permissions = account.permissions(&self.stores.broker.topology());
             writeln!(
                 out,
                 "  RabbitMQ: configure {}, write {}, read {}",
@@ -228,7 +205,7 @@ impl Setup {
 
     /// What would be done, as a script for psql with the rest as comments.
     async fn show(&self, postgres: &mut PgConnection) -> anyhow::Result<()> {
-        let prefix = &self.stores.topology_prefix;
+        let prefix = &self.stores.broker.topology_prefix;
         let place = Place::find(postgres).await?;
         let existing = postgres::existing(postgres, prefix).await?;
         let mut out = io::stdout().lock();
@@ -246,7 +223,7 @@ impl Setup {
         writeln!(out, "\n{}", postgres::grants(&place, prefix))?;
         writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;
         for account in Account::ALL {
-            let permissions = account.permissions(&self.stores.topology());
+            let permissions = account.permissions(&self.stores.broker.topology());
             writeln!(
                 out,
                 "-- rabbitmqctl set_permissions -p '{}' '{}' '{}' '{}' '{}'",

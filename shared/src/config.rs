@@ -16,15 +16,27 @@ use crate::{
     topology::{Declare, Topology},
 };
 
-/// Where the stores are and what the pipeline's things are called there.
+/// Where Postgres is.
 #[derive(Args, Clone, Debug)]
-pub struct StoreLocations {
-    // Both addresses hold passwords. As secrets they stay out of debug output, and parsed only after
-    // the command line they stay out of its error messages, which repeat a value.
+pub struct DatabaseArgs {
+    // Both stores' addresses hold passwords. As secrets they stay out of debug output, and parsed
+    // only after the command line they stay out of its error messages, which repeat a value.
     /// Postgres, as postgres://user:password@host:5432/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: SecretString,
+}
 
+impl DatabaseArgs {
+    /// How to connect to Postgres.
+    pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
+        database::parse_url(self.database_url.expose_secret())
+            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))
+    }
+}
+
+/// Where RabbitMQ is and what the pipeline's things are called there.
+#[derive(Args, Clone, Debug)]
+pub struct BrokerArgs {
     /// RabbitMQ, as amqp://user:password@host:5672/vhost (amqps:// for TLS)
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: SecretString,
@@ -34,13 +46,7 @@ pub struct StoreLocations {
     pub topology_prefix: String,
 }
 
-impl StoreLocations {
-    /// How to connect to Postgres.
-    pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
-        database::parse_url(self.database_url.expose_secret())
-            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))
-    }
-
+impl BrokerArgs {
     /// How to connect to RabbitMQ.
     pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
         BrokerUrl::parse(self.amqp_url.expose_secret())
@@ -51,6 +57,18 @@ impl StoreLocations {
     pub fn topology(&self) -> Topology {
         Topology::new(&self.topology_prefix)
     }
+}
+
+/// Where both stores are.
+#[derive(Args, Clone, Debug)]
+pub struct StoreLocations {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub broker: BrokerArgs,
 }
 
 /// How a service uses the stores.
@@ -68,17 +86,17 @@ pub struct StoreArgs {
 impl StoreArgs {
     /// How to connect to Postgres.
     pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
-        self.locations.postgres()
+        self.locations.database.postgres()
     }
 
     /// How to connect to RabbitMQ.
     pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
-        self.locations.broker()
+        self.locations.broker.broker()
     }
 
     /// The topology under the configured prefix.
     pub fn topology(&self) -> Topology {
-        self.locations.topology()
+        self.locations.broker.topology()
     }
 
     /// Whether to create it.

@@ -1,19 +1,10 @@
 //! The accounts that the services run under: one each, with the same name in both stores.
 
 use anyhow::ensure;
-use shared::{Family, topology::Topology};
+use shared::{Program, topology::Topology};
 
 /// Postgres cuts longer names off, and two accounts could then become one.
 const MAX_NAME_LEN: usize = 63;
-
-/// The account of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Account {
-    /// Of ingest.
-    Ingest,
-    /// Of a family's worker.
-    Worker(Family),
-}
 
 /// What an account may do in RabbitMQ: a regular expression of names for each kind of right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,53 +17,33 @@ pub struct Permissions {
     pub read: String,
 }
 
-impl Account {
-    /// All, in the order in which they are shown.
-    pub const ALL: [Self; 4] = [
-        Self::Ingest,
-        Self::Worker(Family::ExportJob),
-        Self::Worker(Family::Vendor),
-        Self::Worker(Family::Other),
-    ];
+/// The name of a service's account in both stores.
+pub fn name(program: Program, prefix: &str) -> String {
+    format!("{prefix}-{program}")
+}
 
-    /// The service that runs under it, as its binary is named.
-    pub fn service(self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::Worker(Family::ExportJob) => "export-job-worker",
-            Self::Worker(Family::Vendor) => "vendor-worker",
-            Self::Worker(Family::Other) => "other-worker",
-        }
-    }
-
-    /// The name in both stores.
-    pub fn name(self, prefix: &str) -> String {
-        format!("{prefix}-{}", self.service())
-    }
-
-    /// What it may do in RabbitMQ. There are no topic permissions: ingest publishes events of every
-    /// type, also of those that Pleo invents later.
-    pub fn permissions(self, topology: &Topology) -> Permissions {
-        let nothing = || "^$".to_owned();
-        let only = |name: &str| format!("^{}$", escape(name));
-        match self {
-            Self::Ingest => Permissions {
-                configure: nothing(),
-                write: only(&topology.events_exchange()),
-                read: nothing(),
-            },
-            Self::Worker(family) => Permissions {
-                configure: nothing(),
-                write: nothing(),
-                read: only(&topology.queue(family)),
-            },
-        }
+/// What a service's account may do in RabbitMQ. There are no topic permissions: ingest publishes
+/// events of every type, also of those that Pleo invents later.
+pub fn permissions(program: Program, topology: &Topology) -> Permissions {
+    let nothing = || "^$".to_owned();
+    let only = |name: &str| format!("^{}$", escape(name));
+    match program {
+        Program::Ingest => Permissions {
+            configure: nothing(),
+            write: only(&topology.events_exchange()),
+            read: nothing(),
+        },
+        Program::Worker(family) => Permissions {
+            configure: nothing(),
+            write: nothing(),
+            read: only(&topology.queue(family)),
+        },
     }
 }
 
 /// Refuses a prefix whose accounts would have too long names.
 pub fn check_prefix(prefix: &str) -> anyhow::Result<()> {
-    let longest = Account::ALL.map(|account| account.name("").len());
+    let longest = Program::ALL.map(|program| name(program, "").len());
     let longest = longest.into_iter().max().unwrap_or(0);
     ensure!(
         prefix.len() + longest <= MAX_NAME_LEN,
@@ -96,15 +67,17 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use shared::Family;
+
     use super::*;
 
     #[test]
     fn patterns_match_one_name_even_where_the_prefix_has_dots() {
         let topology = Topology::new("a.b-c_d");
-        let ingest = Account::Ingest.permissions(&topology);
+        let ingest = permissions(Program::Ingest, &topology);
         assert_eq!(ingest.write, r"^a\.b-c_d\.events$");
         assert_eq!((&*ingest.configure, &*ingest.read), ("^$", "^$"));
-        let worker = Account::Worker(Family::ExportJob).permissions(&topology);
+        let worker = permissions(Program::Worker(Family::ExportJob), &topology);
         assert_eq!(worker.read, r"^a\.b-c_d\.export-job$");
         assert_eq!((&*worker.configure, &*worker.write), ("^$", "^$"));
     }

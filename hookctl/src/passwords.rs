@@ -2,15 +2,14 @@
 
 use anyhow::{bail, ensure};
 use secrecy::{ExposeSecret, SecretString};
-
-use crate::account::Account;
+use shared::Program;
 
 const MIN_LEN: usize = 16;
 const MAX_LEN: usize = 128;
 
 /// A password for every account.
 #[derive(Debug)]
-pub struct Passwords(Vec<(Account, SecretString)>);
+pub struct Passwords(Vec<(Program, SecretString)>);
 
 impl Passwords {
     /// Reads `service=password` entries, separated by commas or line ends; lines that start with
@@ -19,7 +18,7 @@ impl Passwords {
     /// Passwords end up in addresses and environment files, so they consist of characters that mean
     /// nothing in either.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
-        let mut passwords: Vec<(Account, SecretString)> = Vec::new();
+        let mut passwords: Vec<(Program, SecretString)> = Vec::new();
         let entries = text
             .expose_secret()
             .lines()
@@ -30,44 +29,42 @@ impl Passwords {
         for (index, entry) in entries.enumerate() {
             let position = index + 1;
             let named = entry.split_once('=').and_then(|(name, password)| {
-                let account = Account::ALL
-                    .into_iter()
-                    .find(|a| a.service() == name.trim())?;
-                Some((account, password.trim()))
+                let program = Program::ALL.into_iter().find(|p| p.name() == name.trim())?;
+                Some((program, password.trim()))
             });
-            let Some((account, password)) = named else {
+            let Some((program, password)) = named else {
                 bail!(
                     "entry {position} names no service: write {}",
-                    Account::ALL.map(|a| format!("{}=…", a.service())).join(",")
+                    Program::ALL.map(|p| format!("{p}=…")).join(",")
                 );
             };
-            let service = account.service();
+            let service = program.name();
             ensure!(
                 (MIN_LEN..=MAX_LEN).contains(&password.len()) && password.bytes().all(is_plain),
                 "the password of {service} must be {MIN_LEN} to {MAX_LEN} letters, digits, `-`, `.`, \
                  `_` or `~`; make one with: openssl rand -hex 24"
             );
             ensure!(
-                passwords.iter().all(|(other, _)| *other != account),
+                passwords.iter().all(|(other, _)| *other != program),
                 "there are two passwords of {service}"
             );
-            passwords.push((account, password.into()));
+            passwords.push((program, password.into()));
         }
-        for account in Account::ALL {
+        for program in Program::ALL {
             ensure!(
-                passwords.iter().any(|(other, _)| *other == account),
+                passwords.iter().any(|(other, _)| *other == program),
                 "there is no password of {0}: add {0}=…",
-                account.service()
+                program.name()
             );
         }
         Ok(Self(passwords))
     }
 
     /// An account's password.
-    pub fn of(&self, account: Account) -> &SecretString {
+    pub fn of(&self, program: Program) -> &SecretString {
         self.0
             .iter()
-            .find(|(other, _)| *other == account)
+            .find(|(other, _)| *other == program)
             .map(|(_, password)| password)
             .expect("the constructor saw one for every account")
     }
@@ -95,9 +92,9 @@ mod tests {
     #[test]
     fn each_account_has_its_own_password() {
         let passwords = parse(GOOD).expect("valid");
-        let of = |account| passwords.of(account).expose_secret();
-        assert_eq!(of(Account::Ingest), "0123456789abcde-");
-        assert_eq!(of(Account::Worker(Family::Other)), "0123456789abcde~");
+        let of = |program| passwords.of(program).expose_secret();
+        assert_eq!(of(Program::Ingest), "0123456789abcde-");
+        assert_eq!(of(Program::Worker(Family::Other)), "0123456789abcde~");
         assert!(!format!("{passwords:?}").contains("0123456789"));
     }
 

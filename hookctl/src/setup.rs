@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, bail};
 use secrecy::SecretString;
 use shared::{
+    Program,
     broker::{self, BrokerUrl},
     config::StoreLocations,
     topology::{Declare, Drift},
@@ -21,8 +22,7 @@ use sqlx::{PgConnection, postgres::PgConnectOptions};
 
 use self::postgres::Place;
 use crate::{
-    account::{self, Account},
-    database,
+    account, database,
     management::Management,
     passwords::Passwords,
     verdict::{Verdict, WrongSettings},
@@ -78,7 +78,7 @@ struct Setup {
 struct Done {
     place: Place,
     existed: HashSet<String>,
-    rights: Vec<(Account, Vec<(String, String)>)>,
+    rights: Vec<(Program, Vec<(String, String)>)>,
     drifts: Vec<Drift>,
 }
 
@@ -141,24 +141,24 @@ impl Setup {
             .await
             .context("cannot bring the schema up to date")?;
         let existed = postgres::existing(postgres, prefix).await?;
-        let password = |account| passwords.of(account).clone();
+        let password = |program| passwords.of(program).clone();
         postgres::apply(postgres, &place, prefix, password).await?;
         let topology = self.stores.broker.topology();
         let drifts = topology.declare(&rabbitmq, Declare::Active).await?;
-        for account in Account::ALL {
+        for program in Program::ALL {
             rabbitmq::apply(
                 &self.management,
                 &self.broker.vhost(),
-                &account.name(prefix),
-                passwords.of(account),
-                &account.permissions(&self.stores.broker.topology()),
+                &account::name(program, prefix),
+                passwords.of(program),
+                &account::permissions(program, &self.stores.broker.topology()),
             )
             .await?;
         }
         let mut rights = Vec::new();
-        for account in Account::ALL {
-            let granted = postgres::rights(postgres, &account.name(prefix)).await?;
-            rights.push((account, granted));
+        for program in Program::ALL {
+            let granted = postgres::rights(postgres, &account::name(program, prefix)).await?;
+            rights.push((program, granted));
         }
         Ok(Done {
             place,
@@ -178,8 +178,8 @@ impl Setup {
             "Postgres: database {database}, schema {schema}, up to date"
         )?;
         writeln!(out, "RabbitMQ: virtual host {}", self.broker.vhost())?;
-        for (account, rights) in &done.rights {
-            let name = account.name(&self.stores.broker.topology_prefix);
+        for &(program, ref rights) in &done.rights {
+            let name = account::name(program, &self.stores.broker.topology_prefix);
             let how = if done.existed.contains(&name) {
                 "was there; has its password and rights anew"
             } else {
@@ -189,7 +189,7 @@ impl Setup {
             for (table, kinds) in rights {
                 writeln!(out, "  {table}: {kinds}")?;
             }
-            let permissions = account.permissions(&self.stores.broker.topology());
+            let permissions = account::permissions(program, &self.stores.broker.topology());
             writeln!(
                 out,
                 "  RabbitMQ: configure {}, write {}, read {}",
@@ -214,21 +214,21 @@ impl Setup {
             "-- After the migrations, in the database {} as {}:",
             place.database, place.role
         )?;
-        for account in Account::ALL {
-            let name = account.name(prefix);
+        for program in Program::ALL {
+            let name = account::name(program, prefix);
             let exists = existing.contains(&name);
             let statement = postgres::role(&name, exists);
             writeln!(out, "{statement}; -- and its password, as a SCRAM verifier")?;
         }
         writeln!(out, "\n{}", postgres::grants(&place, prefix))?;
         writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;
-        for account in Account::ALL {
-            let permissions = account.permissions(&self.stores.broker.topology());
+        for program in Program::ALL {
+            let permissions = account::permissions(program, &self.stores.broker.topology());
             writeln!(
                 out,
                 "-- rabbitmqctl set_permissions -p '{}' '{}' '{}' '{}' '{}'",
                 self.broker.vhost(),
-                account.name(prefix),
+                account::name(program, prefix),
                 permissions.configure,
                 permissions.write,
                 permissions.read

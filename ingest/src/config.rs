@@ -9,9 +9,6 @@ use shared::config::{ProcessArgs, StoreArgs, parse_duration, parse_in_range};
 
 use crate::secrets::Secrets;
 
-/// The private port's default; the workers follow on the next ones.
-pub const DEFAULT_PRIVATE_PORT: u16 = 9100;
-
 /// Receives Pleo's webhooks: verifies, dedups, publishes to RabbitMQ, answers 2xx only when safe.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "ingest", version)]

@@ -6,7 +6,10 @@ use std::time::Duration;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
-use shared::metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics};
+use shared::{
+    Program,
+    metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics},
+};
 
 use crate::{acceptor::Layer, answer::Answer, secrets::Secrets};
 
@@ -37,7 +40,7 @@ impl Metrics {
     /// Registers everything, with a series for every value that a label can take, so that a rate
     /// can be computed from the first event on.
     pub fn new(secrets: &Secrets) -> Self {
-        let service = ServiceMetrics::new("ingest");
+        let service = ServiceMetrics::new(Program::Ingest);
         let counters = |name: &str, help: &str, label: &str| {
             let vec = IntCounterVec::new(Opts::new(name, help), &[label])
                 .expect("the metric's name and label are valid");

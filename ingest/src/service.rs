@@ -10,7 +10,7 @@ use actix_web::{
 };
 use anyhow::{Context, bail};
 use shared::{
-    database,
+    Program, database,
     private_port::{self, Check, Readiness, ReadinessProbe},
 };
 use sqlx::PgPool;
@@ -20,7 +20,7 @@ use tracing::info;
 
 use crate::{
     acceptor::{self, Batcher},
-    config::{Config, DEFAULT_PRIVATE_PORT},
+    config::Config,
     endpoint::{self, Endpoint},
     metrics::Metrics,
     publisher::{self, Publisher, Supervisor},
@@ -84,7 +84,7 @@ impl Service {
         let (acceptor, batcher) =
             acceptor::new(settlement, config.batch_size, config.batches_in_flight);
         let (private, private_address) = private_port::serve(
-            config.process.private_listen(DEFAULT_PRIVATE_PORT),
+            config.process.private_listen(Program::Ingest),
             metrics.service.registry.clone(),
             readiness(pool, publisher),
         )?;

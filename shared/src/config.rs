@@ -10,6 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    Program,
     broker::BrokerUrl,
     database,
     telemetry::LogFormat,
@@ -136,10 +137,10 @@ impl ProcessArgs {
         crate::telemetry::init(EnvFilter::new(&self.log), self.log_format);
     }
 
-    /// The private port's address, on `default_port` of loopback if none was given.
-    pub fn private_listen(&self, default_port: u16) -> SocketAddr {
+    /// The private port's address, on the program's own port of loopback if none was given.
+    pub fn private_listen(&self, program: Program) -> SocketAddr {
         self.private_listen
-            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], default_port)))
+            .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], program.default_private_port())))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// The families of events, each with its own queue and worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// `*.export-job.*`
     ExportJob,
@@ -17,13 +17,19 @@ impl Family {
     /// Every family, in the order in which they are declared and shown.
     pub const ALL: [Self; 3] = [Self::ExportJob, Self::Vendor, Self::Other];
 
-    /// The name used in queue names, metric labels and the spool: `export-job`, `vendor`, `other`.
-    pub const fn name(self) -> &'static str {
+    /// The resource in the middle of the family's event types; `None` for the family that takes what
+    /// no other does.
+    pub const fn resource(self) -> Option<&'static str> {
         match self {
-            Self::ExportJob => "export-job",
-            Self::Vendor => "vendor",
-            Self::Other => "other",
+            Self::ExportJob => Some("export-job"),
+            Self::Vendor => Some("vendor"),
+            Self::Other => None,
         }
+    }
+
+    /// The name used in queue names, metric labels and the spool: `export-job`, `vendor`, `other`.
+    pub fn name(self) -> &'static str {
+        self.resource().unwrap_or("other")
     }
 }
 
@@ -85,16 +91,18 @@ impl EventType {
     /// names the resource.
     pub fn family(&self) -> Family {
         let mut segments = self.0.split('.');
-        match (
+        let (Some(_), Some(resource), Some(_), None) = (
             segments.next(),
             segments.next(),
             segments.next(),
             segments.next(),
-        ) {
-            (Some(_), Some("export-job"), Some(_), None) => Family::ExportJob,
-            (Some(_), Some("vendor"), Some(_), None) => Family::Vendor,
-            _ => Family::Other,
-        }
+        ) else {
+            return Family::Other;
+        };
+        Family::ALL
+            .into_iter()
+            .find(|family| family.resource() == Some(resource))
+            .unwrap_or(Family::Other)
     }
 }
 

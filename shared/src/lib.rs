@@ -11,6 +11,7 @@ pub mod event_type;
 pub mod message;
 pub mod metrics;
 pub mod private_port;
+pub mod program;
 pub mod shutdown;
 pub mod spool;
 pub mod telemetry;
@@ -18,3 +19,4 @@ pub mod topology;
 
 pub use event_type::{EventType, Family};
 pub use message::AcceptedEvent;
+pub use program::Program;

@@ -2,7 +2,7 @@
 
 use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
 
-use crate::topology::Drift;
+use crate::{Program, topology::Drift};
 
 /// Buckets in seconds, from a quarter of a millisecond (a local confirm) to ten seconds (past every
 /// deadline of a request).
@@ -26,7 +26,7 @@ pub struct ServiceMetrics {
 
 impl ServiceMetrics {
     /// A registry with build information and the process's own figures in it.
-    pub fn new(service: &'static str) -> Self {
+    pub fn new(program: Program) -> Self {
         let registry = Registry::new();
         let build_info = IntGaugeVec::new(
             Opts::new(
@@ -37,7 +37,7 @@ impl ServiceMetrics {
         )
         .expect("the metric's name and labels are valid");
         build_info
-            .with_label_values(&[service, env!("CARGO_PKG_VERSION")])
+            .with_label_values(&[program.name(), env!("CARGO_PKG_VERSION")])
             .set(1);
         let topology_drift = IntGaugeVec::new(
             Opts::new(

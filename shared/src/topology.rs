@@ -73,12 +73,8 @@ impl Topology {
 
     /// The pattern under which a family's events reach its queue; `None` for the family that takes
     /// what nobody else does.
-    pub fn binding(family: Family) -> Option<&'static str> {
-        match family {
-            Family::ExportJob => Some("*.export-job.*"),
-            Family::Vendor => Some("*.vendor.*"),
-            Family::Other => None,
-        }
+    pub fn binding(family: Family) -> Option<String> {
+        family.resource().map(|resource| format!("*.{resource}.*"))
     }
 
     /// Brings the broker to this topology. What differs on the broker is logged and returned, and
@@ -201,13 +197,13 @@ impl Topology {
     ) -> Result<(), lapin::Error> {
         let (exchange, pattern) = match Self::binding(family) {
             Some(pattern) => (self.events_exchange(), pattern),
-            None => (self.unrouted_exchange(), ""),
+            None => (self.unrouted_exchange(), String::new()),
         };
         channel
             .queue_bind(
                 queue.into(),
                 exchange.as_str().into(),
-                pattern.into(),
+                pattern.as_str().into(),
                 QueueBindOptions::default(),
                 FieldTable::default(),
             )

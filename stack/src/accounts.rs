@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use hookctl::account::Account;
-use shared::Family;
+use hookctl::account;
+use shared::Program;
 
 use crate::process::{Process, Spec};
-use crate::programs::{Program, Programs};
+use crate::programs::Programs;
 use crate::stores::{Login, Stores};
 
 /// What the accounts' names start with, as the services' own default has it.
@@ -22,7 +22,7 @@ impl Accounts {
     pub fn random() -> Self {
         Self(Program::ALL.map(|program| {
             let login = Login {
-                user: account(program).name(PREFIX),
+                user: account::name(program, PREFIX),
                 password: format!("{:032x}", rand::random::<u128>()),
             };
             (program, login)
@@ -46,7 +46,7 @@ impl Accounts {
         let passwords = self
             .0
             .iter()
-            .map(|(program, login)| format!("{}={}", account(*program).service(), login.password))
+            .map(|(program, login)| format!("{program}={}", login.password))
             .collect::<Vec<_>>()
             .join(",");
         let mut spec = Spec::new("hookctl setup", programs.hookctl())
@@ -61,14 +61,5 @@ impl Accounts {
         let process = Process::spawn(spec)?;
         ensure!(process.wait().await.success(), "{}", process.obituary());
         Ok(())
-    }
-}
-
-fn account(program: Program) -> Account {
-    match program {
-        Program::Ingest => Account::Ingest,
-        Program::ExportJobWorker => Account::Worker(Family::ExportJob),
-        Program::VendorWorker => Account::Worker(Family::Vendor),
-        Program::OtherWorker => Account::Worker(Family::Other),
     }
 }

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use shared::Program;
 
 use crate::process::{Process, Spec};
 use crate::progress::Progress;
@@ -23,39 +24,6 @@ const OF_CARGO_RUN: [&str; 5] = [
 
 /// The operators' tool, which makes the services' accounts.
 const HOOKCTL: &str = "hookctl";
-
-/// A service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Program {
-    /// Receives webhooks.
-    Ingest,
-    /// Stores export jobs.
-    ExportJobWorker,
-    /// Stores vendors.
-    VendorWorker,
-    /// Stores every other event.
-    OtherWorker,
-}
-
-impl Program {
-    /// All, in the order in which they are shown.
-    pub const ALL: [Self; 4] = [
-        Self::Ingest,
-        Self::ExportJobWorker,
-        Self::VendorWorker,
-        Self::OtherWorker,
-    ];
-
-    /// The binary's file name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Ingest => "ingest",
-            Self::ExportJobWorker => "export-job-worker",
-            Self::VendorWorker => "vendor-worker",
-            Self::OtherWorker => "other-worker",
-        }
-    }
-}
 
 /// A folder with all the binaries.
 #[derive(Debug, Clone)]

@@ -7,12 +7,13 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use shared::Program;
 use tokio::time::{Instant, sleep};
 
 use crate::accounts::Accounts;
 use crate::ports;
 use crate::process::{Process, Spec};
-use crate::programs::{Program, Programs};
+use crate::programs::Programs;
 use crate::sample::{self, DEVELOPMENT_SECRET};
 use crate::stores::{Addresses, Login, Stores};
 

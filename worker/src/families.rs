@@ -55,6 +55,17 @@ impl Typed {
     }
 }
 
+/// The type and the `data` of an event of the family that nothing could be wrong with.
+pub fn harmless(family: Family) -> (String, &'static str) {
+    let data = match family {
+        Family::ExportJob => ExportJob::HARMLESS,
+        Family::Vendor => Vendor::HARMLESS,
+        Family::Other => "{}",
+    };
+    let resource = family.resource().unwrap_or("rehearsal");
+    (format!("v1.{resource}.created"), data)
+}
+
 /// Writes the rows into their tables. A row stays as it is unless the new state is newer, so the
 /// outcome does not depend on order, repetition or batching.
 pub async fn upsert(connection: &mut PgConnection, rows: &[&Typed]) -> Result<(), sqlx::Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
 use shared::{
-    Family,
+    Family, Program,
     metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics},
 };
 
@@ -43,11 +43,7 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything, with a series for every outcome.
     pub fn new(family: Family) -> Self {
-        let service = ServiceMetrics::new(match family {
-            Family::ExportJob => "export-job-worker",
-            Family::Vendor => "vendor-worker",
-            Family::Other => "other-worker",
-        });
+        let service = ServiceMetrics::new(Program::Worker(family));
         let options =
             |name: &str, help: &str| Opts::new(name, help).const_label("family", family.name());
         let int_gauge = |name: &str, help: &str| {

@@ -11,6 +11,7 @@ use shared::{
 use sqlx::PgPool;
 
 use crate::{
+    families,
     record::Record,
     store,
     work::{Source, Work},
@@ -23,17 +24,7 @@ pub async fn rehearse(pool: &PgPool, work: &Work) -> Result<(), TransactionError
 }
 
 fn harmless(family: Family, size: usize) -> Work {
-    let (event_type, data) = match family {
-        Family::ExportJob => (
-            "v1.export-job.created",
-            r#"{"id":"rehearsal","companyId":"","status":"pending"}"#,
-        ),
-        Family::Vendor => (
-            "v1.vendor.created",
-            r#"{"id":"rehearsal","companyId":"","name":"","state":"DRAFT"}"#,
-        ),
-        Family::Other => ("v1.rehearsal.created", "{}"),
-    };
+    let (event_type, data) = families::harmless(family);
     let padding = "x".repeat(size);
     let body = Bytes::from(format!(
         r#"{{"eventType":"{event_type}","data":{data},"padding":"{padding}"}}"#

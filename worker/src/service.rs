@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::bail;
 use shared::{
-    Family, broker, config,
+    Family, Program, broker, config,
     database::{self, DeadlineTransaction, TransactionError},
     private_port::{self, Check, Readiness, ReadinessProbe},
     shutdown,
@@ -46,10 +46,10 @@ pub async fn main(family: Family) -> ExitCode {
 /// shutdown deadline; nothing is lost by that.
 pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new(family);
-    let name = format!("{family}-worker");
+    let name = Program::Worker(family).name();
     // The batches, the spool reader, and one for probes and measurements.
     let connections = u32::try_from(config.batches_in_flight + 2).unwrap_or(u32::MAX);
-    let pool = database::pool(config.stores.postgres()?, &name, connections);
+    let pool = database::pool(config.stores.postgres()?, name, connections);
     let persistence = Arc::new(Persistence::new(pool.clone(), family, metrics.clone()));
     let consumer = Consumer {
         url: config.stores.broker()?,
@@ -69,7 +69,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
         batch_size: config.batch_size,
     };
     let (private, _) = private_port::serve(
-        config.process.private_listen(default_port(family)),
+        config.process.private_listen(Program::Worker(family)),
         metrics.service.registry.clone(),
         readiness(persistence, metrics.clone()),
     )?;
@@ -115,15 +115,6 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
 
 async fn all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
-}
-
-/// Each worker's private port, so that all of them run on one machine without settings.
-fn default_port(family: Family) -> u16 {
-    match family {
-        Family::ExportJob => 9101,
-        Family::Vendor => 9102,
-        Family::Other => 9103,
-    }
 }
 
 /// Brings the schema up to date, however long Postgres takes to be there.

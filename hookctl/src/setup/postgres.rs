@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use anyhow::{Context, ensure};
 use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret, SecretString};
+use shared::Program;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::account::Account;
+use crate::account;
 
 const GRANTS: &str = include_str!("grants.sql");
 
@@ -111,7 +112,7 @@ pub(super) async fn apply(
     connection: &mut PgConnection,
     place: &Place,
     prefix: &str,
-    password: impl Fn(Account) -> SecretString,
+    password: impl Fn(Program) -> SecretString,
 ) -> anyhow::Result<()> {
     let mut transaction = connection.begin().await?;
     sqlx::raw_sql(LOCK)
@@ -119,10 +120,10 @@ pub(super) async fn apply(
         .await
         .context("another setup is under way")?;
     let existing = existing(&mut transaction, prefix).await?;
-    for account in Account::ALL {
-        let name = account.name(prefix);
+    for program in Program::ALL {
+        let name = account::name(program, prefix);
         let statement = role(&name, existing.contains(&name));
-        let statement = with_password(statement, &password(account));
+        let statement = with_password(statement, &password(program));
         sqlx::raw_sql(AssertSqlSafe(statement))
             .execute(&mut *transaction)
             .await
@@ -206,9 +207,9 @@ pub(super) fn grants(place: &Place, prefix: &str) -> String {
     let mut sql = GRANTS
         .replace(":\"schema\"", &identifier(&place.schema))
         .replace(":\"database\"", &identifier(&place.database));
-    for account in Account::ALL {
-        let variable = format!(":\"{}\"", account.service().replace('-', "_"));
-        sql = sql.replace(&variable, &identifier(&account.name(prefix)));
+    for program in Program::ALL {
+        let variable = format!(":\"{}\"", program.name().replace('-', "_"));
+        sql = sql.replace(&variable, &identifier(&account::name(program, prefix)));
     }
     sql
 }
@@ -219,7 +220,9 @@ fn identifier(name: &str) -> String {
 }
 
 fn names(prefix: &str) -> Vec<String> {
-    Account::ALL.map(|account| account.name(prefix)).to_vec()
+    Program::ALL
+        .map(|program| account::name(program, prefix))
+        .to_vec()
 }
 
 /// The tables and views that the grants are about: those of the first `revoke`, which names them

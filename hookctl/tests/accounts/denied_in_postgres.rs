@@ -1,13 +1,12 @@
 //! What an account cannot do in Postgres.
 
-use hookctl::account::Account;
-use shared::Family;
+use shared::{Family, Program};
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::place::Place;
 
-const VENDOR: Account = Account::Worker(Family::Vendor);
-const OTHER: Account = Account::Worker(Family::Other);
+const VENDOR: Program = Program::Worker(Family::Vendor);
+const OTHER: Program = Program::Worker(Family::Other);
 
 /// Nobody but the owner.
 const OWNERS_ONLY: [&str; 18] = [
@@ -60,7 +59,7 @@ async fn assert_denied(connection: &mut PgConnection, who: &str, statements: &[&
 #[sqlx::test(migrations = false)]
 async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
     let place = Place::prepared(&pool).await;
-    let mut ingest = place.postgres(Account::Ingest).await.expect("it logs in");
+    let mut ingest = place.postgres(Program::Ingest).await.expect("it logs in");
     assert_denied(&mut ingest, "ingest", &OWNERS_ONLY).await;
     assert_denied(&mut ingest, "ingest", &HISTORY).await;
     assert_denied(
@@ -94,13 +93,13 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
     let place = Place::prepared(&pool).await;
-    for account in [VENDOR, Account::Worker(Family::ExportJob), OTHER] {
-        let mut worker = place.postgres(account).await.expect("it logs in");
-        assert_denied(&mut worker, account.service(), &OWNERS_ONLY).await;
-        assert_denied(&mut worker, account.service(), &HISTORY).await;
+    for program in [VENDOR, Program::Worker(Family::ExportJob), OTHER] {
+        let mut worker = place.postgres(program).await.expect("it logs in");
+        assert_denied(&mut worker, program.name(), &OWNERS_ONLY).await;
+        assert_denied(&mut worker, program.name(), &HISTORY).await;
         assert_denied(
             &mut worker,
-            account.service(),
+            program.name(),
             &[
                 "select payload from events",
                 "select raw from events",

@@ -1,6 +1,5 @@
 //! What an account cannot do in RabbitMQ.
 
-use hookctl::account::Account;
 use lapin::{
     BasicProperties, Channel, Connection, ErrorKind, ExchangeKind,
     options::{
@@ -12,7 +11,7 @@ use lapin::{
     types::FieldTable,
 };
 use shared::{
-    Family,
+    Family, Program,
     topology::{Declare, Topology},
 };
 use sqlx::PgPool;
@@ -158,7 +157,7 @@ async fn assert_configures_nothing(connection: &Connection, topology: &Topology,
 async fn ingest_can_only_publish_and_only_to_the_events_exchange(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     let topology = place.topology();
-    let ingest = place.rabbitmq(Account::Ingest).await.expect("it logs in");
+    let ingest = place.rabbitmq(Program::Ingest).await.expect("it logs in");
 
     let channel = ingest.create_channel().await.expect("a channel");
     publish(
@@ -222,9 +221,9 @@ async fn a_worker_can_only_read_and_only_its_own_queue(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     let topology = place.topology();
     for own in Family::ALL {
-        let account = Account::Worker(own);
-        let who = account.service();
-        let worker = place.rabbitmq(account).await.expect("it logs in");
+        let program = Program::Worker(own);
+        let who = program.name();
+        let worker = place.rabbitmq(program).await.expect("it logs in");
 
         let channel = worker.create_channel().await.expect("a channel");
         consume(channel, topology.queue(own))

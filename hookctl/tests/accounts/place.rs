@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, process::Output, time::Duration};
 
-use hookctl::{account::Account, management::Management};
+use hookctl::{account, management::Management};
 use lapin::{
     Channel, Connection, ConnectionProperties,
     options::{ExchangeDeleteOptions, QueueDeleteOptions},
     uri::AMQPUri,
 };
-use shared::{Family, broker::BrokerUrl, topology::Topology};
+use shared::{Family, Program, broker::BrokerUrl, topology::Topology};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, PgPool,
     postgres::PgConnectOptions,
@@ -59,13 +59,8 @@ impl Place {
 
     /// New passwords for the next [`Self::set_up`].
     pub(crate) fn change_passwords(&mut self) {
-        self.passwords = Account::ALL
-            .map(|account| {
-                (
-                    account.service(),
-                    format!("{:032x}", rand::random::<u128>()),
-                )
-            })
+        self.passwords = Program::ALL
+            .map(|program| (program.name(), format!("{:032x}", rand::random::<u128>())))
             .into();
     }
 
@@ -111,34 +106,34 @@ impl Place {
         Topology::new(&self.prefix)
     }
 
-    pub(crate) fn name(&self, account: Account) -> String {
-        account.name(&self.prefix)
+    pub(crate) fn name(&self, program: Program) -> String {
+        account::name(program, &self.prefix)
     }
 
-    pub(crate) fn password(&self, account: Account) -> &str {
-        &self.passwords[account.service()]
+    pub(crate) fn password(&self, program: Program) -> &str {
+        &self.passwords[program.name()]
     }
 
     /// How the account connects to Postgres.
-    pub(crate) fn database(&self, account: Account) -> PgConnectOptions {
+    pub(crate) fn database(&self, program: Program) -> PgConnectOptions {
         PgConnectOptions::clone(&self.pool.connect_options())
-            .username(&self.name(account))
-            .password(self.password(account))
+            .username(&self.name(program))
+            .password(self.password(program))
     }
 
     /// How the account connects to RabbitMQ.
-    pub(crate) fn broker(&self, account: Account) -> AMQPUri {
+    pub(crate) fn broker(&self, program: Program) -> AMQPUri {
         let mut uri: AMQPUri = self.amqp_url.parse().expect("AMQP_URL is one");
-        uri.authority.userinfo.username = self.name(account);
-        uri.authority.userinfo.password = self.password(account).to_owned();
+        uri.authority.userinfo.username = self.name(program);
+        uri.authority.userinfo.password = self.password(program).to_owned();
         uri
     }
 
     /// The account's `AMQP_URL`.
-    pub(crate) fn broker_url(&self, account: Account) -> String {
+    pub(crate) fn broker_url(&self, program: Program) -> String {
         let AMQPUri {
             authority, vhost, ..
-        } = self.broker(account);
+        } = self.broker(program);
         let user = authority.userinfo;
         format!(
             "amqp://{}:{}@{}:{}/{}",
@@ -151,13 +146,13 @@ impl Place {
     }
 
     /// A connection to Postgres as the account.
-    pub(crate) async fn postgres(&self, account: Account) -> Result<PgConnection, sqlx::Error> {
-        PgConnection::connect_with(&self.database(account)).await
+    pub(crate) async fn postgres(&self, program: Program) -> Result<PgConnection, sqlx::Error> {
+        PgConnection::connect_with(&self.database(program)).await
     }
 
     /// A connection to RabbitMQ as the account.
-    pub(crate) async fn rabbitmq(&self, account: Account) -> Result<Connection, lapin::Error> {
-        Connection::connect_uri(self.broker(account), ConnectionProperties::default()).await
+    pub(crate) async fn rabbitmq(&self, program: Program) -> Result<Connection, lapin::Error> {
+        Connection::connect_uri(self.broker(program), ConnectionProperties::default()).await
     }
 
     /// A channel as RabbitMQ's administrator.
@@ -201,8 +196,8 @@ impl Place {
                 .await
                 .expect("the exchange");
         }
-        for account in Account::ALL {
-            let name = self.name(account);
+        for program in Program::ALL {
+            let name = self.name(program);
             self.management()
                 .delete(&format!("/api/users/{name}"))
                 .await

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use chrono::Utc;
 use clap::Parser;
-use hookctl::account::Account;
 use ingest::receipts::{self, Claim};
 use shared::{
-    AcceptedEvent, EventType, Family, database,
+    AcceptedEvent, EventType, Family, Program, database,
     message::{Receipt, body_sha256},
     spool::{self, SpoolEntry},
 };
@@ -43,7 +42,7 @@ fn entry(event: &AcceptedEvent, claims: i32) -> SpoolEntry<'_> {
 #[sqlx::test(migrations = false)]
 async fn ingest_can_claim_again_and_spool(pool: PgPool) {
     let place = Place::prepared(&pool).await;
-    let pool = PgPool::connect_with(place.database(Account::Ingest))
+    let pool = PgPool::connect_with(place.database(Program::Ingest))
         .await
         .expect("it logs in");
     database::probe(&pool, receipts::PROBE)
@@ -91,13 +90,13 @@ async fn a_worker_can_put_off_isolate_and_sweep(pool: PgPool) {
         .await
         .expect("an insert");
 
-    let account = Account::Worker(Family::Other);
+    let program = Program::Worker(Family::Other);
     let config = worker::config::Config::parse_from([
         "other-worker",
         "--database-url",
-        place.database(account).to_url_lossy().as_str(),
+        place.database(program).to_url_lossy().as_str(),
         "--amqp-url",
-        &place.broker_url(account),
+        &place.broker_url(program),
         "--topology-prefix",
         &place.prefix,
         "--declare-topology=false",

@@ -1,8 +1,7 @@
 //! The command itself.
 
-use hookctl::account::Account;
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
-use shared::Family;
+use shared::{Family, Program};
 use sqlx::{ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
 
 use crate::place::{Place, text};
@@ -29,11 +28,11 @@ async fn rights(place: &Place) -> String {
 #[sqlx::test(migrations = false)]
 async fn a_second_setup_changes_passwords_and_cuts_nobody_off(pool: PgPool) {
     let mut place = Place::prepared(&pool).await;
-    let mut postgres = place.postgres(Account::Ingest).await.expect("it logs in");
-    let rabbitmq = place.rabbitmq(Account::Ingest).await.expect("it logs in");
+    let mut postgres = place.postgres(Program::Ingest).await.expect("it logs in");
+    let rabbitmq = place.rabbitmq(Program::Ingest).await.expect("it logs in");
     let (old_database, old_broker) = (
-        place.database(Account::Ingest),
-        place.broker(Account::Ingest),
+        place.database(Program::Ingest),
+        place.broker(Program::Ingest),
     );
 
     place.change_passwords();
@@ -45,10 +44,10 @@ async fn a_second_setup_changes_passwords_and_cuts_nobody_off(pool: PgPool) {
         .await
         .expect("still connected, with its rights");
     rabbitmq.create_channel().await.expect("still connected");
-    for account in Account::ALL {
-        let postgres = place.postgres(account).await.expect("the new password");
+    for program in Program::ALL {
+        let postgres = place.postgres(program).await.expect("the new password");
         postgres.close().await.expect("a close");
-        place.rabbitmq(account).await.expect("the new password");
+        place.rabbitmq(program).await.expect("the new password");
     }
     sqlx::PgConnection::connect_with(&old_database)
         .await
@@ -63,8 +62,8 @@ async fn a_second_setup_changes_passwords_and_cuts_nobody_off(pool: PgPool) {
 async fn a_second_setup_puts_rights_and_permissions_right(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     let before = rights(&place).await;
-    let ingest = place.name(Account::Ingest);
-    let worker = place.name(Account::Worker(Family::Vendor));
+    let ingest = place.name(Program::Ingest);
+    let worker = place.name(Program::Worker(Family::Vendor));
     place
         .sql(&format!(
             r#"grant select, delete on events to "{ingest}";
@@ -152,7 +151,7 @@ async fn the_databases_owner_needs_no_more_than_createrole(pool: PgPool) {
             .expect("hookctl runs");
         assert!(output.status.success(), "{}", text(&output));
     }
-    let mut ingest = place.postgres(Account::Ingest).await.expect("it logs in");
+    let mut ingest = place.postgres(Program::Ingest).await.expect("it logs in");
     sqlx::query("select webhook_id from events")
         .execute(&mut ingest)
         .await
@@ -194,7 +193,7 @@ async fn the_databases_owner_needs_no_more_than_createrole(pool: PgPool) {
 #[sqlx::test(migrations = false)]
 async fn an_account_with_rights_of_its_own_is_refused_before_anything_is_done(pool: PgPool) {
     let place = Place::new(&pool);
-    let name = place.name(Account::Ingest);
+    let name = place.name(Program::Ingest);
     place
         .sql(&format!(r#"create role "{name}" createdb"#))
         .await;
@@ -220,8 +219,8 @@ async fn a_dry_run_needs_no_passwords_and_changes_nothing(pool: PgPool) {
         .expect("hookctl runs");
     let printed = text(&output);
     assert!(output.status.success(), "{printed}");
-    for account in Account::ALL {
-        let role = format!("create role \"{}\" login", place.name(account));
+    for program in Program::ALL {
+        let role = format!("create role \"{}\" login", place.name(program));
         assert!(printed.contains(&role), "{printed}");
     }
     assert!(printed.contains("rabbitmqctl set_permissions"), "{printed}");
@@ -256,7 +255,7 @@ async fn what_differs_on_the_broker_has_an_exit_code_of_its_own(pool: PgPool) {
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     assert!(text(&output).contains(&queue), "{}", text(&output));
     // Everything else is done all the same.
-    place.rabbitmq(Account::Ingest).await.expect("it logs in");
+    place.rabbitmq(Program::Ingest).await.expect("it logs in");
     place.clean_up().await;
 }
 
@@ -284,6 +283,6 @@ async fn passwords_can_come_from_a_file(pool: PgPool) {
         .expect("hookctl runs");
     std::fs::remove_file(&file).expect("the file");
     assert!(output.status.success(), "{}", text(&output));
-    place.postgres(Account::Ingest).await.expect("it logs in");
+    place.postgres(Program::Ingest).await.expect("it logs in");
     place.clean_up().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use ingest::publisher;
 use shared::{
-    AcceptedEvent, EventType, Family,
+    AcceptedEvent, EventType, Family, Program,
     broker::BrokerUrl,
     message::{Receipt, body_sha256},
     metrics::ServiceMetrics,
@@ -41,7 +41,7 @@ async fn an_event_without_a_queue_never_counts_as_confirmed(pool: PgPool) {
         BrokerUrl::parse(&stores.amqp_url).expect("an address"),
         stores.topology(),
         Declare::Passive,
-        ServiceMetrics::new("test"),
+        ServiceMetrics::new(Program::Ingest),
     );
     let stop = CancellationToken::new();
     let supervisor = tokio::spawn(supervisor.run(stop.clone()));

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use shared::Program;
 use sqlx::PgPool;
 use stack::accounts::Accounts;
 use stack::base::Base;
@@ -12,7 +13,7 @@ use stack::packages::Packages;
 use stack::ports;
 use stack::postgres::Durability;
 use stack::process::Process;
-use stack::programs::{Profile, Program, Programs, Scope};
+use stack::programs::{Profile, Programs, Scope};
 use stack::progress::{Progress, note};
 use stack::sample::{EXPORT_JOB, Sample, VENDOR};
 use stack::service::{Launcher, Listen, Service};

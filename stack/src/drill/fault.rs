@@ -4,8 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Error, bail};
-
-use crate::programs::Program;
+use shared::{Family, Program};
 
 /// A process of the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,9 +58,9 @@ impl Part {
     pub fn program(self) -> Option<Program> {
         match self {
             Self::Ingest1 | Self::Ingest2 => Some(Program::Ingest),
-            Self::ExportJobWorker => Some(Program::ExportJobWorker),
-            Self::VendorWorker1 | Self::VendorWorker2 => Some(Program::VendorWorker),
-            Self::OtherWorker => Some(Program::OtherWorker),
+            Self::ExportJobWorker => Some(Program::Worker(Family::ExportJob)),
+            Self::VendorWorker1 | Self::VendorWorker2 => Some(Program::Worker(Family::Vendor)),
+            Self::OtherWorker => Some(Program::Worker(Family::Other)),
             Self::RabbitMq | Self::Postgres => None,
         }
     }

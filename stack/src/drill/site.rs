@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::geteuid;
+use shared::Program;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 
@@ -16,7 +17,7 @@ use crate::base::{self, Base};
 use crate::packages::Packages;
 use crate::postgres::Durability;
 use crate::process::Process;
-use crate::programs::{Program, Programs};
+use crate::programs::Programs;
 use crate::proxy::{Mode, Proxy};
 use crate::service::{Launcher, Service};
 use crate::small_disk::SmallDisk;

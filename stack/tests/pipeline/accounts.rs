@@ -2,10 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use stack::{
-    programs::Program,
-    sample::{self, DEVELOPMENT_SECRET, EXPORT_JOB, VENDOR},
-};
+use shared::{Family, Program};
+use stack::sample::{self, DEVELOPMENT_SECRET, EXPORT_JOB, VENDOR};
 
 use tokio::time::timeout;
 
@@ -87,8 +85,8 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
 async fn a_missing_grant_holds_its_family_until_it_is_given() {
     let world = World::new().await;
     let ingest = world.start(Program::Ingest, "ingest");
-    let vendors = world.start(Program::VendorWorker, "vendor-worker");
-    let jobs = world.start(Program::ExportJobWorker, "export-job-worker");
+    let vendors = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let jobs = world.start(Program::Worker(Family::ExportJob), "export-job-worker");
     for service in [&ingest, &vendors, &jobs] {
         service.ready(SOON).await.expect("ready");
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use shared::{Family, Program};
 use stack::{
     drill::{Kind, Sender, kind},
-    programs::Program,
     sample::{self, DEVELOPMENT_SECRET},
 };
 use tokio::time::{Instant, sleep};
@@ -32,7 +32,7 @@ async fn accepting_again(sender: &Sender, after: &str) {
 async fn a_worker_that_dies_between_delivery_and_commit_loses_nothing() {
     let world = World::new().await;
     let ingest = world.start(Program::Ingest, "ingest");
-    let mut worker = world.start(Program::VendorWorker, "vendor-worker");
+    let mut worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
     ingest.ready(SOON).await.expect("ready");
     worker.ready(SOON).await.expect("ready");
     let pool = world.pool().await;
@@ -100,7 +100,7 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
         assert_eq!(status, 202, "{answer}");
     }
 
-    let mut worker = world.start(Program::VendorWorker, "vendor-worker");
+    let mut worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
     let mut kills = 0;
     while count(&pool, "select count(*) from dead_letters").await == 0 {
         until_count(

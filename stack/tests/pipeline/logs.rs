@@ -1,9 +1,7 @@
 //! Bodies and secrets never appear in logs, whatever level is asked for.
 
-use stack::{
-    programs::Program,
-    sample::{self, DEVELOPMENT_SECRET},
-};
+use shared::Program;
+use stack::sample::{self, DEVELOPMENT_SECRET};
 
 use crate::world::{SOON, World, until_count};
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use shared::{Family, Program};
 use stack::{
-    programs::Program,
     sample::{self, DEVELOPMENT_SECRET},
     service::Service,
 };
@@ -144,7 +144,7 @@ async fn of_a_burst_each_event_is_stored_or_refused_with_a_time_to_come_back() {
     raise_file_limit(CROWD);
     let world = World::new().await;
     let ingest = world.start(Program::Ingest, "ingest");
-    let worker = world.start(Program::VendorWorker, "vendor-worker");
+    let worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
     ingest.ready(SOON).await.expect("ready");
     worker.ready(SOON).await.expect("ready");
 

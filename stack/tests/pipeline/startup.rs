@@ -1,9 +1,7 @@
 //! Any start order: nothing has to be there before anything else, if the services may create it.
 
-use stack::{
-    programs::Program,
-    sample::{EXPORT_JOB, VENDOR},
-};
+use shared::Program;
+use stack::sample::{EXPORT_JOB, VENDOR};
 
 use crate::world::{SOON, World, until_count};
 

@@ -2,13 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use shared::Program;
 use sqlx::PgPool;
 use stack::{
     accounts::Accounts,
     base::Base,
     packages::Packages,
     postgres::Durability,
-    programs::{Program, Programs},
+    programs::Programs,
     service::{Launcher, Service},
     stores::{Addresses, Stores},
 };

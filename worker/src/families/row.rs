@@ -8,6 +8,9 @@ use super::{SortKey, Text};
 
 /// A resource as an event's `data` gives it, and the table that holds its newest state.
 pub trait Resource: DeserializeOwned + Send + Sync {
+    /// The `data` of a resource that nothing could be wrong with, for rehearsals.
+    const HARMLESS: &'static str;
+
     /// The table's key.
     fn id(&self) -> &Text;
 

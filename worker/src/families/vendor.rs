@@ -32,6 +32,8 @@ pub struct Vendor {
 }
 
 impl Resource for Vendor {
+    const HARMLESS: &'static str = r#"{"id":"rehearsal","companyId":"","name":"","state":"DRAFT"}"#;
+
     fn id(&self) -> &Text {
         &self.id
     }

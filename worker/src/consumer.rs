@@ -228,24 +228,30 @@ impl Consumer {
                         return Ended::Lost(error.to_string());
                     }
                 }
-                delivery = deliveries.next(), if !full && !exhausted => match delivery {
-                    Some(Ok(delivery)) => {
-                        last_delivery = Instant::now();
-                        if batch.is_empty() {
-                            flush_at = Instant::now() + self.linger;
-                        }
-                        batch.push(delivery);
-                        // Whatever has arrived by now needs no further turn of this loop.
-                        while batch.len() < self.batch_size
-                            && let Some(Some(Ok(delivery))) = deliveries.next().now_or_never()
-                        {
-                            batch.push(delivery);
-                        }
+                delivery = deliveries.next(), if !full && !exhausted => {
+                    last_delivery = Instant::now();
+                    if batch.is_empty() {
+                        flush_at = last_delivery + self.linger;
                     }
-                    Some(Err(error)) => return Ended::Lost(error.to_string()),
-                    None if stopping => exhausted = true,
-                    None => return Ended::Lost("the broker cancelled the subscription".to_owned()),
-                },
+                    // Whatever has arrived by now needs no further turn of this loop. The end of the
+                    // subscription arrives in the same way, and only once.
+                    let mut arrived = Some(delivery);
+                    while let Some(delivery) = arrived {
+                        match delivery {
+                            Some(Ok(delivery)) => batch.push(delivery),
+                            Some(Err(error)) => return Ended::Lost(error.to_string()),
+                            None if stopping => exhausted = true,
+                            None => {
+                                return Ended::Lost("the broker cancelled the subscription".to_owned());
+                            }
+                        }
+                        arrived = if batch.len() < self.batch_size && !exhausted {
+                            deliveries.next().now_or_never()
+                        } else {
+                            None
+                        };
+                    }
+                }
                 () = sleep_until(flush_at), if has_slot && !batch.is_empty() && !full => {
                     self.start(std::mem::take(&mut batch), running, abandon);
                 }

@@ -168,6 +168,10 @@ struct RunningWorker {
 
 impl RunningWorker {
     fn start(pool: &PgPool, broker: &Broker, family: Family) -> Self {
+        Self::stopping_within("2s", pool, broker, family)
+    }
+
+    fn stopping_within(deadline: &str, pool: &PgPool, broker: &Broker, family: Family) -> Self {
         let database_url = pool.connect_options().to_url_lossy().to_string();
         let config = Config::parse_from([
             "worker",
@@ -182,7 +186,7 @@ impl RunningWorker {
             "--batch-size",
             "50",
             "--shutdown-deadline",
-            "2s",
+            deadline,
         ]);
         let stop = CancellationToken::new();
         let running = tokio::spawn({
@@ -286,6 +290,46 @@ async fn a_stored_batch_acknowledges_no_earlier_one_that_is_not(pool: PgPool) {
     until_count(&pool, "select count(*) from vendors", 2).await;
     next.stop().await;
     until_queued(&broker, Family::Vendor, 0).await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_worker_that_is_stopped_in_full_flow_stores_what_was_delivered_and_ends(pool: PgPool) {
+    const WAITING: &str = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'";
+    let broker = Broker::new().await;
+    let worker = RunningWorker::stopping_within("60s", &pool, &broker, Family::Vendor);
+    broker.publish(&[vendor("first")]).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    let mut lock = pool.begin().await.expect("a transaction");
+    sqlx::query("lock table events in exclusive mode")
+        .execute(&mut *lock)
+        .await
+        .expect("the lock");
+    // Two batches of one event wait for the lock, one more is full, and the rest has been delivered
+    // and not been looked at when the broker says that the subscription has ended.
+    for (id, waiting) in [("second", 1), ("third", 2)] {
+        broker.publish(&[vendor(id)]).await;
+        until_count(&pool, WAITING, waiting).await;
+    }
+    let events: Vec<_> = (0..60).map(|i| vendor(&format!("m{i}"))).collect();
+    broker.publish(&events).await;
+    until_queued(&broker, Family::Vendor, 0).await;
+    worker.stop.cancel();
+    // What stays in the queue shows that the subscription has ended. The count of consumers does
+    // not: RabbitMQ counts one as long as it has deliveries.
+    let mut late = 0;
+    while broker.queued(Family::Vendor).await == 0 {
+        broker.publish(&[vendor(&format!("late{late}"))]).await;
+        late += 1;
+        sleep(Duration::from_millis(100)).await;
+    }
+    lock.rollback().await.expect("the lock is free");
+    worker.stop().await;
+    let stored = count(&pool, "select count(*) from vendors").await;
+    assert!(stored >= 63, "only {stored} of those delivered are stored");
+    let left = u32::try_from(63 + late - stored).expect("not more than were published");
+    until_queued(&broker, Family::Vendor, left).await;
     broker.clean_up().await;
 }
 

@@ -8,8 +8,8 @@
 -- at work see both at once, when the transaction commits.
 revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
-    dead_letters, pending_export_jobs, draft_vendors, latest_events, unstored_receipts,
-    _sqlx_migrations
+    dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
+    unstored_receipts, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 revoke all on schema :"schema"
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";

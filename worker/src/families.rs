@@ -16,6 +16,8 @@ use sqlx::PgConnection;
 pub use text::Text;
 pub use vendor::Vendor;
 
+use crate::problem::{NO_DATA, WRONG_DATA};
+
 /// Statements that fail unless the typed tables can be written now, and write nothing.
 pub const PROBE: &str = "update export_jobs set id = id where false;
     update vendors set id = id where false";
@@ -42,16 +44,16 @@ impl Typed {
             Family::Vendor => |json, id| Row::parse(json, id).map(Self::Vendor),
             Family::Other => return Ok(None),
         };
-        let data = data.ok_or("the event has no `data`")?;
+        let data = data.ok_or(NO_DATA)?;
         // serde also reads an array as a struct's fields in order, which no sender means.
         if !data.get().starts_with('{') {
             return Err(format!(
-                "`data` is not that of the {family} its type names: it is not an object"
+                "{WRONG_DATA} {family} its type names: it is not an object"
             ));
         }
         parse(data.get(), webhook_id)
             .map(Some)
-            .map_err(|error| format!("`data` is not that of the {family} its type names: {error}"))
+            .map_err(|error| format!("{WRONG_DATA} {family} its type names: {error}"))
     }
 }
 

@@ -15,6 +15,7 @@ pub mod housekeeping;
 pub mod jsonb;
 pub mod metrics;
 pub mod persistence;
+pub mod problem;
 pub mod record;
 pub mod rehearsal;
 pub mod service;

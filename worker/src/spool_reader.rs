@@ -18,6 +18,7 @@ use tracing::warn;
 
 use crate::{
     persistence::{Abandoned, Persistence},
+    problem::STOPPED_WORKER,
     work::{Source, Work},
 };
 
@@ -169,7 +170,7 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
             Receipt::Missing
         },
         attempts: row.try_get("attempts")?,
-        problem: gives_up.then(|| format!("stopped the worker {TRIES_ALONE} times")),
+        problem: gives_up.then(|| format!("{STOPPED_WORKER} {TRIES_ALONE} times")),
         source: Source::Spool,
     })
 }

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::{
     families::{self, Text, Typed},
+    problem,
     record::{Body, Record},
     work::{Source, Work},
 };
@@ -154,7 +155,7 @@ impl<'a> EventRow<'a> {
         let mark = hex::encode(&work.event.body_sha256[..8]);
         Self {
             webhook_id: format!("{}#conflict-{mark}", record.webhook_id),
-            problem: Some("another body was accepted under this webhook id before"),
+            problem: Some(problem::CONFLICT),
             ..Self::new(work, record)
         }
     }
@@ -195,7 +196,9 @@ async fn insert_events(
         Body::Raw(_) => None,
     }))
     .bind(column(rows, |r| match &r.record.body {
-        Body::Json(_) => None,
+        // jsonb forgets key order, spaces and all but the last of doubled keys. Whoever looks into a
+        // problem needs what was sent.
+        Body::Json(_) => r.problem.map(|_| &r.work.event.body[..]),
         Body::Raw(raw) => Some(&raw[..]),
     }))
     .bind(column(rows, |r| &r.work.event.body_sha256[..]))

@@ -5,6 +5,8 @@ use shared::{
     message::{Delivered, Receipt},
 };
 
+use crate::problem;
+
 /// One event to be stored.
 #[derive(Clone, Debug)]
 pub struct Work {
@@ -37,7 +39,7 @@ impl From<Delivered> for Work {
             attempts: 0,
             problem: delivered
                 .unidentified
-                .then(|| "the message had no id, so it did not come from ingest".to_owned()),
+                .then(|| problem::UNIDENTIFIED.to_owned()),
             source: Source::Queue,
         }
     }

@@ -120,6 +120,22 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_dead_letter_keeps_what_was_sent_to_the_byte(pool: PgPool) {
+    let doubled = r#"{ "eventType":"v1.vendor.created", "data":{"id":"a","id":"b"} }"#;
+    persist(&pool, [event("m1", doubled), vendor("m2")]).await;
+    let raw: Option<Vec<u8>> =
+        sqlx::query_scalar("select raw from dead_letters where payload->'data'->>'id' = 'b'")
+            .fetch_one(&pool)
+            .await
+            .expect("the dead letter");
+    assert_eq!(raw.as_deref(), Some(doubled.as_bytes()));
+    assert_eq!(
+        count(&pool, "select count(*) from events where raw is null").await,
+        1
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn what_was_accepted_without_a_receipt_gets_one(pool: PgPool) {
     let mut missing = work(vendor("m1"));
     missing.receipt = Receipt::Missing;

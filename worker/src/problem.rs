@@ -1,0 +1,122 @@
+//! The kinds of problems that an event can have, told by how the problem's text begins: the text is
+//! what every version has stored.
+
+use std::fmt;
+
+/// Of a second body under an id that is taken.
+pub const CONFLICT: &str = "another body was accepted under this webhook id before";
+
+/// Of a message that somebody else than ingest published.
+pub const UNIDENTIFIED: &str = "the message had no id, so it did not come from ingest";
+
+/// Begins that of an event that kept stopping its worker.
+pub const STOPPED_WORKER: &str = "stopped the worker";
+
+/// That of a typed event without `data`.
+pub const NO_DATA: &str = "the event has no `data`";
+
+/// Begins that of an event whose `data` its family's parser refuses.
+pub const WRONG_DATA: &str = "`data` is not that of the";
+
+/// A kind of problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// The body is no Pleo event.
+    NotAnEvent,
+    /// `data` is not what the event's type promises.
+    WrongData,
+    /// Postgres refused the row; the problem has its words.
+    Refused,
+    /// It stopped the worker again and again, so nobody has read it.
+    StoppedWorker,
+    /// Another body had been accepted under the same webhook id.
+    Conflict,
+    /// It did not come from ingest, so nobody has verified it.
+    Unidentified,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::NotAnEvent,
+        Self::WrongData,
+        Self::Refused,
+        Self::StoppedWorker,
+        Self::Conflict,
+        Self::Unidentified,
+    ];
+
+    /// Its name for people and scripts, in kebab-case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NotAnEvent => "not-an-event",
+            Self::WrongData => "wrong-data",
+            Self::Refused => "refused",
+            Self::StoppedWorker => "stopped-worker",
+            Self::Conflict => "conflict",
+            Self::Unidentified => "unidentified",
+        }
+    }
+
+    /// What its problems begin with. Nothing for [`Kind::Refused`]: its problems are all that begin
+    /// like no other kind's.
+    pub const fn beginnings(self) -> &'static [&'static str] {
+        match self {
+            Self::NotAnEvent => &["the body is ", "the body has ", "`eventType` is "],
+            Self::WrongData => &[WRONG_DATA, NO_DATA],
+            Self::Refused => &[],
+            Self::StoppedWorker => &[STOPPED_WORKER],
+            Self::Conflict => &[CONFLICT],
+            Self::Unidentified => &[UNIDENTIFIED],
+        }
+    }
+
+    /// The kind of a problem.
+    pub fn of(problem: &str) -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.beginnings().iter().any(|b| problem.starts_with(b)))
+            .unwrap_or(Self::Refused)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use shared::{Family, envelope::Envelope};
+
+    use super::*;
+    use crate::families::Typed;
+
+    #[rstest]
+    #[case("")]
+    #[case("[]")]
+    #[case("{}")]
+    #[case(r#"{"eventType":"no type"}"#)]
+    fn every_reason_not_to_be_an_event_is_of_that_kind(#[case] body: &str) {
+        let reason = Envelope::parse(body.as_bytes()).expect_err("no event");
+        assert_eq!(Kind::of(&reason.to_string()), Kind::NotAnEvent);
+    }
+
+    #[rstest]
+    #[case(None)]
+    #[case(Some("[]"))]
+    #[case(Some("{}"))]
+    fn every_reason_not_to_be_typed_is_of_that_kind(#[case] data: Option<&str>) {
+        let data = data.map(|json| serde_json::from_str(json).expect("JSON"));
+        let reason = Typed::parse(Family::Vendor, data, "msg_1").expect_err("no vendor");
+        assert_eq!(Kind::of(&reason), Kind::WrongData);
+    }
+
+    #[test]
+    fn what_postgres_says_is_a_refusal() {
+        let words = "error returned from database: new row for relation \"vendors\" violates";
+        assert_eq!(Kind::of(words), Kind::Refused);
+    }
+}

@@ -3,9 +3,12 @@
 //! It acts as the stores' owner or administrator and is no part of the way that an event takes.
 
 pub mod account;
+pub mod age;
 pub mod database;
+pub mod dead_letters;
 pub mod management;
 pub mod output;
 pub mod passwords;
 pub mod setup;
+pub mod typed_table;
 pub mod verdict;

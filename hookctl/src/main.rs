@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::{setup, verdict};
+use hookctl::{dead_letters, setup, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -20,6 +20,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Setup(setup::Args),
+    DeadLetters(dead_letters::Args),
 }
 
 #[tokio::main]
@@ -27,5 +28,6 @@ async fn main() -> ExitCode {
     let cli: Cli = config::parse();
     verdict::exit_code(match &cli.command {
         Command::Setup(args) => setup::run(args).await,
+        Command::DeadLetters(args) => dead_letters::run(args).await,
     })
 }

@@ -1,0 +1,46 @@
+//! `hookctl dead-letters`: events that were stored with a problem, for whoever has to understand and
+//! mend them. Each subcommand needs no more than Postgres.
+
+mod filter;
+mod letter;
+mod list;
+mod printable;
+mod show;
+
+use shared::config::DatabaseArgs;
+use sqlx::PgConnection;
+
+use crate::{
+    database,
+    verdict::{Verdict, WrongSettings},
+};
+
+/// See, understand and mend events that were stored with a problem.
+///
+/// A dead letter is a row of `events` that has a problem and therefore no row in its typed table.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Command {
+    List(list::Args),
+    Show(show::Args),
+}
+
+/// Runs the subcommand.
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    match &args.command {
+        Command::List(args) => list::run(args).await,
+        Command::Show(args) => show::run(args).await,
+    }
+}
+
+/// A connection on which nothing goes on for ever, unseen, after we are gone.
+async fn connect(args: &DatabaseArgs) -> anyhow::Result<PgConnection> {
+    let options = args.postgres().map_err(WrongSettings::new)?;
+    database::connect(&options.options([("statement_timeout", "5min"), ("lock_timeout", "10s")]))
+        .await
+}

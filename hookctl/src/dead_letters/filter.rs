@@ -1,0 +1,151 @@
+//! Which dead letters a command is about.
+
+use std::time::Duration;
+
+use shared::{Family, config::parse_duration};
+use sqlx::{Postgres, QueryBuilder};
+use worker::problem::Kind;
+
+/// Whether they still have to be looked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Nobody has dismissed them.
+    Open,
+    /// Somebody has.
+    Dismissed,
+}
+
+/// The filters that all commands share; what is given has to be met all together.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Which dead letters")]
+pub(super) struct Filter {
+    /// Only events of this family: export-job, vendor or other
+    #[arg(long, value_parser = parse_family)]
+    pub(super) family: Option<Family>,
+
+    /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict or
+    /// unidentified), or, if it is none of these, problems with this text in them
+    #[arg(long)]
+    pub(super) problem: Option<String>,
+
+    /// Only events of this type, such as v1.vendor.created
+    #[arg(long = "type")]
+    pub(super) event_type: Option<String>,
+
+    /// Only events of this company
+    #[arg(long)]
+    pub(super) company: Option<String>,
+
+    /// Only those stored longer ago than this, such as 2h
+    #[arg(long, value_parser = parse_duration)]
+    pub(super) older_than: Option<Duration>,
+
+    /// Only those stored since then, such as 30m
+    #[arg(long, value_parser = parse_duration)]
+    pub(super) newer_than: Option<Duration>,
+
+    /// Only this webhook id; may be repeated
+    #[arg(long = "id", value_name = "WEBHOOK_ID")]
+    pub(super) ids: Vec<String>,
+}
+
+impl Filter {
+    /// Whether it lets everything through.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self {
+            family,
+            problem,
+            event_type,
+            company,
+            older_than,
+            newer_than,
+            ids,
+        } = self;
+        family.is_none()
+            && problem.is_none()
+            && event_type.is_none()
+            && company.is_none()
+            && older_than.is_none()
+            && newer_than.is_none()
+            && ids.is_empty()
+    }
+
+    /// Appends the filter to a query on `events`, as its `where`.
+    pub(super) fn push(&self, state: State, query: &mut QueryBuilder<Postgres>) {
+        query.push(" where problem is not null and dismissed_at is");
+        query.push(match state {
+            State::Open => " null",
+            State::Dismissed => " not null",
+        });
+        if let Some(family) = self.family {
+            push_family(family, query);
+        }
+        if let Some(problem) = &self.problem {
+            push_problem(problem, query);
+        }
+        if let Some(event_type) = &self.event_type {
+            query.push(" and event_type = ").push_bind(event_type);
+        }
+        if let Some(company) = &self.company {
+            query.push(" and company_id = ").push_bind(company);
+        }
+        // By Postgres' clock, which has set these times.
+        if let Some(age) = self.older_than {
+            query.push(" and stored_at < now() - make_interval(secs => ");
+            query.push_bind(age.as_secs_f64()).push(")");
+        }
+        if let Some(age) = self.newer_than {
+            query.push(" and stored_at > now() - make_interval(secs => ");
+            query.push_bind(age.as_secs_f64()).push(")");
+        }
+        if !self.ids.is_empty() {
+            query.push(" and webhook_id = any(");
+            query.push_bind(&self.ids).push(")");
+        }
+    }
+}
+
+/// As [`shared::EventType::family`] decides: three segments, the middle one names the resource.
+fn push_family(family: Family, query: &mut QueryBuilder<Postgres>) {
+    let (verb, resources) = match family.resource() {
+        Some(resource) => (" ~ ", resource.to_owned()),
+        None => {
+            let all: Vec<_> = Family::ALL.iter().filter_map(|f| f.resource()).collect();
+            (" !~ ", all.join("|"))
+        }
+    };
+    query.push(" and event_type").push(verb);
+    query.push_bind(format!(r"^[^.]*\.({resources})\.[^.]*$"));
+}
+
+fn push_problem(problem: &str, query: &mut QueryBuilder<Postgres>) {
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == problem) else {
+        query.push(" and position(lower(");
+        query.push_bind(problem.to_owned());
+        query.push(") in lower(problem)) > 0");
+        return;
+    };
+    let (verb, beginnings) = match kind {
+        Kind::Refused => {
+            let all: Vec<_> = Kind::ALL.iter().flat_map(|k| k.beginnings()).collect();
+            (" and not exists", all)
+        }
+        _ => (" and exists", kind.beginnings().iter().collect()),
+    };
+    let beginnings: Vec<String> = beginnings.into_iter().map(ToString::to_string).collect();
+    query.push(verb).push(" (select from unnest(");
+    query.push_bind(beginnings);
+    query.push("::text[]) as beginning where starts_with(problem, beginning))");
+}
+
+fn parse_family(text: &str) -> Result<Family, String> {
+    Family::ALL
+        .into_iter()
+        .find(|family| family.name() == text)
+        .ok_or_else(|| {
+            format!(
+                "must be one of {}",
+                Family::ALL.map(Family::name).join(", ")
+            )
+        })
+}

@@ -1,0 +1,6 @@
+//! `hookctl dead-letters` and `hookctl reconcile` with dead letters that a real worker left in a real
+//! Postgres (`DATABASE_URL`).
+
+mod listing;
+mod place;
+mod showing;

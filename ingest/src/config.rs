@@ -2,12 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Parser;
 use secrecy::SecretString;
 use shared::config::{ProcessArgs, StoreArgs, parse_duration, parse_in_range};
 
-use crate::secrets::Secrets;
+use crate::{rotation::Source, secrets::DevelopmentSecret};
 
 /// Receives Pleo's webhooks: verifies, dedups, publishes to RabbitMQ, answers 2xx only when safe.
 #[derive(Clone, Debug, Parser)]
@@ -29,9 +29,14 @@ pub struct Config {
     #[arg(long, env = "WEBHOOK_SECRETS", hide_env_values = true)]
     pub webhook_secrets: Option<SecretString>,
 
-    /// A file with the named secrets, one a line, instead of WEBHOOK_SECRETS
+    /// A file with the named secrets, one a line, instead of WEBHOOK_SECRETS; it is read again when
+    /// it changes
     #[arg(long, env = "WEBHOOK_SECRETS_FILE", conflicts_with = "webhook_secrets")]
     pub webhook_secrets_file: Option<PathBuf>,
+
+    /// This is no production system: accept the development secret, which everybody knows
+    #[arg(long, env = "DEVELOPMENT", default_value_t = false, action = clap::ArgAction::Set)]
+    pub development: bool,
 
     /// How far a webhook's timestamp may be from this server's clock, both ways
     #[arg(long, env = "TIMESTAMP_TOLERANCE", default_value = "5m", value_parser = parse_duration)]
@@ -64,17 +69,23 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads the configured secrets, from the environment or the file.
-    pub fn secrets(&self) -> anyhow::Result<Secrets> {
+    /// Where the secrets are to be read.
+    pub fn secrets_source(&self) -> anyhow::Result<Source> {
         match (&self.webhook_secrets, &self.webhook_secrets_file) {
-            (Some(text), _) => Secrets::parse(text).context("WEBHOOK_SECRETS"),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map_err(anyhow::Error::from)
-                .and_then(|text| Secrets::parse(&SecretString::from(text)))
-                .with_context(|| format!("WEBHOOK_SECRETS_FILE {}", path.display())),
+            (Some(text), _) => Ok(Source::Setting(text.clone())),
+            (None, Some(path)) => Ok(Source::File(path.clone())),
             (None, None) => bail!(
                 "no secret is configured: set WEBHOOK_SECRETS=name=whsec_… or WEBHOOK_SECRETS_FILE"
             ),
+        }
+    }
+
+    /// Whether the development secret may be among them.
+    pub fn development_secret(&self) -> DevelopmentSecret {
+        if self.development {
+            DevelopmentSecret::Allowed
+        } else {
+            DevelopmentSecret::Refused
         }
     }
 }

@@ -8,7 +8,7 @@ use chrono::Utc;
 use futures_util::StreamExt;
 use shared::{AcceptedEvent, EventType, envelope::Envelope, message};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, timeout},
 };
 use tracing::debug;
@@ -34,7 +34,7 @@ const BODIES_IN_MEMORY: usize = 64 * 1024 * 1024;
 
 /// What the endpoint works with.
 pub struct Endpoint {
-    secrets: Secrets,
+    secrets: watch::Receiver<Secrets>,
     acceptor: Acceptor,
     metrics: Metrics,
     in_flight: Semaphore,
@@ -90,13 +90,16 @@ impl Drop for Handling<'_> {
 impl Endpoint {
     /// `body_limit` is in bytes; of verified events, at most `in_flight_limit` are settled at once.
     pub fn new(
-        secrets: Secrets,
+        secrets: watch::Receiver<Secrets>,
         acceptor: Acceptor,
         metrics: Metrics,
         in_flight_limit: usize,
         body_limit: usize,
         timestamp_tolerance: Duration,
     ) -> Self {
+        metrics
+            .in_flight_limit
+            .set(i64::try_from(in_flight_limit).unwrap_or(i64::MAX));
         Self {
             secrets,
             acceptor,
@@ -188,11 +191,7 @@ impl Endpoint {
     /// Authenticates. Nothing is looked up on behalf of a request that fails here.
     fn verify(&self, headers: &WebhookHeaders, body: Bytes) -> Result<AcceptedEvent, Answer> {
         let received_at = Utc::now();
-        let secret_name = self
-            .secrets
-            .verify(headers, &body)
-            .ok_or(Answer::WrongSignature)?;
-        self.metrics.secret_matched(secret_name);
+        let secret_name = self.matching_secret(headers, &body)?;
         // A signed body that is no Pleo event is kept: refusing it would make the sender repeat it
         // for a day and then disable the endpoint.
         let event_type =
@@ -204,7 +203,18 @@ impl Endpoint {
             body,
             received_at,
             attempted_at: Some(headers.timestamp()),
-            secret_name: Some(secret_name.to_owned()),
+            secret_name: Some(secret_name),
         })
+    }
+
+    /// The name of the secret that verifies the webhook, counted before the list can be replaced, as
+    /// the names that are gone leave the metric right after.
+    fn matching_secret(&self, headers: &WebhookHeaders, body: &[u8]) -> Result<String, Answer> {
+        let secrets = self.secrets.borrow();
+        let name = secrets
+            .verify(headers, body)
+            .ok_or(Answer::WrongSignature)?;
+        self.metrics.secret_matched(name);
+        Ok(name.to_owned())
     }
 }

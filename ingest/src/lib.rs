@@ -3,7 +3,8 @@
 //! safe. It does not interpret an event beyond its type.
 //!
 //! The way of a request: [`endpoint`] → [`headers`], [`secrets`], [`signature`] → [`acceptor`] →
-//! [`settlement`] → [`receipts`] and [`publisher`] → [`answer`].
+//! [`settlement`] → [`receipts`] and [`publisher`] → [`answer`]. Beside it, [`rotation`] replaces
+//! the secrets.
 
 pub mod acceptor;
 pub mod answer;
@@ -14,6 +15,7 @@ pub mod headers;
 pub mod metrics;
 pub mod publisher;
 pub mod receipts;
+pub mod rotation;
 pub mod secrets;
 pub mod service;
 pub mod settlement;

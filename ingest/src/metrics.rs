@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use chrono::Utc;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 use shared::{
     Program,
@@ -12,6 +13,11 @@ use shared::{
 };
 
 use crate::{acceptor::Layer, answer::Answer, secrets::Secrets};
+
+/// The stores, as labels.
+pub const POSTGRES: &str = "postgres";
+/// As [`POSTGRES`].
+pub const RABBITMQ: &str = "rabbitmq";
 
 /// All metrics of the ingest service.
 #[derive(Clone)]
@@ -21,6 +27,10 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_seconds: Histogram,
     secret_matched: IntCounterVec,
+    secrets_loaded: Gauge,
+    /// 1 while the secrets file holds something that was refused.
+    pub secrets_rejected: IntGauge,
+    development_secret: IntGauge,
     dedup_hits: IntCounterVec,
     /// Events that went to a batch together.
     pub batch_size: Histogram,
@@ -34,12 +44,20 @@ pub struct Metrics {
     pub breaker_open: IntGaugeVec,
     /// Requests being handled.
     pub in_flight: IntGauge,
+    /// How many verified ones there may be at once.
+    pub in_flight_limit: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Metrics {
     /// Registers everything, with a series for every value that a label can take, so that a rate
     /// can be computed from the first event on.
-    pub fn new(secrets: &Secrets) -> Self {
+    pub fn new() -> Self {
         let service = ServiceMetrics::new(Program::Ingest);
         let counters = |name: &str, help: &str, label: &str| {
             let vec = IntCounterVec::new(Opts::new(name, help), &[label])
@@ -58,9 +76,17 @@ impl Metrics {
             service.register(histogram.clone());
             histogram
         };
-        let in_flight = IntGauge::new("pleo_ingest_in_flight", "Requests being handled")
-            .expect("the metric's name is valid");
-        service.register(in_flight.clone());
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("the metric's name is valid");
+            service.register(gauge.clone());
+            gauge
+        };
+        let secrets_loaded = Gauge::new(
+            "pleo_ingest_secrets_loaded_timestamp_seconds",
+            "When the secrets in use were read, in unix seconds",
+        )
+        .expect("the metric's name is valid");
+        service.register(secrets_loaded.clone());
         let breaker_open = IntGaugeVec::new(
             Opts::new(
                 "pleo_ingest_breaker_open",
@@ -87,6 +113,15 @@ impl Metrics {
                 "Verified requests by the name of the secret that matched",
                 "secret",
             ),
+            secrets_loaded,
+            secrets_rejected: gauge(
+                "pleo_ingest_secrets_rejected",
+                "1 while the secrets file holds something that was refused; older secrets are in use",
+            ),
+            development_secret: gauge(
+                "pleo_ingest_development_secret",
+                "1 while the development secret is accepted, which everybody knows",
+            ),
             dedup_hits: counters(
                 "pleo_ingest_dedup_hits_total",
                 "Duplicates by where they were recognised",
@@ -108,22 +143,47 @@ impl Metrics {
             ),
             without_dedup: counter(
                 "pleo_ingest_without_dedup_total",
-                "Events published without dedup because Postgres did not answer",
+                "Batches published without dedup because Postgres did not answer",
             ),
             breaker_open,
-            in_flight,
+            in_flight: gauge("pleo_ingest_in_flight", "Requests being handled"),
+            in_flight_limit: gauge(
+                "pleo_ingest_in_flight_limit",
+                "Verified requests that may be handled at once; past it the answer is 503",
+            ),
             service,
         };
         for label in Answer::METRIC_LABELS {
             this.requests.with_label_values(&[label]);
         }
+        for store in [POSTGRES, RABBITMQ] {
+            this.breaker_open.with_label_values(&[store]);
+        }
         for layer in Layer::ALL {
             this.dedup_hits.with_label_values(&[layer.name()]);
         }
-        for name in secrets.names() {
-            this.secret_matched.with_label_values(&[name]);
-        }
         this
+    }
+
+    /// Shows the secrets that are in use from now on.
+    pub fn secrets_loaded(&self, secrets: &Secrets) {
+        for name in secrets.names() {
+            self.secret_matched.with_label_values(&[name]);
+        }
+        let development = secrets.development_secret().is_some();
+        self.development_secret.set(i64::from(development));
+        self.secrets_loaded
+            .set(Utc::now().timestamp_millis() as f64 / 1_000.0);
+        self.secrets_rejected.set(0);
+    }
+
+    /// Drops the series of names that are in `old` and not in `new`: one that stood still for ever
+    /// would look like a secret that is configured and not in use.
+    pub fn forget_secrets_beyond(&self, new: &Secrets, old: &Secrets) {
+        for name in old.names().filter(|&name| new.names().all(|n| n != name)) {
+            // An error says that it had no series.
+            self.secret_matched.remove_label_values(&[name]).ok();
+        }
     }
 
     /// Counts a request under one of [`Answer::METRIC_LABELS`].

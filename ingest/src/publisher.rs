@@ -317,7 +317,7 @@ impl Supervisor {
 
     async fn declare(&self, connection: &Connection) -> anyhow::Result<()> {
         let drifts = self.topology.declare(connection, self.declare).await?;
-        self.metrics.set_drift(&drifts);
+        self.metrics.set_drift(&self.topology, &drifts);
         Ok(())
     }
 }

@@ -9,17 +9,34 @@ use crate::{
     signature::{self, Key},
 };
 
+/// The secret of the local stack and of examples. Known to everybody, so it must never sign anything
+/// real.
+pub const DEVELOPMENT_SECRET: &str = "whsec_cGxlby13ZWJob29rcy1kZXZlbG9wbWVudC1zZWNyZXQ=";
+
 const MAX_NAME_LEN: usize = 32;
+
+/// Whether [`DEVELOPMENT_SECRET`] may be among the secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DevelopmentSecret {
+    /// Whoever knows it could forge events.
+    Refused,
+    /// This is no production system.
+    Allowed,
+}
 
 /// All keys that a webhook may be signed with. Never empty, names unique.
 #[derive(Debug)]
-pub struct Secrets(Vec<(String, Key)>);
+pub struct Secrets {
+    keys: Vec<(String, Key)>,
+    development: Option<String>,
+}
 
 impl Secrets {
     /// Reads `name=whsec_…` entries, separated by commas or line ends; lines that start with `#`
     /// are comments. The error names the entry and never shows its key.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
         let mut keys: Vec<(String, Key)> = Vec::new();
+        let mut development = None;
         let entries = text
             .expose_secret()
             .lines()
@@ -45,23 +62,44 @@ impl Secrets {
             if keys.iter().any(|(other, _)| other == name) {
                 bail!("the secret name `{name}` is there twice");
             }
-            let key = Key::parse(key.trim()).with_context(|| format!("the secret `{name}`"))?;
+            let text = key.trim();
+            let key = Key::parse(text).with_context(|| format!("the secret `{name}`"))?;
+            // Base64 is read strictly: a key has one spelling.
+            if text == DEVELOPMENT_SECRET {
+                development = Some(name.to_owned());
+            }
             keys.push((name.to_owned(), key));
         }
         if keys.is_empty() {
             bail!("no secret is configured: give at least one name=whsec_…");
         }
-        Ok(Self(keys))
+        Ok(Self { keys, development })
+    }
+
+    /// The list itself, unless the development secret is in it and has no business there.
+    pub fn permitted(self, policy: DevelopmentSecret) -> anyhow::Result<Self> {
+        if let (Some(name), DevelopmentSecret::Refused) = (&self.development, policy) {
+            bail!(
+                "the secret `{name}` is the development secret, which everybody knows; it is \
+                 refused unless DEVELOPMENT=true"
+            );
+        }
+        Ok(self)
+    }
+
+    /// The name under which the development secret is among them.
+    pub fn development_secret(&self) -> Option<&str> {
+        self.development.as_deref()
     }
 
     /// The name of the key that verifies the webhook, if any does.
     pub fn verify(&self, headers: &WebhookHeaders, body: &[u8]) -> Option<&str> {
-        signature::matching_key(&self.0, headers, body)
+        signature::matching_key(&self.keys, headers, body)
     }
 
     /// The configured names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| name.as_str())
+        self.keys.iter().map(|(name, _)| name.as_str())
     }
 }
 
@@ -93,6 +131,21 @@ mod tests {
         assert_eq!(
             secrets.names().collect::<Vec<_>>(),
             ["current", "previous", "entity-2"]
+        );
+    }
+
+    #[test]
+    fn the_development_secret_is_for_development_only() {
+        let ours = || parse(&format!("a={KEY}")).expect("valid");
+        assert!(ours().permitted(DevelopmentSecret::Refused).is_ok());
+        let known = || parse(&format!("a={KEY},b={DEVELOPMENT_SECRET}")).expect("valid");
+        assert_eq!(known().development_secret(), Some("b"));
+        assert!(known().permitted(DevelopmentSecret::Allowed).is_ok());
+        let refusal = known().permitted(DevelopmentSecret::Refused);
+        let error = refusal.expect_err("refused").to_string();
+        assert!(
+            error.contains("`b`") && !error.contains("cGxlby"),
+            "{error}"
         );
     }
 

@@ -25,6 +25,7 @@ use crate::{
     metrics::Metrics,
     publisher::{self, Publisher, Supervisor},
     receipts,
+    rotation::{self, Rotation},
     settlement::Settlement,
     unread::{self, HoldingUnread},
 };
@@ -53,14 +54,19 @@ pub struct Service {
     private_address: SocketAddr,
     batcher: Batcher,
     supervisor: Supervisor,
+    rotation: Option<Rotation>,
     shutdown_deadline: Duration,
 }
 
 impl Service {
     /// Checks the settings and binds the ports. Neither store needs to be there.
     pub fn bind(config: &Config) -> anyhow::Result<Self> {
-        let secrets = config.secrets()?;
-        let metrics = Metrics::new(&secrets);
+        let metrics = Metrics::new();
+        let (secrets, rotation) = rotation::open(
+            config.secrets_source()?,
+            config.development_secret(),
+            &metrics,
+        )?;
         let connections = u32::try_from(config.batches_in_flight).unwrap_or(u32::MAX);
         // One for each batch, and one so that readiness can be probed while all are busy.
         let pool = database::pool(
@@ -130,6 +136,7 @@ impl Service {
             private_address,
             batcher,
             supervisor,
+            rotation,
             shutdown_deadline: config.process.shutdown_deadline,
         })
     }
@@ -151,13 +158,22 @@ impl Service {
         let stop_broker = CancellationToken::new();
         let mut supervisor = tokio::spawn(self.supervisor.run(stop_broker.clone()));
         let mut batcher = tokio::spawn(self.batcher.run());
+        let stop_rotation = stop.clone();
+        let mut rotation = tokio::spawn(async move {
+            match self.rotation {
+                Some(rotation) => rotation.run(stop_rotation).await,
+                None => stop_rotation.cancelled().await,
+            }
+        });
         let private_handle = self.private.handle();
         let mut private = tokio::spawn(self.private);
         let public_handle = self.public.handle();
         let mut public = tokio::spawn(self.public);
         // Without one of its parts the service is better off restarted than half alive.
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
+            ended = &mut rotation => bail!("the watch on the secrets ended: {ended:?}"),
             ended = &mut public => bail!("the public port failed: {ended:?}"),
             ended = &mut private => bail!("the private port failed: {ended:?}"),
             ended = &mut batcher => bail!("the batcher ended: {ended:?}"),

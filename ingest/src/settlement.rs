@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use crate::{
     acceptor::Outcome,
     breaker::{Breaker, Permit},
-    metrics::Metrics,
+    metrics::{Metrics, POSTGRES, RABBITMQ},
     publisher::{PublishError, Publisher},
     receipts::{self, Claim},
 };
@@ -274,8 +274,8 @@ impl Settlement {
 
     fn show_breakers(&self) {
         for (store, breaker) in [
-            ("postgres", &self.database_breaker),
-            ("rabbitmq", &self.broker_breaker),
+            (POSTGRES, &self.database_breaker),
+            (RABBITMQ, &self.broker_breaker),
         ] {
             self.metrics
                 .breaker_open

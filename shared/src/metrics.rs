@@ -2,7 +2,10 @@
 
 use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
 
-use crate::{Program, topology::Drift};
+use crate::{
+    Program,
+    topology::{Drift, Topology},
+};
 
 /// Buckets in seconds, from a quarter of a millisecond (a local confirm) to ten seconds (past every
 /// deadline of a request).
@@ -42,7 +45,7 @@ impl ServiceMetrics {
         let topology_drift = IntGaugeVec::new(
             Opts::new(
                 "pleo_topology_drift",
-                "1 for each queue or exchange that differs on the broker from what this version wants",
+                "1 for each exchange and queue that differs on the broker from what this version wants, else 0",
             ),
             &["entity"],
         )
@@ -65,12 +68,12 @@ impl ServiceMetrics {
     }
 
     /// Shows what the last declaration of the topology found.
-    pub fn set_drift(&self, drifts: &[Drift]) {
-        self.topology_drift.reset();
-        for drift in drifts {
+    pub fn set_drift(&self, topology: &Topology, drifts: &[Drift]) {
+        for entity in topology.entities() {
+            let differs = drifts.iter().any(|drift| drift.entity == entity);
             self.topology_drift
-                .with_label_values(&[drift.entity.as_str()])
-                .set(1);
+                .with_label_values(&[entity.as_str()])
+                .set(i64::from(differs));
         }
     }
 }

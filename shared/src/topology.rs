@@ -71,6 +71,13 @@ impl Topology {
         format!("{}.{}", self.prefix, family.name())
     }
 
+    /// The names of all exchanges and queues.
+    pub fn entities(&self) -> Vec<String> {
+        let exchanges = [self.events_exchange(), self.unrouted_exchange()];
+        let queues = Family::ALL.map(|family| self.queue(family));
+        exchanges.into_iter().chain(queues).collect()
+    }
+
     /// The pattern under which a family's events reach its queue; `None` for the family that takes
     /// what nobody else does.
     pub fn binding(family: Family) -> Option<String> {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use chrono::Utc;
 
-/// The webhook secret of the local stack. Known to everybody, so it must never sign anything real.
-pub const DEVELOPMENT_SECRET: &str = "whsec_cGxlby13ZWJob29rcy1kZXZlbG9wbWVudC1zZWNyZXQ=";
+pub use ingest::secrets::DEVELOPMENT_SECRET;
 
 /// Above ingest's own deadline, so that its answer arrives.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);

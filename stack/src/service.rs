@@ -73,6 +73,7 @@ impl Launcher {
             "WEBHOOK_SECRETS",
             format!("development={DEVELOPMENT_SECRET}"),
         )
+        .env("DEVELOPMENT", "true")
     }
 
     /// Each service under its own account, which can neither migrate nor declare.

@@ -158,7 +158,7 @@ impl Consumer {
             .map_err(|reason| anyhow!("postgres is not ready: {reason}"))?;
         let connection = broker::connect(&self.url, &format!("{}-worker", self.family)).await?;
         let drifts = self.topology.declare(&connection, self.declare).await?;
-        self.metrics.service.set_drift(&drifts);
+        self.metrics.service.set_drift(&self.topology, &drifts);
         let (channel, deliveries) = timeout(SUBSCRIBE_DEADLINE, self.open(&connection))
             .await
             .context("RabbitMQ did not answer in time")??;

@@ -1,6 +1,6 @@
 //! A running ingest service with a corner of the broker to itself.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use clap::Parser;
 use ingest::{config::Config, service::Service};
@@ -154,6 +154,30 @@ impl App {
         flags: &[&str],
     ) -> Self {
         let secrets = format!("current={SECRET}");
+        let secrets = ["--webhook-secrets", &secrets];
+        Self::start_with(database_url, amqp_url, prefix, &[&secrets, flags].concat())
+    }
+
+    /// Starts a service whose secrets are in a file, and waits until the broker takes events.
+    pub(crate) async fn start_on_file(stores: &Stores, secrets: &Path) -> Self {
+        let path = secrets.to_str().expect("text");
+        let app = Self::start_with(
+            &stores.database_url,
+            &stores.amqp_url,
+            &stores.prefix,
+            &["--webhook-secrets-file", path],
+        );
+        app.until_ready("rabbitmq").await;
+        app
+    }
+
+    /// Starts a service with flags that say where its secrets are, without waiting for anything.
+    pub(crate) fn start_with(
+        database_url: &str,
+        amqp_url: &str,
+        prefix: &str,
+        flags: &[&str],
+    ) -> Self {
         let config = Config::parse_from(
             [
                 "ingest",
@@ -163,8 +187,6 @@ impl App {
                 amqp_url,
                 "--topology-prefix",
                 prefix,
-                "--webhook-secrets",
-                &secrets,
                 "--listen",
                 "127.0.0.1:0",
                 "--private-listen",
@@ -216,13 +238,19 @@ impl App {
 
     /// Waits until `/metrics` has this line.
     pub(crate) async fn until_metric(&self, line: &str) {
+        self.until_metrics(line, |metrics| metrics.lines().any(|found| found == line))
+            .await;
+    }
+
+    /// Waits until `/metrics` is as it should be; `what` says how.
+    pub(crate) async fn until_metrics(&self, what: &str, expected: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + SOON;
         loop {
             let metrics = self.metrics().await;
-            if metrics.lines().any(|found| found == line) {
+            if expected(&metrics) {
                 return;
             }
-            assert!(Instant::now() < deadline, "never {line}: {metrics}");
+            assert!(Instant::now() < deadline, "never {what}: {metrics}");
             sleep(Duration::from_millis(20)).await;
         }
     }

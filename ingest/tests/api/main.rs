@@ -9,5 +9,6 @@ mod outages;
 mod properties;
 mod publishing;
 mod raw;
+mod rotation;
 mod standard_webhooks;
 mod webhook;

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use ingest::secrets::DEVELOPMENT_SECRET;
 use rstest::rstest;
 
 use crate::webhook::SECRET;
@@ -34,7 +35,9 @@ fn refused(changes: &[(&str, &str)]) -> String {
 #[case("WEBHOOK_SECRETS", "current=whsec_c2hvcnQ=", "24 to 64")]
 #[case("WEBHOOK_SECRETS", "current=whsec_####", "base64")]
 #[case("WEBHOOK_SECRETS", SECRET, "no name")]
+#[case("WEBHOOK_SECRETS", &format!("known={DEVELOPMENT_SECRET}"), "DEVELOPMENT=true")]
 #[case("WEBHOOK_SECRETS_FILE", "/nowhere", "cannot be used with")]
+#[case("DEVELOPMENT", "perhaps", "--development")]
 #[case("LISTEN", "here", "--listen")]
 #[case("BODY_LIMIT", "0", "--body-limit")]
 #[case("BODY_LIMIT", "-1", "--body-limit")]
@@ -51,7 +54,7 @@ fn a_bad_setting_is_named(#[case] variable: &str, #[case] value: &str, #[case] e
         error.starts_with("error: ") && error.contains(expected),
         "{error}"
     );
-    for secret in ["hunter2", "c2hvcnQ", "MfKQ9"] {
+    for secret in ["hunter2", "c2hvcnQ", "MfKQ9", "cGxlby13"] {
         assert!(!error.contains(secret), "{error}");
     }
 }

@@ -30,10 +30,20 @@ impl Webhook {
 
     /// Signed at another time, in unix seconds.
     pub(crate) fn signed_at(id: &str, body: &[u8], timestamp: i64) -> Self {
+        Self::signed(SECRET, id, body, timestamp)
+    }
+
+    /// A new vendor event, signed now under another secret.
+    pub(crate) fn under(secret: &str) -> Self {
+        let vendor = Self::vendor(&Self::new_id());
+        Self::signed(secret, &vendor.id, &vendor.body, Utc::now().timestamp())
+    }
+
+    fn signed(secret: &str, id: &str, body: &[u8], timestamp: i64) -> Self {
         Self {
             id: id.to_owned(),
             timestamp: timestamp.to_string(),
-            signature: ingest::signature::sign(SECRET, id, timestamp, body).expect("a good secret"),
+            signature: ingest::signature::sign(secret, id, timestamp, body).expect("a good secret"),
             body: body.to_vec(),
         }
     }

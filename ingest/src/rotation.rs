@@ -1,0 +1,228 @@
+//! Secrets that change without a restart: their file is read again and again, and a good new list
+//! replaces the one in use for the next request. A bad one changes nothing and shows.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::spawn_blocking,
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    metrics::Metrics,
+    secrets::{DevelopmentSecret, Secrets},
+};
+
+/// A change is taken when two looks in a row find it, so it is in use within twice this.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Bytes. Hundreds of secrets fit.
+const MAX_FILE_LEN: u64 = 64 * 1024;
+
+/// Where the secrets come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A setting, which stays as it is until the end.
+    Setting(SecretString),
+    /// A file, which is watched.
+    File(PathBuf),
+}
+
+/// What a look at the file found: enough to tell whether it has changed, without keeping it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Content([u8; 32]),
+    Unreadable(io::ErrorKind),
+}
+
+/// Keeps the list in use up to date with its file.
+pub struct Rotation {
+    path: PathBuf,
+    policy: DevelopmentSecret,
+    metrics: Metrics,
+    live: watch::Sender<Secrets>,
+    hangups: Signal,
+    look_every: Duration,
+    /// The content that the list in use was read from.
+    active: Found,
+    /// What was taken or refused last, so that each content is judged and logged once.
+    judged: Found,
+    /// What the last look found. An editor may have been at work on it.
+    last: Found,
+}
+
+/// Reads the secrets and, where they come from a file, prepares to follow it. An error says which
+/// entry is wrong and shows no secret.
+pub fn open(
+    source: Source,
+    policy: DevelopmentSecret,
+    metrics: &Metrics,
+) -> anyhow::Result<(watch::Receiver<Secrets>, Option<Rotation>)> {
+    let path = match source {
+        Source::Setting(text) => {
+            let secrets = judge(Ok(text), policy).context("WEBHOOK_SECRETS")?;
+            taken(&secrets, metrics);
+            return Ok((watch::channel(secrets).1, None));
+        }
+        Source::File(path) => path,
+    };
+    let (found, text) = look(&path);
+    let secrets =
+        judge(text, policy).with_context(|| format!("WEBHOOK_SECRETS_FILE {}", path.display()))?;
+    taken(&secrets, metrics);
+    let (live, secrets) = watch::channel(secrets);
+    let rotation = Rotation {
+        path,
+        policy,
+        metrics: metrics.clone(),
+        live,
+        hangups: signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?,
+        look_every: LOOK_EVERY,
+        active: found,
+        judged: found,
+        last: found,
+    };
+    Ok((secrets, Some(rotation)))
+}
+
+impl Rotation {
+    /// Follows the file until `stop`. SIGHUP makes it look at once.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let told = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(()) = self.hangups.recv() => true,
+                () = sleep(self.look_every) => false,
+            };
+            let path = self.path.clone();
+            // One look at a time, without a deadline: on a network file system that hangs, more of
+            // them would only use up the threads.
+            let looked = tokio::select! {
+                () = stop.cancelled() => return,
+                looked = spawn_blocking(move || look(&path)) => looked,
+            };
+            if let Ok((found, text)) = looked {
+                self.consider(found, text, told);
+            }
+        }
+    }
+
+    fn consider(&mut self, found: Found, text: io::Result<SecretString>, told: bool) {
+        let settled = told || found == self.last;
+        self.last = found;
+        if !settled || found == self.judged {
+            return;
+        }
+        self.judged = found;
+        if found == self.active {
+            self.metrics.secrets_rejected.set(0);
+            info!("the secrets file is again as it was loaded");
+            return;
+        }
+        match judge(text, self.policy) {
+            Ok(secrets) => {
+                self.active = found;
+                taken(&secrets, &self.metrics);
+                // From here on nobody counts under a name of the old list; see its verification.
+                let old = self.live.send_replace(secrets);
+                let new = self.live.borrow();
+                self.metrics.forget_secrets_beyond(&new, &old);
+                let names: Vec<_> = new.names().collect();
+                info!(?names, "the secrets file has changed and is in use");
+            }
+            Err(error) => {
+                self.metrics.secrets_rejected.set(1);
+                let (path, error) = (self.path.display(), format!("{error:#}"));
+                error!(%path, error, "the secrets file is refused; the secrets loaded before it stay in use");
+            }
+        }
+    }
+}
+
+fn judge(text: io::Result<SecretString>, policy: DevelopmentSecret) -> anyhow::Result<Secrets> {
+    Secrets::parse(&text?)?.permitted(policy)
+}
+
+fn taken(secrets: &Secrets, metrics: &Metrics) {
+    metrics.secrets_loaded(secrets);
+    if let Some(name) = secrets.development_secret() {
+        warn!(
+            name,
+            "the development secret is in use: anybody can sign events with it"
+        );
+    }
+}
+
+fn look(path: &Path) -> (Found, io::Result<SecretString>) {
+    let text = read(path);
+    let found = match &text {
+        Ok(text) => Found::Content(Sha256::digest(text.expose_secret()).into()),
+        Err(error) => Found::Unreadable(error.kind()),
+    };
+    (found, text)
+}
+
+fn read(path: &Path) -> io::Result<SecretString> {
+    // Opening a pipe would wait for its writer.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut text = String::new();
+    let read = File::open(path)?
+        .take(MAX_FILE_LEN + 1)
+        .read_to_string(&mut text);
+    let text = SecretString::from(text);
+    if read? as u64 > MAX_FILE_LEN {
+        return Err(io::Error::other("longer than 64 KiB"));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    #[tokio::test]
+    async fn a_hangup_makes_it_look_at_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("secrets");
+        std::fs::write(&path, format!("old={KEY}")).expect("written");
+        let (mut secrets, rotation) = open(
+            Source::File(path.clone()),
+            DevelopmentSecret::Refused,
+            &Metrics::new(),
+        )
+        .expect("good secrets");
+        let rotation = Rotation {
+            look_every: Duration::from_secs(3_600),
+            ..rotation.expect("it is a file")
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(rotation.run(stop.clone()));
+        std::fs::write(&path, format!("new={KEY}")).expect("written");
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP).expect("it is caught");
+        timeout(Duration::from_secs(20), secrets.changed())
+            .await
+            .expect("soon")
+            .expect("it still runs");
+        assert_eq!(secrets.borrow().names().collect::<Vec<_>>(), ["new"]);
+        stop.cancel();
+        running.await.expect("it stops");
+    }
+}

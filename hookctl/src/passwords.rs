@@ -1,8 +1,10 @@
 //! The accounts' passwords: one each, from the settings.
 
+use std::path::Path;
+
 use anyhow::{bail, ensure};
 use secrecy::{ExposeSecret, SecretString};
-use shared::Program;
+use shared::{Program, password_file};
 
 const MIN_LEN: usize = 16;
 const MAX_LEN: usize = 128;
@@ -38,17 +40,11 @@ impl Passwords {
                     Program::ALL.map(|p| format!("{p}=…")).join(",")
                 );
             };
-            let service = program.name();
-            ensure!(
-                (MIN_LEN..=MAX_LEN).contains(&password.len()) && password.bytes().all(is_plain),
-                "the password of {service} must be {MIN_LEN} to {MAX_LEN} letters, digits, `-`, `.`, \
-                 `_` or `~`; make one with: openssl rand -hex 24"
-            );
             ensure!(
                 passwords.iter().all(|(other, _)| *other != program),
-                "there are two passwords of {service}"
+                "there are two passwords of {program}"
             );
-            passwords.push((program, password.into()));
+            passwords.push((program, checked(program, password)?));
         }
         for program in Program::ALL {
             ensure!(
@@ -60,6 +56,15 @@ impl Passwords {
         Ok(Self(passwords))
     }
 
+    /// Reads one file for each service, named as the service, with its password and nothing else.
+    pub fn from_folder(setting: &str, folder: &Path) -> anyhow::Result<Self> {
+        let passwords = Program::ALL.into_iter().map(|program| {
+            let password = password_file::read(setting, &folder.join(program.name()))?;
+            Ok((program, checked(program, password.expose_secret())?))
+        });
+        passwords.collect::<anyhow::Result<_>>().map(Self)
+    }
+
     /// An account's password.
     pub fn of(&self, program: Program) -> &SecretString {
         self.0
@@ -68,6 +73,15 @@ impl Passwords {
             .map(|(_, password)| password)
             .expect("the constructor saw one for every account")
     }
+}
+
+fn checked(program: Program, password: &str) -> anyhow::Result<SecretString> {
+    ensure!(
+        (MIN_LEN..=MAX_LEN).contains(&password.len()) && password.bytes().all(is_plain),
+        "the password of {program} must be {MIN_LEN} to {MAX_LEN} letters, digits, `-`, `.`, `_` or \
+         `~`; make one with: openssl rand -hex 24"
+    );
+    Ok(password.into())
 }
 
 /// What a URL leaves as it is.

@@ -59,6 +59,14 @@ pub struct Args {
     )]
     pub account_passwords_file: Option<PathBuf>,
 
+    /// A folder with a file for each service, named as the service, that holds just its password
+    #[arg(
+        long,
+        env = "ACCOUNT_PASSWORDS_FOLDER",
+        conflicts_with_all = ["account_passwords", "account_passwords_file"]
+    )]
+    pub account_passwords_folder: Option<PathBuf>,
+
     /// Change nothing: print the SQL and the permissions. Needs no passwords and shows none
     #[arg(long)]
     pub dry_run: bool,
@@ -240,6 +248,9 @@ impl Setup {
 
 impl Args {
     fn passwords(&self) -> anyhow::Result<Passwords> {
+        if let Some(folder) = &self.account_passwords_folder {
+            return Passwords::from_folder("ACCOUNT_PASSWORDS_FOLDER", folder);
+        }
         match (&self.account_passwords, &self.account_passwords_file) {
             (Some(text), _) => Passwords::parse(text).context("ACCOUNT_PASSWORDS"),
             (None, Some(path)) => std::fs::read_to_string(path)
@@ -247,8 +258,8 @@ impl Args {
                 .and_then(|text| Passwords::parse(&SecretString::from(text)))
                 .with_context(|| format!("ACCOUNT_PASSWORDS_FILE {}", path.display())),
             (None, None) => bail!(
-                "no password is configured: set ACCOUNT_PASSWORDS=ingest=…,… or \
-                 ACCOUNT_PASSWORDS_FILE"
+                "no password is configured: set ACCOUNT_PASSWORDS=ingest=…,…, \
+                 ACCOUNT_PASSWORDS_FILE or ACCOUNT_PASSWORDS_FOLDER"
             ),
         }
     }

@@ -36,6 +36,8 @@ const HEARTBEAT_S: u16 = 5;
 #[derive(Clone, Debug)]
 pub struct BrokerUrl {
     url: SecretString,
+    /// In place of what the address says.
+    password: Option<SecretString>,
     /// The last attempt to connect met a peer that accepts and then says nothing.
     went_silent: Arc<AtomicBool>,
 }
@@ -47,11 +49,21 @@ impl BrokerUrl {
         url.parse::<AMQPUri>()
             .map(|_| Self {
                 url: SecretString::from(url),
+                password: None,
                 went_silent: Arc::default(),
             })
             .map_err(|_| {
                 "not an AMQP address of the form amqp://user:password@host:5672/vhost".to_owned()
             })
+    }
+
+    /// The same address with this password.
+    #[must_use]
+    pub fn with_password(self, password: SecretString) -> Self {
+        Self {
+            password: Some(password),
+            ..self
+        }
     }
 
     /// The virtual host.
@@ -71,6 +83,9 @@ impl BrokerUrl {
             .expose_secret()
             .parse()
             .expect("the address was parsed once by the constructor");
+        if let Some(password) = &self.password {
+            uri.authority.userinfo.password = password.expose_secret().to_owned();
+        }
         uri.query = AMQPQueryString {
             heartbeat: uri.query.heartbeat.or(Some(HEARTBEAT_S)),
             ..uri.query

@@ -1,9 +1,9 @@
 //! The settings that every service has. Each is a flag and an environment variable; ranges are
 //! checked at startup, and an error never repeats a value that may hold a password.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use clap::{Args, Parser};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     Program,
     broker::BrokerUrl,
-    database,
+    database, password_file,
     telemetry::LogFormat,
     topology::{Declare, Topology},
 };
@@ -25,13 +25,28 @@ pub struct DatabaseArgs {
     /// Postgres, as postgres://user:password@host:5432/database
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: SecretString,
+
+    /// A file with the password for DATABASE_URL, which then has none
+    #[arg(long, env = "DATABASE_PASSWORD_FILE")]
+    database_password_file: Option<PathBuf>,
 }
 
 impl DatabaseArgs {
     /// How to connect to Postgres.
     pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
-        database::parse_url(self.database_url.expose_secret())
-            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))
+        let url = self.database_url.expose_secret();
+        let options =
+            database::parse_url(url).map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?;
+        let Some(file) = &self.database_password_file else {
+            return Ok(options);
+        };
+        ensure!(
+            !password_file::is_in_address(url),
+            "DATABASE_URL has a password although DATABASE_PASSWORD_FILE is set: remove one of the \
+             two"
+        );
+        let password = password_file::read("DATABASE_PASSWORD_FILE", file)?;
+        Ok(options.password(password.expose_secret()))
     }
 }
 
@@ -42,6 +57,10 @@ pub struct BrokerArgs {
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: SecretString,
 
+    /// A file with the password for AMQP_URL, which then has none
+    #[arg(long, env = "AMQP_PASSWORD_FILE")]
+    amqp_password_file: Option<PathBuf>,
+
     /// What the names of exchanges and queues start with
     #[arg(long, env = "TOPOLOGY_PREFIX", default_value = "pleo", value_parser = parse_prefix)]
     pub topology_prefix: String,
@@ -50,8 +69,16 @@ pub struct BrokerArgs {
 impl BrokerArgs {
     /// How to connect to RabbitMQ.
     pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
-        BrokerUrl::parse(self.amqp_url.expose_secret())
-            .map_err(|reason| anyhow!("AMQP_URL is {reason}"))
+        let url = self.amqp_url.expose_secret();
+        let broker = BrokerUrl::parse(url).map_err(|reason| anyhow!("AMQP_URL is {reason}"))?;
+        let Some(file) = &self.amqp_password_file else {
+            return Ok(broker);
+        };
+        ensure!(
+            !password_file::is_in_address(url),
+            "AMQP_URL has a password although AMQP_PASSWORD_FILE is set: remove one of the two"
+        );
+        Ok(broker.with_password(password_file::read("AMQP_PASSWORD_FILE", file)?))
     }
 
     /// The topology under the configured prefix.

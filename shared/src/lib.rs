@@ -10,6 +10,7 @@ pub mod envelope;
 pub mod event_type;
 pub mod message;
 pub mod metrics;
+pub mod password_file;
 pub mod private_port;
 pub mod program;
 pub mod shutdown;

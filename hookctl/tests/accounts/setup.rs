@@ -1,7 +1,10 @@
 //! The command itself.
 
+use std::ffi::OsStr;
+
+use clap::Parser;
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
-use shared::{Family, Program};
+use shared::{Family, Program, broker};
 use sqlx::{ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
 
 use crate::place::{Place, text};
@@ -285,4 +288,55 @@ async fn passwords_can_come_from_a_file(pool: PgPool) {
     assert!(output.status.success(), "{}", text(&output));
     place.postgres(Program::Ingest).await.expect("it logs in");
     place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn every_password_can_be_in_a_file_of_its_own(pool: PgPool) {
+    let place = Place::new(&pool);
+    let folder = std::env::temp_dir().join(&place.prefix);
+    std::fs::create_dir(&folder).expect("a folder");
+    for program in Program::ALL {
+        let file = folder.join(program.name());
+        std::fs::write(file, format!("{}\n", place.password(program))).expect("a file");
+    }
+    let output = place
+        .hookctl()
+        .env("ACCOUNT_PASSWORDS_FOLDER", &folder)
+        .output()
+        .await
+        .expect("hookctl runs");
+    assert!(output.status.success(), "{}", text(&output));
+
+    for program in Program::ALL {
+        let file = folder.join(program.name());
+        let config = worker::config::Config::parse_from([
+            OsStr::new("worker"),
+            "--database-url".as_ref(),
+            without_password(place.database(program).to_url_lossy().as_str()).as_ref(),
+            "--database-password-file".as_ref(),
+            file.as_ref(),
+            "--amqp-url".as_ref(),
+            without_password(&place.broker_url(program)).as_ref(),
+            "--amqp-password-file".as_ref(),
+            file.as_ref(),
+        ]);
+        let postgres = config.stores.postgres().expect("good settings");
+        sqlx::PgConnection::connect_with(&postgres)
+            .await
+            .expect("it logs in");
+        let rabbitmq = config.stores.broker().expect("good settings");
+        assert!(!format!("{rabbitmq:?}").contains(place.password(program)));
+        broker::connect(&rabbitmq, "test")
+            .await
+            .expect("it logs in");
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder");
+    place.clean_up().await;
+}
+
+fn without_password(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").expect("a scheme");
+    let (user, place) = rest.split_once('@').expect("a user");
+    let (name, _password) = user.split_once(':').expect("a password");
+    format!("{scheme}://{name}@{place}")
 }

@@ -31,6 +31,8 @@ fn refused(changes: &[(&str, &str)]) -> String {
 #[case("DATABASE_URL", "mysql://u:hunter2@h/d", "DATABASE_URL")]
 #[case("AMQP_URL", "amqp://u:hunter2@h:port/x", "AMQP_URL")]
 #[case("AMQP_URL", "http://u:hunter2@h/", "AMQP_URL")]
+#[case("DATABASE_PASSWORD_FILE", "/nowhere", "DATABASE_URL has a password")]
+#[case("AMQP_PASSWORD_FILE", "/nowhere", "AMQP_URL has a password")]
 #[case("WEBHOOK_SECRETS", "", "no secret")]
 #[case("WEBHOOK_SECRETS", "current=whsec_c2hvcnQ=", "24 to 64")]
 #[case("WEBHOOK_SECRETS", "current=whsec_####", "base64")]
@@ -57,6 +59,20 @@ fn a_bad_setting_is_named(#[case] variable: &str, #[case] value: &str, #[case] e
     for secret in ["hunter2", "c2hvcnQ", "MfKQ9", "cGxlby13"] {
         assert!(!error.contains(secret), "{error}");
     }
+}
+
+#[rstest]
+#[case("DATABASE_URL", "postgres://u@127.0.0.1:1/d", "DATABASE_PASSWORD_FILE")]
+#[case("AMQP_URL", "amqp://u@127.0.0.1:1/%2f", "AMQP_PASSWORD_FILE")]
+fn a_password_file_that_is_not_there_is_named(
+    #[case] address: &str,
+    #[case] value: &str,
+    #[case] setting: &str,
+) {
+    let error = refused(&[(address, value), (setting, "/nowhere")]);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    let expected = format!("{setting}: cannot read /nowhere");
+    assert!(error.contains(&expected), "{error}");
 }
 
 #[test]

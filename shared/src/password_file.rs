@@ -1,0 +1,88 @@
+//! A store's password in a file of its own, as container engines hand secrets out. The address then
+//! has none, and can be shown to anybody.
+
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use secrecy::SecretString;
+
+/// Far more than any password; whoever names a log by mistake gets an answer at once.
+const MAX_BYTES: usize = 4_096;
+
+/// Reads a password: the file's only line. Errors name the setting and the file and never show what
+/// is in it.
+pub fn read(setting: &str, path: &Path) -> anyhow::Result<SecretString> {
+    let content = std::fs::read(path)
+        .with_context(|| format!("{setting}: cannot read {}", path.display()))?;
+    parse(content).with_context(|| format!("{setting}: {}", path.display()))
+}
+
+fn parse(content: Vec<u8>) -> anyhow::Result<SecretString> {
+    ensure!(
+        content.len() <= MAX_BYTES,
+        "is longer than {MAX_BYTES} bytes"
+    );
+    let Ok(text) = String::from_utf8(content) else {
+        bail!("is not UTF-8 text");
+    };
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    ensure!(!line.is_empty(), "has no password on its first line");
+    ensure!(
+        !line.contains(char::is_control),
+        "must hold the password and nothing else, on one line"
+    );
+    Ok(line.into())
+}
+
+/// Whether an address such as `postgres://user:password@host` has a password in it.
+pub(crate) fn is_in_address(url: &str) -> bool {
+    url.split_once("://")
+        .and_then(|(_, rest)| rest.split(['/', '?', '#']).next())
+        .and_then(|authority| authority.rsplit_once('@'))
+        .is_some_and(|(userinfo, _)| userinfo.contains(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[rstest]
+    #[case("hunter2", "hunter2")]
+    #[case("hunter2\n", "hunter2")]
+    #[case("hunter2\r\n", "hunter2")]
+    #[case(" any: p@ss/wörd \n", " any: p@ss/wörd ")]
+    fn the_only_line_is_the_password(#[case] content: &str, #[case] expected: &str) {
+        let password = parse(content.into()).expect("a password");
+        assert_eq!(password.expose_secret(), expected);
+    }
+
+    #[rstest]
+    #[case::empty(b"")]
+    #[case::first_line_empty(b"\n")]
+    #[case::two_lines(b"hunter2\nhunter2\n")]
+    #[case::nul(b"hunter2\0")]
+    #[case::not_text(b"hunter2\xff")]
+    #[case::long(&[b'h'; MAX_BYTES + 1])]
+    fn any_other_content_is_refused_without_showing_it(#[case] content: &[u8]) {
+        let error = format!("{:#}", parse(content.into()).expect_err("refused"));
+        assert!(
+            !error.contains("hunter2") && !error.contains("hh"),
+            "{error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+
+    #[rstest]
+    #[case("postgres://user:hunter2@host/database", true)]
+    #[case("amqps://user:@host", true)]
+    #[case("postgres://user@host:5432/database", false)]
+    #[case("amqp://host:5672/a:b@c", false)]
+    #[case("postgres:///database?host=/run/postgresql", false)]
+    fn a_password_in_an_address_is_noticed(#[case] url: &str, #[case] expected: bool) {
+        assert_eq!(is_in_address(url), expected);
+    }
+}

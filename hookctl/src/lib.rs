@@ -6,6 +6,7 @@ pub mod account;
 pub mod age;
 pub mod database;
 pub mod dead_letters;
+pub mod health;
 pub mod management;
 pub mod output;
 pub mod passwords;

@@ -29,6 +29,10 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         );
     };
     assert_eq!(refused, 503);
+    assert_eq!(world.health(&services[0], "/livez").await.0, Some(0));
+    let (code, reasons) = world.health(&services[0], "/readyz").await;
+    assert_eq!(code, Some(3), "{reasons}");
+    assert!(reasons.contains(r#""ready":false"#), "{reasons}");
 
     world
         .stores
@@ -44,6 +48,8 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         .expect("the broker comes up");
     for service in &services {
         service.ready(SOON).await.expect("ready");
+        let (code, reasons) = world.health(service, "/readyz").await;
+        assert_eq!(code, Some(0), "{reasons}");
     }
     EXPORT_JOB.send(&url).await.expect("accepted");
     VENDOR.send(&url).await.expect("accepted");

@@ -76,6 +76,18 @@ impl World {
             .expect("the service starts")
     }
 
+    /// What `hookctl health` says of a service: its exit code and output.
+    pub(crate) async fn health(&self, service: &Service, path: &str) -> (Option<i32>, String) {
+        let output = tokio::process::Command::new(self.programs.hookctl())
+            .args(["health", &service.private_url(path)])
+            .output()
+            .await
+            .expect("hookctl runs");
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        (output.status.code(), text)
+    }
+
     /// A new connection to the database, which may have been restarted since the last one.
     pub(crate) async fn pool(&self) -> PgPool {
         PgPool::connect(&self.stores.database_url())

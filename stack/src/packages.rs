@@ -1,4 +1,5 @@
-//! Debian's RabbitMQ and Postgres: finds their programs and installs them if they are missing.
+//! Debian's RabbitMQ and Postgres, and for tests Prometheus: finds their programs and installs them if
+//! they are missing.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -49,13 +50,7 @@ impl Packages {
     /// # Errors
     /// Names the command that installs what is missing.
     pub fn find() -> Result<Self> {
-        let missing = missing();
-        ensure!(
-            missing.is_empty(),
-            "missing: {0}; install with: sudo apt-get update && sudo apt-get install -y \
-             --no-install-recommends {0}",
-            missing.join(" ")
-        );
+        ensure_none(&missing())?;
         Ok(Self {
             rabbitmq: rabbitmq().context("rabbitmq-server has no server script")?,
             postgres: postgres().context("postgresql has no server program")?,
@@ -69,12 +64,55 @@ impl Packages {
     /// # Errors
     /// When installing is not permitted or fails; the message says what to run by hand.
     pub async fn find_or_install(log: &Path, progress: Progress) -> Result<Self> {
-        let missing = missing();
-        if !missing.is_empty() && (geteuid().is_root() || has_sudo()) {
-            install(&missing, log, progress).await?;
+        install_if_permitted(&missing(), log, progress).await?;
+        Self::find()
+    }
+}
+
+/// Prometheus' programs, which only tests need.
+#[derive(Debug, Clone)]
+pub struct Monitoring {
+    /// The server.
+    pub prometheus: PathBuf,
+    /// What checks its configuration and rules.
+    pub promtool: PathBuf,
+}
+
+impl Monitoring {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// As [`Packages::find`].
+    pub fn find() -> Result<Self> {
+        let found = Self {
+            prometheus: "/usr/bin/prometheus".into(),
+            promtool: "/usr/bin/promtool".into(),
+        };
+        let missing = !found.prometheus.exists() || !found.promtool.exists();
+        ensure_none(if missing { &["prometheus"] } else { &[] })?;
+        Ok(found)
+    }
+
+    /// As [`Packages::find_or_install`].
+    ///
+    /// # Errors
+    /// As [`Packages::find_or_install`].
+    pub async fn find_or_install(log: &Path, progress: Progress) -> Result<Self> {
+        if Self::find().is_err() {
+            install_if_permitted(&["prometheus"], log, progress).await?;
         }
         Self::find()
     }
+}
+
+fn ensure_none(missing: &[&str]) -> Result<()> {
+    ensure!(
+        missing.is_empty(),
+        "missing: {0}; install with: sudo apt-get update && sudo apt-get install -y \
+         --no-install-recommends {0}",
+        missing.join(" ")
+    );
+    Ok(())
 }
 
 /// Names of the Debian packages that are not installed.
@@ -121,6 +159,13 @@ fn has_sudo() -> bool {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     sudo.status().is_ok_and(|status| status.success())
+}
+
+async fn install_if_permitted(packages: &[&str], log: &Path, progress: Progress) -> Result<()> {
+    if !packages.is_empty() && (geteuid().is_root() || has_sudo()) {
+        install(packages, log, progress).await?;
+    }
+    Ok(())
 }
 
 async fn install(packages: &[&str], log: &Path, progress: Progress) -> Result<()> {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use stack::base::{self, Base};
-use stack::packages::Packages;
+use stack::packages::{Monitoring, Packages};
 use stack::postgres::Durability;
 use stack::process::Process;
 use stack::programs::{self, Profile, Programs, Scope};
@@ -36,7 +36,9 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
 async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
     let progress = Progress::Shown;
     let workspace = super::workspace()?;
-    let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
+    let apt = base.path().join("apt.log");
+    let packages = Packages::find_or_install(&apt, progress).await?;
+    Monitoring::find_or_install(&apt, progress).await?;
     let scope = if selects_packages(&args.cargo) {
         Scope::Services
     } else {

@@ -4,7 +4,6 @@
 mod filter;
 mod letter;
 mod list;
-mod printable;
 mod show;
 
 use shared::config::DatabaseArgs;

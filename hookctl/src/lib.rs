@@ -10,6 +10,8 @@ pub mod health;
 pub mod management;
 pub mod output;
 pub mod passwords;
+pub mod printable;
+pub mod reconcile;
 pub mod setup;
 pub mod typed_table;
 pub mod verdict;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::{dead_letters, health, setup, verdict};
+use hookctl::{dead_letters, health, reconcile, setup, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -21,6 +21,7 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     DeadLetters(dead_letters::Args),
+    Reconcile(reconcile::Args),
     Health(health::Args),
 }
 
@@ -30,6 +31,7 @@ async fn main() -> ExitCode {
     verdict::exit_code(match &cli.command {
         Command::Setup(args) => setup::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Reconcile(args) => reconcile::run(args).await,
         Command::Health(args) => health::run(args),
     })
 }

@@ -6,8 +6,7 @@ use shared::EventType;
 use sqlx::{Row as _, postgres::PgRow};
 use worker::problem::Kind;
 
-use super::printable::printable;
-use crate::{age, output::Row};
+use crate::{age, output::Row, printable::printable};
 
 /// What [`Letter::read`] wants to be selected from `events`.
 pub(super) const COLUMNS: &str = "webhook_id, event_type, company_id, resource_id, problem,

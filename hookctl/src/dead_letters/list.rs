@@ -9,11 +9,11 @@ use super::{
     connect,
     filter::{Filter, State},
     letter::{COLUMNS, Letter, family},
-    printable::printable,
 };
 use crate::{
     age,
     output::{OutputArgs, Row},
+    printable::printable,
     verdict::Verdict,
 };
 

@@ -16,9 +16,8 @@ use worker::problem::Kind;
 use super::{
     connect,
     letter::{Dismissal, family},
-    printable::printable,
 };
-use crate::{output::OutputArgs, typed_table, verdict::Verdict};
+use crate::{output::OutputArgs, printable::printable, typed_table, verdict::Verdict};
 
 /// Show everything about one event: its problem, what happened to it, its body, and the typed row of
 /// the same resource.

@@ -3,4 +3,5 @@
 
 mod listing;
 mod place;
+mod reconciling;
 mod showing;

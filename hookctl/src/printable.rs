@@ -2,7 +2,7 @@
 
 /// The text with its control characters written out, so that none is obeyed. Line ends and tabs stay
 /// where `multiline` says so.
-pub(super) fn printable(text: &str, multiline: bool) -> String {
+pub fn printable(text: &str, multiline: bool) -> String {
     text.chars()
         .flat_map(|c| {
             let harmless = !c.is_control() || multiline && matches!(c, '\n' | '\t');

@@ -1,0 +1,104 @@
+//! `hookctl reconcile`: the ledger. What was accepted is stored, spooled or in RabbitMQ, and what is
+//! stored agrees with the typed tables; whoever runs this needs to trust nobody.
+
+mod ledger;
+mod queues;
+mod report;
+mod typed_tables;
+
+use std::time::Duration;
+
+use shared::config::{StoreLocations, parse_duration};
+use sqlx::{Connection, PgConnection};
+
+use self::{ledger::Ledger, queues::Queues, report::Report};
+use crate::{
+    database,
+    management::Management,
+    output::OutputArgs,
+    verdict::{Verdict, WrongSettings},
+};
+
+/// Check that whatever was accepted is stored, or on its way.
+///
+/// Exit codes: 0 nothing is missing and the tables agree, 1 it could not be checked, 2 wrong
+/// settings, 3 something is missing or disagrees.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub stores: StoreLocations,
+
+    /// RabbitMQ's management, as http://host:15672, which also knows what workers have in hand.
+    /// Without it only messages that nobody has taken are counted, so that a long backlog can look
+    /// like a loss while it is worked off
+    #[arg(long, env = "RABBITMQ_MANAGEMENT_URL")]
+    pub rabbitmq_management_url: Option<String>,
+
+    /// How long an accepted event may be on its way
+    #[arg(long, default_value = "15m", value_parser = parse_duration)]
+    pub missing_after: Duration,
+
+    /// At most so many ids of each finding
+    #[arg(long, default_value_t = 20)]
+    pub limit: u32,
+
+    /// How long the workers keep events, if not for ever: the events of older typed rows may be gone
+    #[arg(long, env = "EVENT_RETENTION", value_parser = parse_duration)]
+    pub event_retention: Option<Duration>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub output: OutputArgs,
+}
+
+/// Runs the subcommand.
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let report = look(args).await?;
+    args.output.print(&report, Report::text)?;
+    Ok(Verdict::of(report.is_fine()))
+}
+
+/// The queues first and Postgres after them: an event that Postgres does not have by then was still
+/// in its queue when that was counted. The other way round a worker that stores a backlog between
+/// the two looks would make it look like a loss. What arrives meanwhile is too young to count.
+async fn look(args: &Args) -> anyhow::Result<Report> {
+    let database = args
+        .stores
+        .database
+        .postgres()
+        .map_err(WrongSettings::new)?;
+    let broker = args.stores.broker.broker().map_err(WrongSettings::new)?;
+    let topology = args.stores.broker.topology();
+    let management = args.rabbitmq_management_url.as_deref();
+    let management = management
+        .map(|url| Management::new(url, &broker))
+        .transpose()
+        .map_err(WrongSettings::new)?;
+    let mut queues = Queues::count(&broker, &topology).await?;
+    if let Some(management) = management {
+        queues
+            .add_unacknowledged(&management, &broker.vhost())
+            .await?;
+    }
+    let mut postgres =
+        database::connect(&database.options([("statement_timeout", "30min")])).await?;
+    let ledger = snapshot(&mut postgres, args).await?;
+    Ok(Report::new(queues, ledger, args.missing_after))
+}
+
+/// All of Postgres' side as of one moment.
+async fn snapshot(postgres: &mut PgConnection, args: &Args) -> anyhow::Result<Ledger> {
+    let mut transaction = postgres
+        .begin_with("begin isolation level repeatable read read only")
+        .await?;
+    let ledger = Ledger::read(
+        &mut transaction,
+        args.missing_after,
+        args.event_retention,
+        args.limit,
+    )
+    .await?;
+    transaction.rollback().await?;
+    Ok(ledger)
+}

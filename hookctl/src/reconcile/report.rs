@@ -1,0 +1,181 @@
+//! The verdict on the ledger, and how it is shown.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{ledger::Ledger, queues::Queues, typed_tables::Agreement};
+use crate::{age, printable::printable};
+
+/// What was found.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    verdict: Finding,
+    /// At least so many accepted events are neither stored nor spooled nor in RabbitMQ.
+    missing: i64,
+    missing_after_s: u64,
+    #[serde(flatten)]
+    ledger: Ledger,
+    queues: Queues,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Finding {
+    Fine,
+    /// Accepted events are nowhere.
+    Missing,
+    /// Everything is somewhere, and a typed table does not show it.
+    Disagreement,
+}
+
+impl Report {
+    pub(super) fn new(queues: Queues, ledger: Ledger, missing_after: Duration) -> Self {
+        let hold = i64::try_from(queues.hold()).unwrap_or(i64::MAX);
+        let missing = ledger.late.saturating_sub(hold).max(0);
+        let verdict = if missing > 0 {
+            Finding::Missing
+        } else if ledger.typed_tables.iter().all(Agreement::is_complete) {
+            Finding::Fine
+        } else {
+            Finding::Disagreement
+        };
+        Self {
+            verdict,
+            missing,
+            missing_after_s: missing_after.as_secs(),
+            ledger,
+            queues,
+        }
+    }
+
+    pub(super) fn is_fine(&self) -> bool {
+        self.verdict == Finding::Fine
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut lines = self.state();
+        lines.push(String::new());
+        lines.extend(self.findings());
+        lines.join("\n")
+    }
+
+    fn state(&self) -> Vec<String> {
+        let ledger = &self.ledger;
+        let events = &ledger.events;
+        let queues: Vec<_> = self
+            .queues
+            .iter()
+            .map(|queue| match (queue.exists, queue.unacknowledged) {
+                (false, _) => format!("{} does not exist", queue.name),
+                (true, Some(0)) => format!("{} {}", queue.name, queue.ready),
+                (true, Some(taken)) => {
+                    format!("{} {} and {taken} with a worker", queue.name, queue.ready)
+                }
+                (true, None) => format!("{} {} and what workers have", queue.name, queue.ready),
+            })
+            .collect();
+        let ages: Vec<_> = ledger
+            .unstored_by_age
+            .iter()
+            .filter(|bucket| bucket.count > 0)
+            .map(|bucket| format!("{} aged {}", bucket.count, bucket.age))
+            .collect();
+        let ages = if ages.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", ages.join(", "))
+        };
+        vec![
+            format!("receipts    {}", ledger.receipts),
+            format!(
+                "stored      {}: {} healthy, {} open dead letters, {} dismissed",
+                events.stored, events.healthy, events.dead_letters, events.dismissed
+            ),
+            format!(
+                "            {} were accepted while Postgres was away; of {} the receipt is gone",
+                events.without_dedup, events.receipt_swept
+            ),
+            format!("spooled     {}", ledger.spooled),
+            format!("in queues   {}", queues.join(", ")),
+            format!("unstored    {} receipts{ages}", ledger.unstored),
+        ]
+    }
+
+    fn findings(&self) -> Vec<String> {
+        let ledger = &self.ledger;
+        let mut lines = Vec::new();
+        let after = age::words(self.missing_after_s as f64);
+        if self.missing > 0 {
+            lines.push(format!(
+                "missing: {} events were accepted more than {after} ago and are neither stored nor \
+                 spooled, and the queues cannot hold more than {}",
+                ledger.late,
+                self.queues.hold()
+            ));
+            lines.push("ask Pleo to send them again; their repetitions are accepted:".to_owned());
+        } else if ledger.late > 0 {
+            lines.push(format!(
+                "late: {} events were accepted more than {after} ago; the queues may hold them",
+                ledger.late
+            ));
+        }
+        for receipt in &ledger.late_receipts {
+            let at = receipt.received_at.format("%F %T");
+            let age = age::words(receipt.age_s);
+            let id = printable(&receipt.webhook_id, false);
+            lines.push(format!("  {id}  accepted {at} UTC, {age} ago"));
+        }
+        lines.extend(more(ledger.late, ledger.late_receipts.len()));
+        for table in &ledger.typed_tables {
+            disagreement(table, &mut lines);
+        }
+        if ledger.events.second_bodies > 0 {
+            lines.push(format!(
+                "{} second bodies came under an id that was taken, as they can while Postgres is \
+                 away:",
+                ledger.events.second_bodies
+            ));
+            lines.extend(ids(&ledger.second_bodies));
+            lines.extend(more(
+                ledger.events.second_bodies,
+                ledger.second_bodies.len(),
+            ));
+        }
+        lines.push(match self.verdict {
+            Finding::Fine => "fine: whatever was accepted is stored or on its way".to_owned(),
+            Finding::Missing => format!("at least {} accepted events are missing", self.missing),
+            Finding::Disagreement => "the typed tables do not agree with events".to_owned(),
+        });
+        lines
+    }
+}
+
+fn disagreement(table: &Agreement, lines: &mut Vec<String>) {
+    let name = table.table;
+    if table.events_without_row > 0 {
+        lines.push(format!(
+            "{} healthy events have no row in {name}:",
+            table.events_without_row
+        ));
+        lines.extend(ids(&table.such_events));
+        lines.extend(more(table.events_without_row, table.such_events.len()));
+    }
+    if table.rows_without_event > 0 {
+        lines.push(format!(
+            "{} rows of {name} have no healthy event:",
+            table.rows_without_event
+        ));
+        lines.extend(ids(&table.such_rows));
+        lines.extend(more(table.rows_without_event, table.such_rows.len()));
+    }
+}
+
+fn ids(ids: &[String]) -> impl Iterator<Item = String> {
+    ids.iter().map(|id| format!("  {}", printable(id, false)))
+}
+
+fn more(all: i64, shown: usize) -> Option<String> {
+    let rest = all - i64::try_from(shown).unwrap_or(i64::MAX);
+    (rest > 0).then(|| format!("  and {rest} more; see them with --limit"))
+}

@@ -1,0 +1,78 @@
+//! Whether the typed tables agree with `events`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use shared::Family;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+
+use crate::typed_table;
+
+/// How a typed table and its family's events agree.
+#[derive(Debug, Serialize)]
+pub(super) struct Agreement {
+    pub(super) table: &'static str,
+    /// Healthy events whose resource has no row.
+    pub(super) events_without_row: i64,
+    /// The first ids of those.
+    pub(super) such_events: Vec<String>,
+    /// Rows whose event is not among the healthy ones.
+    pub(super) rows_without_event: i64,
+    /// The first ids of those resources.
+    pub(super) such_rows: Vec<String>,
+}
+
+impl Agreement {
+    pub(super) fn is_complete(&self) -> bool {
+        self.events_without_row == 0 && self.rows_without_event == 0
+    }
+}
+
+/// Compares every typed table, and gives at most `limit` ids of each finding.
+///
+/// With a retention of events, only rows of its younger half are expected to have one: what counts
+/// there is when an event was received, and it may have waited long to be stored.
+pub(super) async fn compare(
+    connection: &mut PgConnection,
+    event_retention: Option<Duration>,
+    limit: u32,
+) -> Result<Vec<Agreement>, sqlx::Error> {
+    let mut agreements = Vec::new();
+    for family in Family::ALL {
+        let (Some(table), Some(resource)) = (typed_table::name(family), family.resource()) else {
+            continue;
+        };
+        let events = format!(
+            "select count(*) as count, (array_agg(webhook_id order by stored_at))[1:$2] as ids
+               from events e
+              where problem is null and event_type ~ $1
+                and not exists (select from {table} t where t.id = e.resource_id)"
+        );
+        let events = sqlx::query(AssertSqlSafe(events))
+            .bind(format!(r"^[^.]*\.{resource}\.[^.]*$"))
+            .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+            .fetch_one(&mut *connection)
+            .await?;
+        let rows = format!(
+            "select count(*) as count, (array_agg(id order by stored_at))[1:$2] as ids
+               from {table} t
+              where ($1::float8 is null or stored_at > now() - make_interval(secs => $1 / 2))
+                and not exists (select from events e
+                                 where e.webhook_id = t.webhook_id and e.problem is null)"
+        );
+        let rows = sqlx::query(AssertSqlSafe(rows))
+            .bind(event_retention.map(|retention| retention.as_secs_f64()))
+            .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+            .fetch_one(&mut *connection)
+            .await?;
+        let ids = |ids: Option<Vec<String>>| ids.unwrap_or_default();
+        agreements.push(Agreement {
+            table,
+            events_without_row: events.try_get("count")?,
+            such_events: ids(events.try_get("ids")?),
+            rows_without_event: rows.try_get("count")?,
+            such_rows: ids(rows.try_get("ids")?),
+        });
+    }
+    Ok(agreements)
+}

@@ -1,0 +1,426 @@
+//! `hookctl reconcile`, with a real ingest and real workers.
+
+use std::{collections::BTreeSet, process::Output, time::Duration};
+
+use chrono::Utc;
+use clap::Parser;
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    options::{
+        BasicConsumeOptions, BasicQosOptions, ExchangeDeleteOptions, QueueDeleteOptions,
+        QueuePurgeOptions,
+    },
+    types::FieldTable,
+};
+use serde_json::Value;
+use shared::{
+    AcceptedEvent, Family,
+    message::Receipt,
+    topology::{Declare, Topology},
+};
+use sqlx::{ConnectOptions, PgPool};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::place::{
+    SOON, hookctl, is, lines, nameless, spool, sql, store, store_events, text, until, vendor,
+    vendor_at, work,
+};
+
+const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+/// Makes everything that was accepted an hour older.
+const AN_HOUR_LATER: &str =
+    "update webhook_receipts set received_at = received_at - interval '1 hour'";
+
+/// The stores, with names of this test's own.
+struct Site {
+    pool: PgPool,
+    prefix: String,
+    stop: CancellationToken,
+    _connection: Connection,
+    channel: Channel,
+}
+
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("set {name}, or use `cargo stack test`"))
+}
+
+impl Site {
+    async fn new(pool: &PgPool) -> Self {
+        let connection =
+            Connection::connect(&variable("AMQP_URL"), ConnectionProperties::default())
+                .await
+                .expect("RabbitMQ at AMQP_URL");
+        let site = Self {
+            pool: pool.clone(),
+            prefix: format!("test-{:016x}", rand::random::<u64>()),
+            stop: CancellationToken::new(),
+            channel: connection.create_channel().await.expect("a channel"),
+            _connection: connection,
+        };
+        let drifts = site
+            .topology()
+            .declare(&site._connection, Declare::Active)
+            .await;
+        assert!(drifts.expect("a connection").is_empty());
+        site
+    }
+
+    fn topology(&self) -> Topology {
+        Topology::new(&self.prefix)
+    }
+
+    fn settings(&self) -> Vec<String> {
+        let database = self.pool.connect_options().to_url_lossy();
+        [
+            "--database-url",
+            database.as_str(),
+            "--amqp-url",
+            &variable("AMQP_URL"),
+            "--topology-prefix",
+            &self.prefix,
+            "--private-listen=127.0.0.1:0",
+        ]
+        .map(str::to_owned)
+        .into()
+    }
+
+    /// Lets a real ingest accept these.
+    async fn accept(&self, events: &[AcceptedEvent]) {
+        let secrets = format!("--webhook-secrets=current={SECRET}");
+        let own = ["ingest", "--listen=127.0.0.1:0", &secrets].map(str::to_owned);
+        let config = ingest::config::Config::parse_from(own.into_iter().chain(self.settings()));
+        let service = ingest::service::Service::bind(&config).expect("good settings");
+        let url = format!("http://{}/webhooks/pleo", service.address());
+        let readiness = format!("http://{}/readyz", service.private_address());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(service.run(stop.clone()));
+        // Before that it would spool them.
+        let deadline = Instant::now() + SOON;
+        while !has_both_stores(readiness.clone()).await {
+            assert!(Instant::now() < deadline, "ingest has no store");
+            sleep(Duration::from_millis(50)).await;
+        }
+        for event in events {
+            assert_eq!(post(url.clone(), event.clone()).await, 202);
+        }
+        stop.cancel();
+        running.await.expect("no panic").expect("a stop in order");
+    }
+
+    /// Lets real workers store what is queued, until the test is over.
+    fn start_workers(&self) {
+        for family in Family::ALL {
+            let own = ["worker", "--migrate=false"].map(str::to_owned);
+            let config = worker::config::Config::parse_from(own.into_iter().chain(self.settings()));
+            let stop = self.stop.clone();
+            tokio::spawn(async move { worker::service::run(family, &config, stop).await });
+        }
+    }
+
+    fn hookctl(&self, flags: &[&str]) -> Command {
+        let mut command = hookctl(&self.pool, &[&["reconcile"], flags].concat());
+        command
+            .env("AMQP_URL", variable("AMQP_URL"))
+            .env("TOPOLOGY_PREFIX", &self.prefix);
+        command
+    }
+
+    async fn reconcile(&self, flags: &[&str], code: i32) -> Output {
+        let output = self.hookctl(flags).output().await.expect("hookctl runs");
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+        output
+    }
+
+    /// The report, as JSON.
+    async fn report(&self, flags: &[&str], code: i32) -> Value {
+        let output = self.reconcile(&[flags, &["--json"]].concat(), code).await;
+        let [report] = &lines(&output)[..] else {
+            panic!("one line: {}", text(&output));
+        };
+        report.clone()
+    }
+
+    /// The report, whatever the verdict is.
+    async fn look(&self, flags: &[&str]) -> Value {
+        let mut command = self.hookctl(&[flags, &["--json"]].concat());
+        lines(&command.output().await.expect("hookctl runs")).swap_remove(0)
+    }
+
+    async fn clean_up(self) {
+        self.stop.cancel();
+        let topology = self.topology();
+        for family in Family::ALL {
+            self.channel
+                .queue_delete(
+                    topology.queue(family).as_str().into(),
+                    QueueDeleteOptions::default(),
+                )
+                .await
+                .expect("the queue, or none");
+        }
+        for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
+            self.channel
+                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
+                .await
+                .expect("the exchange");
+        }
+    }
+}
+
+/// Whether a service is ready and none of its checks fails.
+async fn has_both_stores(readiness: String) -> bool {
+    let body = tokio::task::spawn_blocking(move || {
+        let mut response = ureq::get(&readiness).call().ok()?;
+        response.body_mut().read_json::<Value>().ok()
+    });
+    let body = body.await.expect("no panic").unwrap_or_default();
+    let checks = body["checks"].as_array();
+    checks.is_some_and(|checks| checks.iter().all(|check| check["ok"] == true))
+}
+
+/// Sends a webhook; the answer's status.
+async fn post(url: String, event: AcceptedEvent) -> u16 {
+    let now = Utc::now().timestamp();
+    let signature = ingest::signature::sign(SECRET, &event.webhook_id, now, &event.body)
+        .expect("a good secret");
+    tokio::task::spawn_blocking(move || {
+        ureq::post(&url)
+            .config()
+            .http_status_as_error(false)
+            .build()
+            .header("webhook-id", &event.webhook_id)
+            .header("webhook-timestamp", now.to_string())
+            .header("webhook-signature", signature)
+            .send(&event.body[..])
+            .map_or(0, |response| response.status().as_u16())
+    })
+    .await
+    .expect("no panic")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_sound_pipeline_is_fine_and_every_figure_is_told(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    site.start_workers();
+    site.accept(&[vendor("m1"), vendor("m2"), nameless("m3")])
+        .await;
+    until(&pool, "select count(*) = 3 from events").await;
+    sql(&pool, AN_HOUR_LATER).await;
+    let management = variable("RABBITMQ_MANAGEMENT_URL");
+    for flags in [vec![], vec!["--rabbitmq-management-url", &management]] {
+        let report = site.report(&flags, 0).await;
+        let fields: BTreeSet<_> = report
+            .as_object()
+            .expect("an object")
+            .keys()
+            .map(String::as_str)
+            .collect();
+        assert_eq!(
+            fields,
+            BTreeSet::from([
+                "events",
+                "late",
+                "late_receipts",
+                "missing",
+                "missing_after_s",
+                "queues",
+                "receipts",
+                "second_bodies",
+                "spooled",
+                "typed_tables",
+                "unstored",
+                "unstored_by_age",
+                "verdict"
+            ])
+        );
+        assert_eq!(report["verdict"], "fine");
+        assert_eq!(
+            (&report["receipts"], &report["unstored"]),
+            (&3.into(), &0.into())
+        );
+        let events = &report["events"];
+        assert_eq!(
+            (
+                &events["stored"],
+                &events["healthy"],
+                &events["dead_letters"]
+            ),
+            (&3.into(), &2.into(), &1.into())
+        );
+        assert_eq!(
+            report["queues"][1]["name"],
+            site.topology().queue(Family::Vendor)
+        );
+        assert_eq!(report["queues"][1]["exists"], true);
+        assert_eq!(
+            report["queues"][1]["unacknowledged"].is_null(),
+            flags.is_empty(),
+            "only the management knows"
+        );
+        let page = text(&site.reconcile(&flags, 0).await);
+        assert!(page.contains("fine: whatever was accepted"), "{page}");
+    }
+    site.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_purged_queue_is_a_loss_and_its_events_are_named(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    site.accept(&["m1", "m2", "m3"].map(vendor)).await;
+    until(&pool, "select count(*) = 3 from unstored_receipts").await;
+
+    let report = site.report(&[], 0).await;
+    assert_eq!(
+        (&report["unstored"], &report["late"]),
+        (&3.into(), &0.into())
+    );
+    assert_eq!(report["unstored_by_age"][0]["count"], 3, "just accepted");
+    sql(&pool, AN_HOUR_LATER).await;
+    let report = site.report(&[], 0).await;
+    assert_eq!(report["late"], 3, "late, and in the queue");
+    assert_eq!(report["missing"], 0);
+    assert_eq!(report["unstored_by_age"][4]["age"], "1h to 1d");
+    assert_eq!(report["unstored_by_age"][4]["count"], 3);
+
+    let queue = site.topology().queue(Family::Vendor);
+    site.channel
+        .queue_purge(queue.as_str().into(), QueuePurgeOptions::default())
+        .await
+        .expect("the queue");
+    let report = site.report(&["--limit", "2"], 3).await;
+    assert_eq!(report["verdict"], "missing");
+    assert_eq!(report["missing"], 3);
+    let late = report["late_receipts"].as_array().expect("a list");
+    assert_eq!(late.len(), 2);
+    assert!(late[0]["age_s"].as_f64().expect("seconds") > 3_600.0);
+    let page = text(&site.reconcile(&["--limit", "2"], 3).await);
+    for expected in ["3 accepted events are missing", "and 1 more", "m1"] {
+        assert!(page.contains(expected), "{expected} is not in {page}");
+    }
+    assert_eq!(site.report(&["--missing-after", "2h"], 0).await["late"], 0);
+
+    // What is young may be on its way, and one message can be only one of the late ones.
+    site.accept(&[vendor("m4")]).await;
+    let report = site.report(&[], 3).await;
+    assert_eq!(
+        (&report["late"], &report["missing"]),
+        (&3.into(), &2.into())
+    );
+
+    site.channel
+        .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+        .await
+        .expect("the queue");
+    let report = site.report(&[], 3).await;
+    assert_eq!(report["queues"][1]["exists"], false);
+    assert_eq!(report["missing"], 3);
+    site.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_a_worker_has_in_hand_is_not_missing(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    site.accept(&["m1", "m2"].map(vendor)).await;
+    until(&pool, "select count(*) = 2 from unstored_receipts").await;
+    sql(&pool, AN_HOUR_LATER).await;
+    let queue = site.topology().queue(Family::Vendor);
+    site.channel
+        .basic_qos(10, BasicQosOptions::default())
+        .await
+        .expect("a prefetch");
+    let _consumer = site
+        .channel
+        .basic_consume(
+            queue.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        )
+        .await
+        .expect("a subscription");
+    let management = variable("RABBITMQ_MANAGEMENT_URL");
+    let flags = ["--rabbitmq-management-url", &management];
+    // The management samples every five seconds.
+    let deadline = Instant::now() + SOON;
+    while site.look(&flags).await["queues"][1]["unacknowledged"] != 2 {
+        assert!(Instant::now() < deadline, "never in hand");
+        sleep(Duration::from_millis(200)).await;
+    }
+    let report = site.report(&flags, 0).await;
+    assert_eq!(
+        (&report["late"], &report["missing"]),
+        (&2.into(), &0.into())
+    );
+    site.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_spooled_event_is_not_missing(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    spool(&pool, &vendor("m1"), 0, 0).await;
+    sql(
+        &pool,
+        "insert into webhook_receipts values ('m1', '', now() - interval '1 hour', null)",
+    )
+    .await;
+    let report = site.report(&[], 0).await;
+    assert_eq!(
+        (&report["spooled"], &report["unstored"]),
+        (&1.into(), &0.into())
+    );
+    site.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn events_that_were_accepted_while_postgres_was_away_are_counted_apart(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    let mut without_receipt = work(vendor("m1"));
+    without_receipt.receipt = Receipt::Missing;
+    store(&pool, [without_receipt, work(vendor("m2"))]).await;
+    store_events(&pool, [vendor_at("m1", "m1", "Second", 2)]).await;
+    let report = site.report(&[], 0).await;
+    let events = &report["events"];
+    assert_eq!(events["without_dedup"], 1);
+    assert_eq!(events["receipt_swept"], 1, "m2, which never had one here");
+    assert_eq!(events["second_bodies"], 1);
+    let second = report["second_bodies"][0].as_str().expect("an id");
+    assert!(second.starts_with("m1#conflict-"), "{second}");
+    site.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    store_events(&pool, ["m1", "m2", "m3"].map(vendor)).await;
+    site.reconcile(&[], 0).await;
+    sql(
+        &pool,
+        "delete from vendors where id = 'm1'; delete from events where webhook_id = 'm2'",
+    )
+    .await;
+    let report = site.report(&[], 3).await;
+    assert_eq!(report["verdict"], "disagreement");
+    let vendors = &report["typed_tables"][1];
+    assert_eq!(vendors["table"], "vendors");
+    assert_eq!(vendors["such_events"], serde_json::json!(["m1"]));
+    assert_eq!(vendors["such_rows"], serde_json::json!(["m2"]));
+    let page = text(&site.reconcile(&[], 3).await);
+    assert!(page.contains("have no row in vendors"), "{page}");
+
+    // Where events are kept for some time only, an old row may outlive its event.
+    sql(
+        &pool,
+        "update vendors set stored_at = now() - interval '50 days' where id = 'm2';
+         delete from events where webhook_id = 'm1'",
+    )
+    .await;
+    site.reconcile(&["--event-retention", "60d"], 0).await;
+    site.reconcile(&["--event-retention", "120d"], 3).await;
+    assert!(is(&pool, "select count(*) = 2 from vendors").await);
+    site.clean_up().await;
+}

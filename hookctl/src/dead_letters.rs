@@ -1,9 +1,11 @@
 //! `hookctl dead-letters`: events that were stored with a problem, for whoever has to understand and
 //! mend them. Each subcommand needs no more than Postgres.
 
+mod dismiss;
 mod filter;
 mod letter;
 mod list;
+mod replay;
 mod show;
 
 use shared::config::DatabaseArgs;
@@ -27,6 +29,9 @@ pub struct Args {
 enum Command {
     List(list::Args),
     Show(show::Args),
+    Replay(replay::Args),
+    Dismiss(dismiss::DismissArgs),
+    Restore(dismiss::RestoreArgs),
 }
 
 /// Runs the subcommand.
@@ -34,6 +39,9 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     match &args.command {
         Command::List(args) => list::run(args).await,
         Command::Show(args) => show::run(args).await,
+        Command::Replay(args) => replay::run(args).await,
+        Command::Dismiss(args) => dismiss::dismiss(args).await,
+        Command::Restore(args) => dismiss::restore(args).await,
     }
 }
 

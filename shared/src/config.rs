@@ -1,7 +1,7 @@
 //! The settings that every service has. Each is a flag and an environment variable; ranges are
 //! checked at startup, and an error never repeats a value that may hold a password.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{anyhow, ensure};
 use clap::{Args, Parser};
@@ -47,6 +47,17 @@ impl DatabaseArgs {
         );
         let password = password_file::read("DATABASE_PASSWORD_FILE", file)?;
         Ok(options.password(password.expose_secret()))
+    }
+
+    /// The environment variables that say the same to a child process, password included.
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let url = self.database_url.expose_secret();
+        let file = self.database_password_file.as_ref();
+        let file = file.map(|file| ("DATABASE_PASSWORD_FILE", file.into()));
+        [("DATABASE_URL", url.into())]
+            .into_iter()
+            .chain(file)
+            .collect()
     }
 }
 

@@ -1,7 +1,9 @@
 //! `hookctl dead-letters` and `hookctl reconcile` with dead letters that a real worker left in a real
 //! Postgres (`DATABASE_URL`).
 
+mod dismissing;
 mod listing;
 mod place;
 mod reconciling;
+mod replaying;
 mod showing;

@@ -1,0 +1,187 @@
+//! `hookctl dead-letters replay`: the worker's code of today on what older code, or an older table,
+//! could not store.
+
+mod attempt;
+mod child;
+mod outcome;
+
+use std::{collections::VecDeque, time::Duration};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use shared::{config::DatabaseArgs, database, shutdown};
+use sqlx::{Postgres, QueryBuilder};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use worker::problem::STOPPED_WORKER;
+
+use self::{
+    attempt::Attempt,
+    child::Child,
+    outcome::{Replayed, Totals},
+};
+use super::{
+    connect,
+    filter::{Filter, State},
+};
+use crate::verdict::{Verdict, WrongSettings};
+
+/// The most events in one transaction: few enough to hold no lock for long.
+const BATCH: usize = 100;
+
+/// Replay dead letters: read them again with this version's code, and store the typed row of each
+/// that has no problem any more.
+///
+/// Without --yes everything is tried and taken back. A replay can be stopped and repeated at any
+/// time, also beside workers and other replays: each event is locked while it is looked at, and no
+/// row gives way to an older state. Second bodies under a taken id, and messages that ingest did not
+/// publish, are withheld; see --include-withheld.
+///
+/// Exit codes: 0 none is left of those that were asked for, 1 it could not be done, 2 wrong
+/// settings, 3 some still have a problem or are withheld.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    database: DatabaseArgs,
+
+    /// Do it. Without this it is only shown what would become of each
+    #[arg(long)]
+    yes: bool,
+
+    /// At most so many events a second
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+
+    /// Print JSON for scripts: one object for each event, as it is done
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    filter: Filter,
+
+    /// Treat those given by --id as events of their own even if they are second bodies under a taken
+    /// id, or did not come from ingest, so that nobody has verified them
+    #[arg(long, requires = "ids")]
+    include_withheld: bool,
+
+    /// Replay what has stopped a worker here instead of in a process of its own
+    #[arg(long, hide = true)]
+    in_process: bool,
+}
+
+pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let options = args.database.postgres().map_err(WrongSettings::new)?;
+    let stop = shutdown::on_signal()?;
+    let letters = Letters::find(args).await?;
+    let replay = Replay {
+        attempt: Attempt {
+            pool: database::pool(options, "hookctl", 1),
+            keep: args.yes,
+            include_withheld: args.include_withheld,
+        },
+        args,
+        bar: bar(letters.len()),
+    };
+    let mut totals = Totals::default();
+    let ended = replay.all(letters, &stop, &mut totals).await;
+    replay.bar.finish_and_clear();
+    // What was done is shown, however it ended.
+    if !args.json {
+        totals.print(args.yes)?;
+    }
+    let rest = ended?;
+    anyhow::ensure!(
+        rest == 0,
+        "stopped before {rest} events were looked at; run it again for them"
+    );
+    Ok(Verdict::of(totals.is_clean()))
+}
+
+/// The ids of what is to be replayed, as they were when it began.
+struct Letters {
+    ordinary: VecDeque<String>,
+    /// What has stopped workers comes last, so that it can stop nothing else.
+    dangerous: VecDeque<String>,
+}
+
+impl Letters {
+    async fn find(args: &Args) -> anyhow::Result<Self> {
+        let mut connection = connect(&args.database).await?;
+        let mut query = QueryBuilder::<Postgres>::new("select webhook_id, starts_with(problem, ");
+        query.push_bind(STOPPED_WORKER).push(") from events");
+        args.filter.push(State::Open, &mut query);
+        query.push(" order by stored_at, webhook_id");
+        let found: Vec<(String, bool)> = query.build_query_as().fetch_all(&mut connection).await?;
+        let (dangerous, ordinary): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|(_, stopped)| *stopped && !args.in_process);
+        let ids = |letters: Vec<(String, bool)>| letters.into_iter().map(|(id, _)| id).collect();
+        Ok(Self {
+            ordinary: ids(ordinary),
+            dangerous: ids(dangerous),
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.ordinary.len() + self.dangerous.len()
+    }
+}
+
+struct Replay<'a> {
+    attempt: Attempt,
+    args: &'a Args,
+    bar: ProgressBar,
+}
+
+impl Replay<'_> {
+    /// Replays everything at the wanted rate until `stop`; answers with how many are left.
+    async fn all(
+        &self,
+        mut letters: Letters,
+        stop: &CancellationToken,
+        totals: &mut Totals,
+    ) -> anyhow::Result<usize> {
+        let size = BATCH.min(self.args.rate as usize);
+        let mut next = Instant::now();
+        while letters.len() > 0 {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = sleep_until(next) => {}
+            }
+            let size = size.min(letters.ordinary.len());
+            let (took, replayed) = if size > 0 {
+                let batch: Vec<String> = letters.ordinary.drain(..size).collect();
+                (size, self.attempt.batch(&batch).await?)
+            } else {
+                let id = letters.dangerous.pop_front().context("an id is left")?;
+                (1, vec![self.child(id).await?])
+            };
+            for replayed in &replayed {
+                if self.args.json {
+                    replayed.print_json()?;
+                }
+                totals.count(replayed);
+            }
+            self.bar.inc(took as u64);
+            let pause = Duration::from_secs_f64(took as f64 / f64::from(self.args.rate));
+            next = next.max(Instant::now() - pause) + pause;
+        }
+        Ok(letters.len())
+    }
+
+    async fn child(&self, webhook_id: String) -> anyhow::Result<Replayed> {
+        let child = Child {
+            database: &self.args.database,
+            keep: self.args.yes,
+        };
+        child.replay(webhook_id).await
+    }
+}
+
+/// Shown on a terminal only.
+fn bar(letters: usize) -> ProgressBar {
+    let style = "{bar:30} {pos}/{len} {per_sec} {eta} left";
+    ProgressBar::new(letters as u64)
+        .with_style(ProgressStyle::with_template(style).expect("the template is valid"))
+}

@@ -1,0 +1,80 @@
+//! An event that has stopped workers, replayed in a process of its own: whatever it does there, a
+//! stack overflow, all the memory, a loop without end, the replay of the others goes on.
+
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use shared::config::DatabaseArgs;
+use tokio::{process::Command, time::timeout};
+
+use super::outcome::{Outcome, Replayed};
+
+/// Above that of a transaction, which the child may have to repeat.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// How to replay one event.
+pub(super) struct Child<'a> {
+    pub(super) database: &'a DatabaseArgs,
+    pub(super) keep: bool,
+}
+
+impl Child<'_> {
+    /// Replays it. An error says that it is not the event's fault.
+    pub(super) async fn replay(&self, webhook_id: String) -> anyhow::Result<Replayed> {
+        let mut command = Command::new(std::env::current_exe().context("where is hookctl?")?);
+        command
+            .args(["dead-letters", "replay", "--in-process", "--json"])
+            .arg(format!("--id={webhook_id}"))
+            .args(self.keep.then_some("--yes"))
+            // Not on its command line, which everybody can read.
+            .envs(self.database.environment())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        match timeout(DEADLINE, command.output()).await {
+            Ok(output) => self.judge(webhook_id, &output.context("cannot start hookctl")?),
+            Err(_elapsed) => {
+                let reason = format!("did not end within {} s", DEADLINE.as_secs());
+                Ok(self.stopped(webhook_id, reason))
+            }
+        }
+    }
+
+    fn judge(&self, webhook_id: String, output: &Output) -> anyhow::Result<Replayed> {
+        const PANICKED: i32 = 101;
+        if let Some(signal) = output.status.signal() {
+            let reason = format!("ended by signal {signal}");
+            return Ok(self.stopped(webhook_id, reason));
+        }
+        match output.status.code() {
+            Some(0 | 3) => {}
+            Some(PANICKED) => return Ok(self.stopped(webhook_id, "panicked".to_owned())),
+            _ => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
+        }
+        // Without a line it was no dead letter any more when the child looked.
+        let line = String::from_utf8_lossy(&output.stdout);
+        match line.lines().last() {
+            Some(line) => serde_json::from_str(line).context("the child printed something else"),
+            None => Ok(Replayed {
+                webhook_id,
+                outcome: Outcome::Gone,
+                reason: None,
+                kept: self.keep,
+            }),
+        }
+    }
+
+    fn stopped(&self, webhook_id: String, reason: String) -> Replayed {
+        Replayed {
+            webhook_id,
+            outcome: Outcome::Stopped,
+            reason: Some(reason),
+            kept: false,
+        }
+    }
+}

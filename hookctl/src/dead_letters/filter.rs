@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use shared::{Family, config::parse_duration};
 use sqlx::{Postgres, QueryBuilder};
 use worker::problem::Kind;
@@ -25,15 +26,16 @@ pub(super) struct Filter {
 
     /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict or
     /// unidentified), or, if it is none of these, problems with this text in them
-    #[arg(long)]
+    // An empty one, as of a script's unset variable, would be no filter at all.
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(super) problem: Option<String>,
 
     /// Only events of this type, such as v1.vendor.created
-    #[arg(long = "type")]
+    #[arg(long = "type", value_parser = NonEmptyStringValueParser::new())]
     pub(super) event_type: Option<String>,
 
     /// Only events of this company
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(super) company: Option<String>,
 
     /// Only those stored longer ago than this, such as 2h

@@ -84,6 +84,8 @@ async fn all_of_them_have_to_be_asked_for(pool: PgPool) {
     store_events(&pool, [vendor("healthy")]).await;
     run(&pool, &["dismiss", "--note", "n", "--yes"], 2).await;
     run(&pool, &["dismiss", "--all", "--yes"], 2).await;
+    let unset = ["dismiss", "--problem", "", "--note", "n", "--yes"];
+    run(&pool, &unset, 2).await;
     assert!(is(&pool, "select count(*) = 1200 from dead_letters").await);
     let flags = ["dismiss", "--all", "--note", "n", "--yes"];
     let dismissed = json(&pool, &flags, 0).await;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::{dead_letters, health, reconcile, setup, verdict};
+use hookctl::{dead_letters, health, reconcile, send, setup, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -23,6 +23,7 @@ enum Command {
     DeadLetters(dead_letters::Args),
     Reconcile(reconcile::Args),
     Health(health::Args),
+    Send(send::Args),
 }
 
 #[tokio::main]
@@ -33,5 +34,6 @@ async fn main() -> ExitCode {
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Health(args) => health::run(args),
+        Command::Send(args) => send::run(args).await,
     })
 }

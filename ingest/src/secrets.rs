@@ -97,6 +97,11 @@ impl Secrets {
         signature::matching_key(&self.keys, headers, body)
     }
 
+    /// The keys with their names, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Key)> {
+        self.keys.iter().map(|(name, key)| (name.as_str(), key))
+    }
+
     /// The configured names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|(name, _)| name.as_str())

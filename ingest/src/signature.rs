@@ -81,6 +81,15 @@ impl Key {
         }
     }
 
+    /// Signs as a sender does: `v1,<base64>` over the body. Only a symmetric key can.
+    pub fn sign(&self, id: &str, timestamp_s: i64, body: &[u8]) -> Result<String, KeyError> {
+        let Self::Symmetric(mac) = self else {
+            return Err(KeyError::CannotSign);
+        };
+        let tag = authenticate(mac, id, &timestamp_s.to_string(), body).finalize();
+        Ok(format!("v1,{}", BASE64.encode(tag.into_bytes())))
+    }
+
     /// Whether one of the signatures is this key's over the webhook. The message is authenticated
     /// once, however many signatures there are, and each comparison takes constant time.
     fn verifies(&self, tokens: &[SignatureToken], headers: &WebhookHeaders, body: &[u8]) -> bool {
@@ -114,13 +123,9 @@ fn authenticate(mac: &HmacSha256, id: &str, timestamp: &str, body: &[u8]) -> Hma
     mac
 }
 
-/// Signs as a sender does: `v1,<base64>` over the body, under a `whsec_…` secret.
+/// As [`Key::sign`], under a `whsec_…` secret.
 pub fn sign(secret: &str, id: &str, timestamp_s: i64, body: &[u8]) -> Result<String, KeyError> {
-    let Key::Symmetric(mac) = Key::parse(secret)? else {
-        return Err(KeyError::CannotSign);
-    };
-    let tag = authenticate(&mac, id, &timestamp_s.to_string(), body).finalize();
-    Ok(format!("v1,{}", BASE64.encode(tag.into_bytes())))
+    Key::parse(secret)?.sign(id, timestamp_s, body)
 }
 
 /// One entry of `webhook-signature`, decoded.

@@ -24,7 +24,7 @@ pub use self::fault::{Alarm, Fault, Part, Store};
 pub use self::report::{Recoveries, Report};
 use self::schedule::Step;
 pub use self::schedule::{Incident, Schedule};
-pub use self::sender::{Answer, Refusal, Sender, Sent};
+pub use self::sender::{Refusal, Sender, Sent};
 use self::site::Site;
 use crate::packages::Packages;
 use crate::process::Process;
@@ -92,7 +92,7 @@ impl Drill {
         let pool = PgPoolOptions::new()
             .acquire_timeout(Duration::from_secs(5))
             .connect_lazy(&site.stores().database_url())?;
-        let sender = Sender::start(settings.seed, settings.rate, site.webhook_urls())?;
+        let sender = Sender::start(settings.seed, settings.rate, &site.webhook_urls())?;
         step.done("everything is up and under load");
         Ok(Self {
             site,

@@ -14,7 +14,6 @@ pub mod programs;
 pub mod progress;
 pub mod proxy;
 pub mod rabbitmq;
-pub mod sample;
 pub mod service;
 pub mod small_disk;
 pub mod stores;

@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
 use tokio::time::{Instant, sleep};
 
@@ -14,7 +15,6 @@ use crate::accounts::Accounts;
 use crate::ports;
 use crate::process::{Process, Spec};
 use crate::programs::Programs;
-use crate::sample::{self, DEVELOPMENT_SECRET};
 use crate::stores::{Addresses, Login, Stores};
 
 /// What services are started with.
@@ -176,7 +176,7 @@ impl Service {
 
     /// Where webhooks are posted to; only an ingest service answers there.
     pub fn webhook_url(&self) -> String {
-        sample::webhook_url(self.listen.public)
+        format!("http://{}/webhooks/pleo", self.listen.public)
     }
 
     /// URL of a path on the private port, such as `/metrics`.

@@ -57,14 +57,14 @@ fn verifies(key: &str, id: &str, timestamp: i64, signature: &str, body: &[u8]) -
     SECRET,
     ID,
     TIMESTAMP,
-    stack::sample::EXPORT_JOB.body,
+    hookctl::sample::EXPORT_JOB.body,
     "v1,ZXewLkf69m5Xprhi5L9XWWTcHccPVDVZoNzyf5SNWfI="
 )]
 #[case::vendor(
     SECRET,
     ID,
     TIMESTAMP,
-    stack::sample::VENDOR.body,
+    hookctl::sample::VENDOR.body,
     "v1,xMimQUp+M0QlfiZRE2AxhJdOgejDszlshxf7pgad95c="
 )]
 fn published_signatures_verify(

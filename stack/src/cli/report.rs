@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
+use hookctl::sample::Sample;
+use ingest::secrets::DEVELOPMENT_SECRET;
 use sqlx::{AssertSqlSafe, PgPool};
-use stack::sample::{DEVELOPMENT_SECRET, Sample};
 use stack::service::Service;
 use stack::stores::Stores;
 

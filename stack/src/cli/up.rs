@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use hookctl::delivery;
+use hookctl::sample::{self, Sample};
+use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
 use sqlx::PgPool;
 use stack::accounts::Accounts;
@@ -15,7 +18,6 @@ use stack::postgres::Durability;
 use stack::process::Process;
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::{Progress, note};
-use stack::sample::{EXPORT_JOB, Sample, VENDOR};
 use stack::service::{Launcher, Listen, Service};
 use stack::stores::{Addresses, Stores};
 use tokio::time::{Instant, sleep};
@@ -178,8 +180,16 @@ impl Running {
             .context("no service was started")?
             .webhook_url();
         let mut ids = Vec::new();
-        for sample in [EXPORT_JOB, VENDOR] {
-            ids.push(sample.send(&url).await?);
+        for sample in Sample::ALL {
+            let id = sample::new_webhook_id();
+            let answer = delivery::post(&url, DEVELOPMENT_SECRET, &id, sample.body).await?;
+            let (outcome, detail) = (answer.outcome, answer.detail);
+            ensure!(
+                outcome.is_safe(),
+                "{}: {outcome}: {detail}",
+                sample.event_type
+            );
+            ids.push(id);
             self.until_stored(&sample, &ids).await?;
         }
         step.done("two sample events were sent, signed, accepted and stored");

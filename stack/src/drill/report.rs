@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use comfy_table::Table;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
+use hookctl::delivery::Outcome;
 
 use super::audit::Audit;
 use super::fault::Fault;
-use super::sender::{Answer, Sent};
+use super::sender::Sent;
 
 /// At most one event in so many may be refused although a store was there.
 const NEEDLESS_REFUSALS_ONE_IN: u64 = 200;
@@ -94,7 +95,7 @@ impl Report {
         }
         check(self.without_retry_after, "503s had no Retry-After");
         for (answer, count) in &self.sent.answers {
-            if matches!(answer, Answer::Refused(status) if ![503, 408].contains(status)) {
+            if matches!(answer, Outcome::Refused(status) if ![503, 408].contains(status)) {
                 broken.push(format!("{count} events were answered {answer}"));
             }
         }

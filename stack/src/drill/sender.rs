@@ -2,12 +2,15 @@
 //! tries again whatever was refused, as Pleo does.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use chrono::Utc;
+use hookctl::delivery::{Answer, Client, Delivery, Outcome};
+use hyper::Uri;
+use ingest::{secrets::DEVELOPMENT_SECRET, signature::Key};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
@@ -16,10 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::event;
-use crate::sample;
 
-/// Above ingest's own deadline, so that its answer arrives.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Between the attempts at an event that was refused: doubled from the first to the longest, with
 /// jitter. A sender that knows no such patience would itself be what keeps an overload up.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -30,30 +30,6 @@ const REPEATED_WITHIN: Duration = Duration::from_secs(20);
 const TWINS: u32 = 10;
 /// Events in a hundred that are sent again after they were accepted.
 const REPEATED: u32 = 10;
-
-/// How one attempt was answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answer {
-    /// 202, `accepted`.
-    Accepted,
-    /// 202, `duplicate`.
-    Duplicate,
-    /// Any other status.
-    Refused(u16),
-    /// None: connection refused or broken, or too slow.
-    None,
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Accepted => f.write_str("202 accepted"),
-            Self::Duplicate => f.write_str("202 duplicate"),
-            Self::Refused(status) => write!(f, "{status}"),
-            Self::None => f.write_str("no answer"),
-        }
-    }
-}
 
 /// A 503 or 408: legitimate only while neither store can be reached or ingest itself is frozen.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +50,7 @@ pub struct Sent {
     /// Numbers of those that were answered 2xx at least once.
     pub accepted: HashSet<u64>,
     /// Attempts by answer.
-    pub answers: BTreeMap<Answer, u64>,
+    pub answers: BTreeMap<Outcome, u64>,
     /// Every 503 and 408.
     pub refusals: Vec<Refusal>,
 }
@@ -90,9 +66,9 @@ pub struct Sender {
 #[derive(Debug)]
 struct Shared {
     seed: u64,
-    secret: &'static str,
-    urls: Vec<String>,
-    client: reqwest::Client,
+    key: Key,
+    urls: Vec<Uri>,
+    client: Client,
     next: AtomicU64,
     sent: Mutex<Sent>,
 }
@@ -102,18 +78,15 @@ impl Sender {
     /// service, until [`Sender::finish`].
     ///
     /// # Errors
-    /// When no client can be made.
-    pub fn start(seed: u64, rate: u32, urls: Vec<String>) -> Result<Self> {
-        let client = reqwest::Client::builder()
-            .timeout(ANSWER_WITHIN)
-            .build()
-            .context("cannot make a client")?;
+    /// When one of them is no address.
+    pub fn start(seed: u64, rate: u32, urls: &[String]) -> Result<Self> {
+        let urls: Result<_, _> = urls.iter().map(|url| url.parse::<Uri>()).collect();
         let sender = Self {
             shared: Arc::new(Shared {
                 seed,
-                secret: sample::DEVELOPMENT_SECRET,
-                urls,
-                client,
+                key: Key::parse(DEVELOPMENT_SECRET).context("the development secret")?,
+                urls: urls.context("an address of ingest")?,
+                client: Client::default(),
                 next: AtomicU64::new(0),
                 sent: Mutex::default(),
             }),
@@ -209,23 +182,27 @@ impl Shared {
         for replica in first_replica.. {
             let url = &self.urls[replica % self.urls.len()];
             let sent = Instant::now();
-            let (answer, retry_after) = self.post(url, &event).await;
-            let accepted = matches!(answer, Answer::Accepted | Answer::Duplicate);
+            let Answer {
+                outcome,
+                retry_after,
+                ..
+            } = self.post(url, &event).await;
             {
                 let mut ledger = self.sent();
-                *ledger.answers.entry(answer).or_default() += 1;
-                if accepted {
+                *ledger.answers.entry(outcome).or_default() += 1;
+                if outcome.is_safe() {
                     ledger.accepted.insert(number);
                 }
-                if matches!(answer, Answer::Refused(503 | 408)) {
+                if matches!(outcome, Outcome::Refused(503 | 408)) {
                     ledger.refusals.push(Refusal {
                         sent,
                         answered: Instant::now(),
-                        lacks_retry_after: answer == Answer::Refused(503) && !retry_after,
+                        lacks_retry_after: outcome == Outcome::Refused(503)
+                            && retry_after.is_none(),
                     });
                 }
             }
-            if accepted {
+            if outcome.is_safe() {
                 return;
             }
             sleep(rand::random_range(pause..pause * 2)).await;
@@ -233,28 +210,10 @@ impl Shared {
         }
     }
 
-    async fn post(&self, url: &str, event: &event::Event) -> (Answer, bool) {
-        let request = sample::request(
-            &self.client,
-            url,
-            self.secret,
-            &event.webhook_id,
-            &event.body,
-        )
-        .expect("the development secret can sign");
-        let Ok(response) = request.send().await else {
-            return (Answer::None, false);
-        };
-        let status = response.status();
-        let retry_after = response.headers().contains_key("retry-after");
-        if !status.is_success() {
-            return (Answer::Refused(status.as_u16()), retry_after);
-        }
-        match response.text().await {
-            Ok(text) if text.contains("duplicate") => (Answer::Duplicate, false),
-            Ok(_) => (Answer::Accepted, false),
-            // The status alone is the promise.
-            Err(_) => (Answer::Accepted, false),
-        }
+    async fn post(&self, url: &Uri, event: &event::Event) -> Answer {
+        let now = Utc::now().timestamp();
+        let delivery = Delivery::sign(&self.key, url, &event.webhook_id, now, event.body.clone())
+            .expect("the development secret can sign");
+        self.client.post(delivery).await
     }
 }

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use hookctl::{
+    delivery::Outcome,
+    sample::{EXPORT_JOB, VENDOR},
+};
 use shared::{Family, Program};
-use stack::sample::{self, DEVELOPMENT_SECRET, EXPORT_JOB, VENDOR};
 
 use tokio::time::timeout;
 
-use crate::world::{SOON, World, count, until_count};
+use crate::world::{SOON, World, count, post, send, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_run_under_their_own_accounts_which_may_come_after_them() {
@@ -19,25 +22,23 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
         .collect();
     let url = services[0].webhook_url();
     let refused = loop {
-        let answer = sample::post(&url, DEVELOPMENT_SECRET, "msg_1", "{}").await;
-        if let Ok((status, _)) = answer {
-            break status;
+        let answer = post(&url, "msg_1", "{}").await.outcome;
+        if answer != Outcome::NoAnswer {
+            break answer;
         }
         let process = services[0].process();
         assert!(process.is_running(), "{}", process.obituary());
     };
-    assert_eq!(refused, 503);
+    assert_eq!(refused, Outcome::Refused(503));
 
     world.set_up().await;
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
-    EXPORT_JOB.send(&url).await.expect("accepted");
-    VENDOR.send(&url).await.expect("accepted");
-    let (status, answer) = sample::post(&url, DEVELOPMENT_SECRET, "msg_1", "{}")
-        .await
-        .expect("an answer");
-    assert_eq!(status, 202, "{answer}");
+    send(&url, &EXPORT_JOB).await;
+    send(&url, &VENDOR).await;
+    let answer = post(&url, "msg_1", "{}").await;
+    assert_eq!(answer.outcome, Outcome::Accepted, "{answer:?}");
     let pool = world.pool().await;
     until_count(&pool, "select count(*) from events", 3).await;
     until_count(&pool, "select count(*) from export_jobs", 1).await;
@@ -95,11 +96,8 @@ async fn a_missing_grant_holds_its_family_until_it_is_given() {
         .execute(&pool)
         .await
         .expect("good SQL");
-    VENDOR.send(&ingest.webhook_url()).await.expect("accepted");
-    EXPORT_JOB
-        .send(&ingest.webhook_url())
-        .await
-        .expect("accepted");
+    send(&ingest.webhook_url(), &VENDOR).await;
+    send(&ingest.webhook_url(), &EXPORT_JOB).await;
     until_count(&pool, "select count(*) from export_jobs", 1).await;
     let unready = async {
         loop {

@@ -3,16 +3,13 @@
 use std::time::Duration;
 
 use shared::{Family, Program};
-use stack::{
-    drill::{Kind, Sender, kind},
-    sample::{self, DEVELOPMENT_SECRET},
-};
+use stack::drill::{Kind, Sender, kind};
 use tokio::time::{Instant, sleep};
 
-use crate::world::{SOON, World, count, until_count};
+use crate::world::{SOON, World, count, post, until_count};
 
 fn send_to(url: String) -> Sender {
-    Sender::start(1, 100, vec![url]).expect("a sender")
+    Sender::start(1, 100, &[url]).expect("a sender")
 }
 
 /// Waits until the sender gets through again: nothing needs a restart by hand.
@@ -94,10 +91,8 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
         let body = format!(
             r#"{{"eventType":"v1.vendor.created","data":{{"id":"{id}","companyId":"c","name":"n","state":"DRAFT"}}}}"#
         );
-        let (status, answer) = sample::post(&url, DEVELOPMENT_SECRET, &format!("msg_{id}"), &body)
-            .await
-            .expect("an answer");
-        assert_eq!(status, 202, "{answer}");
+        let answer = post(&url, &format!("msg_{id}"), &body).await;
+        assert!(answer.outcome.is_safe(), "{answer:?}");
     }
 
     let mut worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
@@ -170,10 +165,8 @@ async fn an_event_that_makes_postgres_crash_is_set_aside_and_holds_up_no_other()
     accepting_again(&sender, "the start").await;
     let poison = r#"{"eventType":"v1.vendor.created",
         "data":{"id":"poison","companyId":"c","name":"n","state":"DRAFT"}}"#;
-    let (status, _) = sample::post(&url, DEVELOPMENT_SECRET, "msg_poison", poison)
-        .await
-        .expect("an answer");
-    assert_eq!(status, 202);
+    let answer = post(&url, "msg_poison", poison).await;
+    assert!(answer.outcome.is_safe(), "{answer:?}");
     until_despite_crashes(
         &pool,
         "select exists (select from webhook_spool where webhook_id = 'msg_poison' and attempts > 0)",

@@ -8,10 +8,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use stack::{
-    process::Process,
-    sample::{self, DEVELOPMENT_SECRET},
-};
+use hookctl::{delivery::Outcome, sample};
+use ingest::secrets::DEVELOPMENT_SECRET;
+use stack::process::Process;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -20,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::world::SOON;
+use crate::world::{SOON, post};
 
 const VENDOR: &str = r#"{"eventType":"v1.vendor.created","data":{"id":"v","companyId":"c","name":"n","state":"DRAFT"}}"#;
 
@@ -136,10 +135,8 @@ impl GoodSender {
                 while !stop.is_cancelled() {
                     let started = Instant::now();
                     let id = sample::new_webhook_id();
-                    let (status, answer) = sample::post(&url, DEVELOPMENT_SECRET, &id, VENDOR)
-                        .await
-                        .expect("an answer");
-                    assert_eq!(status, 202, "shut out: {answer}");
+                    let answer = post(&url, &id, VENDOR).await;
+                    assert_eq!(answer.outcome, Outcome::Accepted, "shut out: {answer:?}");
                     latencies.push(started.elapsed());
                     sleep(Duration::from_millis(50)).await;
                 }

@@ -1,9 +1,10 @@
 //! Bodies and secrets never appear in logs, whatever level is asked for.
 
+use hookctl::delivery::{self, Outcome};
+use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
-use stack::sample::{self, DEVELOPMENT_SECRET};
 
-use crate::world::{SOON, World, until_count};
+use crate::world::{SOON, World, post, until_count};
 
 /// In every body that is sent.
 const MARKER: &str = "m4rk3r";
@@ -33,11 +34,14 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
     ];
     for (number, body) in bodies.iter().enumerate() {
         let id = format!("msg_{number}");
-        for (secret, expected) in [(wrong_secret, 401), (DEVELOPMENT_SECRET, 202)] {
-            let (status, answer) = sample::post(&url, secret, &id, body)
+        for (secret, expected) in [
+            (wrong_secret, Outcome::Refused(401)),
+            (DEVELOPMENT_SECRET, Outcome::Accepted),
+        ] {
+            let answer = delivery::post(&url, secret, &id, body)
                 .await
-                .expect("an answer");
-            assert_eq!(status, expected, "{answer}");
+                .expect("signed");
+            assert_eq!(answer.outcome, expected, "{answer:?}");
         }
     }
     // One that the broker gives back.
@@ -48,10 +52,8 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         .await
         .expect("deleted");
     let body = format!(r#"{{"eventType":"v1.x.y","data":"{MARKER}"}}"#);
-    let (status, answer) = sample::post(&url, DEVELOPMENT_SECRET, "msg_returned", &body)
-        .await
-        .expect("an answer");
-    assert_eq!(status, 202, "{answer}");
+    let answer = post(&url, "msg_returned", &body).await;
+    assert_eq!(answer.outcome, Outcome::Accepted, "{answer:?}");
 
     let pool = world.pool().await;
     until_count(

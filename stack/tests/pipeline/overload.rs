@@ -9,11 +9,9 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use hookctl::delivery::Outcome;
 use shared::{Family, Program};
-use stack::{
-    sample::{self, DEVELOPMENT_SECRET},
-    service::Service,
-};
+use stack::service::Service;
 use tokio::time::sleep;
 
 use crate::{
@@ -21,7 +19,7 @@ use crate::{
         GoodSender, address, answer, drip, open, peak_memory, raise_file_limit, signed,
         signed_head, until_cut,
     },
-    world::{SOON, World},
+    world::{SOON, World, post},
 };
 
 const CROWD: usize = 5_000;
@@ -70,12 +68,8 @@ async fn past_the_in_flight_limit_the_answer_is_a_fast_503_and_it_recovers_by_it
     let deadline = Instant::now() + SOON;
     for number in 0..40 {
         let id = format!("msg_{number}");
-        while sample::post(&ingest.webhook_url(), DEVELOPMENT_SECRET, &id, "{}")
-            .await
-            .expect("an answer")
-            .0
-            == 503
-        {
+        let url = ingest.webhook_url();
+        while post(&url, &id, "{}").await.outcome == Outcome::Refused(503) {
             assert!(Instant::now() < deadline, "it never recovers");
             sleep(Duration::from_millis(100)).await;
         }

@@ -1,9 +1,12 @@
 //! Any start order: nothing has to be there before anything else, if the services may create it.
 
+use hookctl::{
+    delivery::Outcome,
+    sample::{EXPORT_JOB, VENDOR},
+};
 use shared::Program;
-use stack::sample::{EXPORT_JOB, VENDOR};
 
-use crate::world::{SOON, World, until_count};
+use crate::world::{SOON, World, post, send, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_that_start_before_their_stores_need_no_restart() {
@@ -17,10 +20,9 @@ async fn services_that_start_before_their_stores_need_no_restart() {
     // With neither store the answer is an honest no.
     let url = services[0].webhook_url();
     let refused = loop {
-        if let Ok((status, _)) =
-            stack::sample::post(&url, stack::sample::DEVELOPMENT_SECRET, "msg_1", "{}").await
-        {
-            break status;
+        let answer = post(&url, "msg_1", "{}").await.outcome;
+        if answer != Outcome::NoAnswer {
+            break answer;
         }
         assert!(
             services[0].process().is_running(),
@@ -28,7 +30,7 @@ async fn services_that_start_before_their_stores_need_no_restart() {
             services[0].process().obituary()
         );
     };
-    assert_eq!(refused, 503);
+    assert_eq!(refused, Outcome::Refused(503));
     assert_eq!(world.health(&services[0], "/livez").await.0, Some(0));
     let (code, reasons) = world.health(&services[0], "/readyz").await;
     assert_eq!(code, Some(3), "{reasons}");
@@ -51,8 +53,8 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         let (code, reasons) = world.health(service, "/readyz").await;
         assert_eq!(code, Some(0), "{reasons}");
     }
-    EXPORT_JOB.send(&url).await.expect("accepted");
-    VENDOR.send(&url).await.expect("accepted");
+    send(&url, &EXPORT_JOB).await;
+    send(&url, &VENDOR).await;
     let pool = world.pool().await;
     until_count(&pool, "select count(*) from export_jobs", 1).await;
     until_count(&pool, "select count(*) from vendors", 1).await;

@@ -2,6 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use hookctl::{
+    delivery::{self, Answer},
+    sample::{self, Sample},
+};
+use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
 use sqlx::PgPool;
 use stack::{
@@ -94,6 +99,18 @@ impl World {
             .await
             .expect("postgres is up")
     }
+}
+
+/// Posts a body under this id, signed with the secret that the services know.
+pub(crate) async fn post(url: &str, id: &str, body: &str) -> Answer {
+    let posted = delivery::post(url, DEVELOPMENT_SECRET, id, body).await;
+    posted.expect("a good secret and address")
+}
+
+/// Sends a sample, which must be accepted.
+pub(crate) async fn send(url: &str, sample: &Sample) {
+    let answer = post(url, &sample::new_webhook_id(), sample.body).await;
+    assert!(answer.outcome.is_safe(), "{answer:?}");
 }
 
 /// One number out of the database.

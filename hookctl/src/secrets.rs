@@ -1,0 +1,70 @@
+//! The secrets to sign with: the same settings, read by the same code, as ingest's.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use ingest::{secrets::Secrets, signature::Key};
+use secrecy::SecretString;
+
+/// Where the secrets are.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SecretArgs {
+    /// Named secrets, separated by commas, as ingest has them: current=whsec_…,previous=whsec_…
+    #[arg(long, env = "WEBHOOK_SECRETS", hide_env_values = true)]
+    webhook_secrets: Option<SecretString>,
+
+    /// A file with the named secrets, one a line
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "WEBHOOK_SECRETS_FILE",
+        conflicts_with = "webhook_secrets"
+    )]
+    secret_file: Option<PathBuf>,
+}
+
+/// Which secret signs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SigningArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub secrets: SecretArgs,
+
+    /// Name of the secret that signs [default: the first]
+    #[arg(long, value_name = "NAME")]
+    secret_name: Option<String>,
+}
+
+impl SecretArgs {
+    /// The secrets, if any are given.
+    pub fn read(&self) -> anyhow::Result<Option<Secrets>> {
+        match (&self.webhook_secrets, &self.secret_file) {
+            (Some(text), _) => Secrets::parse(text).map(Some).context("WEBHOOK_SECRETS"),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map_err(anyhow::Error::from)
+                .and_then(|text| Secrets::parse(&SecretString::from(text)))
+                .map(Some)
+                .with_context(|| format!("the secrets in {}", path.display())),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+impl SigningArgs {
+    /// The key that signs.
+    pub fn key(&self) -> anyhow::Result<Key> {
+        let Some(secrets) = self.secrets.read()? else {
+            bail!(
+                "no secret to sign with: give --secret-file FILE, or set \
+                 WEBHOOK_SECRETS=name=whsec_… or WEBHOOK_SECRETS_FILE"
+            );
+        };
+        let wanted = |name: &str| self.secret_name.as_deref().is_none_or(|n| n == name);
+        let key = secrets.iter().find(|(name, _)| wanted(name));
+        let (_, key) = key.with_context(|| {
+            let known = secrets.names().collect::<Vec<_>>().join(", ");
+            format!("there is no secret of that name, but {known}")
+        })?;
+        Ok(key.clone())
+    }
+}

@@ -9,6 +9,7 @@ pub mod dead_letters;
 pub mod delivery;
 pub mod health;
 mod http;
+pub mod load;
 pub mod management;
 pub mod output;
 pub mod passwords;

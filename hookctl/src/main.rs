@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::{dead_letters, health, reconcile, send, setup, verdict};
+use hookctl::{dead_letters, health, load, reconcile, send, setup, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -24,6 +24,7 @@ enum Command {
     Reconcile(reconcile::Args),
     Health(health::Args),
     Send(send::Args),
+    Load(load::Args),
 }
 
 #[tokio::main]
@@ -35,5 +36,6 @@ async fn main() -> ExitCode {
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args).await,
+        Command::Load(args) => load::run(args).await,
     })
 }

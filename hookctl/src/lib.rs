@@ -7,6 +7,7 @@ pub mod age;
 pub mod database;
 pub mod dead_letters;
 pub mod delivery;
+pub mod doctor;
 pub mod health;
 mod http;
 pub mod load;

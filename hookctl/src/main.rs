@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::{dead_letters, health, load, reconcile, send, setup, verdict};
+use hookctl::{dead_letters, doctor, health, load, reconcile, send, setup, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -25,6 +25,7 @@ enum Command {
     Health(health::Args),
     Send(send::Args),
     Load(load::Args),
+    Doctor(doctor::Args),
 }
 
 #[tokio::main]
@@ -37,5 +38,6 @@ async fn main() -> ExitCode {
         Command::Health(args) => health::run(args),
         Command::Send(args) => send::run(args).await,
         Command::Load(args) => load::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
     })
 }

@@ -7,7 +7,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use shared::broker::BrokerUrl;
-use ureq::{Agent, Body, http::Response};
+use ureq::{
+    Agent, Body,
+    http::{Response, StatusCode},
+};
 
 /// For one request, connecting included.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -59,8 +62,14 @@ impl Management {
 
     /// What is at a path.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
-        let body = self
-            .request(path, |client, url| {
+        let found = self.find(path).await?;
+        found.with_context(|| format!("RabbitMQ's management has nothing at {path}"))
+    }
+
+    /// What is at a path, if anything.
+    pub async fn find(&self, path: &str) -> anyhow::Result<Option<Value>> {
+        let answer = self
+            .exchange(path, |client, url| {
                 client
                     .agent
                     .get(url)
@@ -68,7 +77,12 @@ impl Management {
                     .call()
             })
             .await?;
+        if answer.0 == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let body = self.accepted(path, answer)?;
         serde_json::from_str(&body)
+            .map(Some)
             .with_context(|| format!("{} is not RabbitMQ's management", self.url))
     }
 
@@ -103,6 +117,15 @@ impl Management {
         path: &str,
         send: impl FnOnce(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
     ) -> anyhow::Result<String> {
+        let answer = self.exchange(path, send).await?;
+        self.accepted(path, answer)
+    }
+
+    async fn exchange(
+        &self,
+        path: &str,
+        send: impl FnOnce(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
+    ) -> anyhow::Result<(StatusCode, String)> {
         let client = self.clone();
         let url = format!("{}{path}", self.url);
         let sent = tokio::task::spawn_blocking(move || {
@@ -110,14 +133,17 @@ impl Management {
             let body = response.body_mut().read_to_string()?;
             Ok::<_, ureq::Error>((response.status(), body))
         });
-        let (status, body) = sent.await?.map_err(|error| {
+        sent.await?.map_err(|error| {
             anyhow!(
                 "cannot reach RabbitMQ's management at {} ({error}): check \
                  RABBITMQ_MANAGEMENT_URL, and enable it with: rabbitmq-plugins enable \
                  rabbitmq_management",
                 self.url
             )
-        })?;
+        })
+    }
+
+    fn accepted(&self, path: &str, (status, body): (StatusCode, String)) -> anyhow::Result<String> {
         match status.as_u16() {
             200..300 => Ok(body),
             401 => bail!("RabbitMQ's management refuses the user of AMQP_URL: {body}"),

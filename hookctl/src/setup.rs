@@ -4,6 +4,8 @@
 mod postgres;
 mod rabbitmq;
 
+pub(crate) use self::postgres::GRANTS;
+
 use std::{
     collections::HashSet,
     io::{self, Write},

@@ -84,6 +84,20 @@ impl Topology {
         family.resource().map(|resource| format!("*.{resource}.*"))
     }
 
+    /// What every queue is declared with.
+    pub fn queue_arguments() -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
+        arguments.insert(
+            "x-delivery-limit".into(),
+            AMQPValue::LongLongInt(DELIVERY_LIMIT),
+        );
+        arguments
+    }
+
     /// Brings the broker to this topology. What differs on the broker is logged and returned, and
     /// the rest is declared all the same; an error means that the connection is of no use.
     pub async fn declare(
@@ -178,7 +192,7 @@ impl Topology {
             ..QueueDeclareOptions::default()
         };
         let declared = channel
-            .queue_declare(queue.as_str().into(), options, queue_arguments())
+            .queue_declare(queue.as_str().into(), options, Self::queue_arguments())
             .await
             .map(|_| ());
         let existed_differently = declared.is_err();
@@ -216,19 +230,6 @@ impl Topology {
             )
             .await
     }
-}
-
-fn queue_arguments() -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert(
-        "x-queue-type".into(),
-        AMQPValue::LongString("quorum".into()),
-    );
-    arguments.insert(
-        "x-delivery-limit".into(),
-        AMQPValue::LongLongInt(DELIVERY_LIMIT),
-    );
-    arguments
 }
 
 /// A refusal by the broker (406 other arguments, 403 not allowed, 404 not there) is drift; anything

@@ -10,7 +10,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::account;
 
-const GRANTS: &str = include_str!("grants.sql");
+/// What the accounts may do, with variables for names.
+pub(crate) const GRANTS: &str = include_str!("grants.sql");
 
 /// Only one set-up of a database at a time; any number will do that nobody else uses.
 const LOCK: &str = "set local lock_timeout = '30s'; select pg_advisory_xact_lock(7236839910421)";

@@ -1,0 +1,100 @@
+//! What a check came to.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::output::Row;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Severity {
+    Ok,
+    /// Events are safe for now; somebody should look.
+    Warning,
+    /// Events are not safe, or not stored.
+    Problem,
+    /// Could not be looked at.
+    Skipped,
+}
+
+/// One check with its result.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Finding {
+    check: String,
+    verdict: Severity,
+    found: String,
+    /// What to do about it; empty where nothing is.
+    remedy: String,
+}
+
+impl Finding {
+    pub(super) fn ok(check: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::new(check, Severity::Ok, found, "")
+    }
+
+    pub(super) fn warning(
+        check: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(check, Severity::Warning, found, remedy)
+    }
+
+    pub(super) fn problem(
+        check: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self::new(check, Severity::Problem, found, remedy)
+    }
+
+    pub(super) fn skipped(check: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::new(check, Severity::Skipped, why, "")
+    }
+
+    fn new(
+        check: impl Into<String>,
+        verdict: Severity,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self {
+            check: check.into(),
+            verdict,
+            found: found.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    pub(super) fn is_problem(&self) -> bool {
+        self.verdict == Severity::Problem
+    }
+}
+
+impl Row for Finding {
+    const HEADER: &'static [&'static str] = &["check", "verdict", "found"];
+
+    fn cells(&self) -> Vec<String> {
+        let verdict = match self.verdict {
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Problem => "PROBLEM",
+            Severity::Skipped => "skipped",
+        };
+        vec![self.check.clone(), verdict.to_owned(), self.found.clone()]
+    }
+}
+
+/// Below the table, as a remedy is too long for a column. Problems come first.
+pub(super) fn print_remedies(findings: &[Finding]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for severity in [Severity::Problem, Severity::Warning] {
+        for finding in findings.iter().filter(|f| f.verdict == severity) {
+            writeln!(out, "\n{}: {}", finding.check, finding.found)?;
+            writeln!(out, "  → {}", finding.remedy)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The families' queues: their arguments, their members, and whether anybody reads them.
+
+use lapin::types::AMQPValue;
+use serde_json::Value;
+use shared::{Family, topology::Topology};
+
+use super::finding::Finding;
+use crate::management::{Management, encode};
+
+/// Below, a quorum queue does not outlive the loss of a member.
+const FEWEST_MEMBERS: usize = 3;
+
+/// What a policy must not say about a queue whose messages are the only copy.
+const LOSSY: [&str; 5] = [
+    "delivery-limit",
+    "expires",
+    "max-length",
+    "max-length-bytes",
+    "message-ttl",
+];
+
+pub(super) async fn check(
+    management: &Management,
+    vhost: &str,
+    topology: &Topology,
+) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for family in Family::ALL {
+        let name = topology.queue(family);
+        let path = format!("/api/queues/{}/{}", encode(vhost), encode(&name));
+        let Some(queue) = management.find(&path).await? else {
+            findings.push(Finding::problem(
+                format!("queue {name}"),
+                "does not exist",
+                "run `hookctl setup`, or start a service with DECLARE_TOPOLOGY=true",
+            ));
+            continue;
+        };
+        findings.push(arguments(&queue, &name, vhost));
+        findings.extend(policy(&queue, &name));
+        findings.push(members(&queue, &name));
+        findings.push(consumers(&queue, &name, family));
+    }
+    Ok(findings)
+}
+
+fn arguments(queue: &Value, name: &str, vhost: &str) -> Finding {
+    let check = format!("queue {name}");
+    let actual = &queue["arguments"];
+    let mut differences = Vec::new();
+    if queue["durable"] != true {
+        differences.push("it is not durable".to_owned());
+    }
+    let expected = Topology::queue_arguments();
+    for (argument, value) in expected.inner() {
+        let value = json(value);
+        let actual = &actual[argument.as_str()];
+        if *actual != value {
+            let actual = match actual {
+                Value::Null => "not set".to_owned(),
+                actual => actual.to_string(),
+            };
+            differences.push(format!("{argument} is {actual}, not {value}"));
+        }
+    }
+    for (argument, value) in actual.as_object().into_iter().flatten() {
+        if !expected
+            .inner()
+            .keys()
+            .any(|known| known.as_str() == argument)
+        {
+            differences.push(format!("{argument} is {value}, and should not be set"));
+        }
+    }
+    if differences.is_empty() {
+        return Finding::ok(check, "arguments as they should be");
+    }
+    let waiting = queue["messages"].as_u64().unwrap_or(0);
+    Finding::problem(
+        check,
+        format!("{}; {waiting} message(s) in it", differences.join(", ")),
+        format!(
+            "let its worker empty it, then `rabbitmqctl delete_queue --if-empty -p {vhost} {name}` \
+             and `hookctl setup`; ingest spools what comes meanwhile"
+        ),
+    )
+}
+
+fn json(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into(),
+        AMQPValue::LongLongInt(number) => (*number).into(),
+        other => format!("{other:?}").into(),
+    }
+}
+
+/// A policy changes queues without their arguments showing it.
+fn policy(queue: &Value, name: &str) -> Option<Finding> {
+    let definition = queue["effective_policy_definition"].as_object()?;
+    let lossy: Vec<_> = LOSSY
+        .into_iter()
+        .filter_map(|key| definition.get(key).map(|value| format!("{key} {value}")))
+        .collect();
+    (!lossy.is_empty()).then(|| {
+        Finding::problem(
+            format!("policy of {name}"),
+            format!("lets messages be dropped: {}", lossy.join(", ")),
+            format!("take the queue out of the policy {}", queue["policy"]),
+        )
+    })
+}
+
+fn members(queue: &Value, name: &str) -> Finding {
+    let check = format!("members of {name}");
+    let count = |key: &str| queue[key].as_array().map_or(0, Vec::len);
+    let (all, online) = (count("members"), count("online"));
+    let found = format!("{online} of {all} online");
+    let remedy = format!(
+        "add nodes to the cluster, then `rabbitmq-queues grow <node> all --queue-pattern {name}`: \
+         an event must be on {FEWEST_MEMBERS} nodes to outlive one of them"
+    );
+    if all == 0 {
+        Finding::problem(check, "it is no quorum queue: one node holds it", remedy)
+    } else if online <= all / 2 {
+        Finding::problem(
+            check,
+            format!("{found}: it takes and gives nothing"),
+            "bring its nodes back: `rabbitmq-queues quorum_status` shows which",
+        )
+    } else if online < all {
+        Finding::warning(check, found, "bring the absent node back")
+    } else if all < FEWEST_MEMBERS {
+        Finding::warning(check, found, remedy)
+    } else {
+        Finding::ok(check, found)
+    }
+}
+
+fn consumers(queue: &Value, name: &str, family: Family) -> Finding {
+    let check = format!("consumers of {name}");
+    let waiting = queue["messages"].as_u64().unwrap_or(0);
+    match queue["consumers"].as_u64().unwrap_or(0) {
+        0 => Finding::problem(
+            check,
+            format!("none; {waiting} message(s) wait"),
+            format!(
+                "start {}: its log and /readyz say why it does not subscribe",
+                shared::Program::Worker(family)
+            ),
+        ),
+        consumers => Finding::ok(
+            check,
+            format!("{consumers}; {waiting} message(s) in the queue"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case(json!({"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}), None)]
+    #[case(json!({"x-queue-type": "quorum", "x-delivery-limit": 20}), Some("x-delivery-limit is 20, not 1000000"))]
+    #[case(json!({"x-queue-type": "quorum"}), Some("x-delivery-limit is not set"))]
+    #[case(
+        json!({"x-queue-type": "quorum", "x-delivery-limit": 1_000_000, "x-message-ttl": 5}),
+        Some("x-message-ttl is 5, and should not be set")
+    )]
+    fn a_drift_names_the_argument_and_both_values(
+        #[case] actual: Value,
+        #[case] difference: Option<&str>,
+    ) {
+        let queue = json!({"durable": true, "arguments": actual, "messages": 7});
+        let finding = arguments(&queue, "q", "/");
+        assert_eq!(finding.is_problem(), difference.is_some());
+        let text = format!("{finding:?}");
+        assert!(
+            difference.is_none_or(|d| text.contains(d) && text.contains("7 message")),
+            "{text}"
+        );
+    }
+
+    #[rstest]
+    #[case(json!({}), true)]
+    #[case(json!({"members": ["a", "b", "c"], "online": ["a"]}), true)]
+    #[case(json!({"members": ["a", "b", "c"], "online": ["a", "b"]}), false)]
+    #[case(json!({"members": ["a"], "online": ["a"]}), false)]
+    fn a_queue_without_a_majority_is_a_problem(#[case] queue: Value, #[case] problem: bool) {
+        assert_eq!(members(&queue, "q").is_problem(), problem);
+    }
+
+    #[test]
+    fn a_policy_that_drops_messages_is_a_problem() {
+        let queue = json!({"policy": "p", "effective_policy_definition": {"message-ttl": 5}});
+        assert!(policy(&queue, "q").is_some_and(|finding| finding.is_problem()));
+        let queue = json!({"effective_policy_definition": {"queue-leader-locator": "balanced"}});
+        assert!(policy(&queue, "q").is_none());
+        // RabbitMQ writes an empty one so.
+        assert!(policy(&json!({"effective_policy_definition": []}), "q").is_none());
+    }
+}

@@ -1,0 +1,122 @@
+//! Services that were named: whether they are ready, and what time they think it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
+use hyper::{Response, StatusCode, Uri, header, http::uri::PathAndQuery};
+use serde_json::Value;
+
+use super::{clocks::Reading, finding::Finding};
+use crate::http::{self, Http};
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Counts events of a known family that came by the catch-all queue.
+const MISROUTED: &str = "pleo_worker_misrouted_total";
+
+pub(super) async fn check(urls: &[Uri]) -> Vec<Finding> {
+    if urls.is_empty() {
+        return vec![Finding::skipped("services", "no --url of one")];
+    }
+    let http = Http::new();
+    let mut findings = Vec::new();
+    for url in urls {
+        let place = url.authority().map_or("", |authority| authority.as_str());
+        let before = Utc::now();
+        let answer = http.get(at(url, "/readyz"), ANSWER_WITHIN).await;
+        let after = Utc::now();
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                findings.push(Finding::problem(
+                    format!("service at {place}"),
+                    http::reason(&error),
+                    "start it; its log says why it ended",
+                ));
+                continue;
+            }
+        };
+        findings.push(readiness(&answer, place));
+        if let Some(theirs) = date(&answer) {
+            let reading = Reading {
+                before,
+                theirs,
+                after,
+                resolution: TimeDelta::seconds(1),
+            };
+            findings.push(reading.judge(place));
+        }
+        let metrics = http.get(at(url, "/metrics"), ANSWER_WITHIN).await;
+        if let Ok(metrics) = metrics {
+            findings.extend(misrouted(&String::from_utf8_lossy(metrics.body()), place));
+        }
+    }
+    findings
+}
+
+fn at(url: &Uri, path: &'static str) -> Uri {
+    let mut parts = url.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::from_static(path));
+    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
+}
+
+fn readiness(answer: &Response<Bytes>, place: &str) -> Finding {
+    let check = format!("service at {place}");
+    let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+    match (answer.status(), body["checks"].as_array()) {
+        (StatusCode::OK, Some(_)) => Finding::ok(check, "ready"),
+        (_, Some(checks)) => {
+            let failed = checks.iter().filter(|check| check["ok"] == false);
+            let failed: Vec<_> = failed
+                .map(|check| {
+                    let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
+                    format!("{}: {}", text("name"), text("reason"))
+                })
+                .collect();
+            Finding::problem(
+                check,
+                format!("not ready ({})", failed.join(", ")),
+                "see what it lacks; it becomes ready by itself once that is there",
+            )
+        }
+        (status, None) => Finding::skipped(check, format!("{status} for /readyz: no private port")),
+    }
+}
+
+fn date(answer: &Response<Bytes>) -> Option<DateTime<Utc>> {
+    let date = answer.headers().get(header::DATE)?.to_str().ok()?;
+    Some(DateTime::parse_from_rfc2822(date).ok()?.to_utc())
+}
+
+fn misrouted(metrics: &str, place: &str) -> Option<Finding> {
+    let counts = metrics
+        .lines()
+        .filter(|line| line.starts_with(MISROUTED))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+    let count: f64 = counts.sum();
+    (count > 0.0).then(|| {
+        Finding::warning(
+            format!("routes of {place}"),
+            format!(
+                "{count} event(s) of a known family came by the catch-all queue since its start"
+            ),
+            "see which binding is missing above: `hookctl setup` adds it; the events are stored \
+             all the same",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misrouted_events_are_counted_over_all_series() {
+        let metrics = "# HELP pleo_worker_misrouted_total x\n\
+                       pleo_worker_misrouted_total{family=\"other\"} 2\nother 5\n";
+        let finding = misrouted(metrics, "x").expect("a finding");
+        assert!(format!("{finding:?}").contains("2 event(s)"));
+        assert!(misrouted(&metrics.replace(" 2", " 0"), "x").is_none());
+    }
+}

@@ -20,5 +20,6 @@ pub mod sample;
 pub mod secrets;
 pub mod send;
 pub mod setup;
+pub mod tail;
 pub mod typed_table;
 pub mod verdict;

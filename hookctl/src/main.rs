@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use hookctl::{dead_letters, doctor, health, load, reconcile, send, setup, verdict};
+use hookctl::{dead_letters, doctor, health, load, reconcile, send, setup, tail, verdict};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -26,6 +26,7 @@ enum Command {
     Send(send::Args),
     Load(load::Args),
     Doctor(doctor::Args),
+    Tail(tail::Args),
 }
 
 #[tokio::main]
@@ -39,5 +40,6 @@ async fn main() -> ExitCode {
         Command::Send(args) => send::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Tail(args) => tail::run(args).await,
     })
 }

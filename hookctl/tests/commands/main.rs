@@ -5,3 +5,4 @@ mod doctor;
 mod load;
 mod place;
 mod send;
+mod tail;

@@ -1,0 +1,200 @@
+//! `hookctl tail`: events as they are stored.
+
+mod cursor;
+mod event;
+
+use std::{io, time::Duration};
+
+use anyhow::Context;
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use shared::{
+    Family,
+    broker::reconnect_delays,
+    config::{DatabaseArgs, parse_duration},
+    shutdown,
+};
+use sqlx::{Connection, PgConnection, Postgres, QueryBuilder, postgres::PgConnectOptions};
+use tokio::time::{sleep, timeout};
+
+use self::{cursor::Cursor, event::Event};
+use crate::{
+    database,
+    output::OutputArgs,
+    verdict::{Verdict, WrongSettings},
+};
+
+/// How often to look for new events.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// For each answer, and each row of it.
+const ROW_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Show events as workers store them, until Ctrl-C.
+///
+/// It only reads from `events`, so any user who may do that will do. It goes on by itself after a
+/// restart of Postgres.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+
+    /// Only those of a family: export-job, vendor or other
+    #[arg(long, value_parser = parse_family)]
+    pub family: Option<Family>,
+
+    /// Only those with a problem
+    #[arg(long)]
+    pub problems: bool,
+
+    /// Begin with so many that are stored already
+    #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 10)]
+    pub lines: u32,
+
+    /// Begin with those that were stored within this time, instead
+    #[arg(long, value_parser = parse_duration, conflicts_with = "lines")]
+    pub since: Option<Duration>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub output: OutputArgs,
+}
+
+/// Runs the subcommand.
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let options = args.database.postgres().map_err(WrongSettings::new)?;
+    let stop = shutdown::on_signal()?;
+    match stop.run_until_cancelled(args.follow(&options)).await {
+        Some(ended) => Err(ended),
+        None => Ok(Verdict::Fine),
+    }
+}
+
+impl Args {
+    /// Ends only with an error: one before the first look was over, or one of the output.
+    #[expect(clippy::print_stderr, reason = "notes beside the events")]
+    async fn follow(&self, options: &PgConnectOptions) -> anyhow::Error {
+        let begun = async {
+            let mut connection = database::connect(options).await?;
+            let cursor = self.begin(&mut connection).await?;
+            anyhow::Ok((connection, cursor))
+        };
+        let (mut connection, mut cursor) = match begun.await {
+            Ok(begun) => begun,
+            Err(error) => return error,
+        };
+        loop {
+            let error = self.watch(connection, &mut cursor).await;
+            if error.is::<io::Error>() {
+                return error;
+            }
+            eprintln!("postgres is away ({error:#}); waiting for it");
+            let mut delays = reconnect_delays();
+            connection = loop {
+                sleep(delays.next().unwrap_or_default()).await;
+                if let Ok(connection) = database::connect(options).await {
+                    break connection;
+                }
+            };
+            eprintln!("postgres is back");
+        }
+    }
+
+    /// Shows what is stored already, and says where to go on.
+    async fn begin(&self, connection: &mut PgConnection) -> anyhow::Result<Cursor> {
+        // One snapshot for all: what the last events leave out must not look new afterwards.
+        let mut snapshot = connection
+            .begin_with("begin isolation level repeatable read")
+            .await?;
+        let now: DateTime<Utc> = sqlx::query_scalar("select now()")
+            .fetch_one(&mut *snapshot)
+            .await?;
+        if let Some(since) = self.since {
+            return Ok(Cursor::from(now - since));
+        }
+        let mut cursor = Cursor::after(now);
+        let recent: Vec<(String, DateTime<Utc>)> =
+            sqlx::query_as("select webhook_id, stored_at from events where stored_at >= $1")
+                .bind(cursor.lower_bound())
+                .fetch_all(&mut *snapshot)
+                .await?;
+        for (webhook_id, stored_at) in recent {
+            cursor.pass(webhook_id, stored_at);
+        }
+        let mut last: Vec<Event> = self
+            .select()
+            .push(" order by stored_at desc, webhook_id desc limit ")
+            .push_bind(i64::from(self.lines))
+            .build_query_as()
+            .fetch_all(&mut *snapshot)
+            .await?;
+        last.reverse();
+        for event in &last {
+            self.output.print(event, Event::to_string)?;
+        }
+        Ok(cursor)
+    }
+
+    /// Shows what is new, again and again, until the connection ends.
+    async fn watch(&self, mut connection: PgConnection, cursor: &mut Cursor) -> anyhow::Error {
+        loop {
+            if let Err(error) = self.look(&mut connection, cursor).await {
+                return error;
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look(&self, connection: &mut PgConnection, cursor: &mut Cursor) -> anyhow::Result<()> {
+        let mut query = self.select();
+        query
+            .push(" and stored_at >= ")
+            .push_bind(cursor.lower_bound())
+            .push(" order by stored_at, webhook_id");
+        let mut events = query.build_query_as::<Event>().fetch(connection);
+        while let Some(event) = timeout(ROW_DEADLINE, events.try_next())
+            .await
+            .context("no answer in time")??
+        {
+            if cursor.pass(event.webhook_id.clone(), event.stored_at) {
+                self.output.print(&event, Event::to_string)?;
+            }
+        }
+        cursor.forget();
+        Ok(())
+    }
+
+    /// The events that are wanted, up to further conditions and an order.
+    fn select(&self) -> QueryBuilder<Postgres> {
+        let mut query = QueryBuilder::new(
+            "select webhook_id, event_type, company_id, resource_id, received_at, stored_at,
+                    attempts, problem
+               from events where true",
+        );
+        if self.problems {
+            query.push(" and problem is not null");
+        }
+        if let Some(family) = self.family {
+            // As `EventType::family` decides it.
+            let resources: Vec<_> = Family::ALL
+                .into_iter()
+                .filter_map(Family::resource)
+                .collect();
+            query
+                .push(" and case when event_type ~ '^[^.]+[.][^.]+[.][^.]+$'")
+                .push(" and split_part(event_type, '.', 2) = any (")
+                .push_bind(resources)
+                .push(") then split_part(event_type, '.', 2) else 'other' end = ")
+                .push_bind(family.name());
+        }
+        query
+    }
+}
+
+fn parse_family(text: &str) -> Result<Family, String> {
+    Family::ALL
+        .into_iter()
+        .find(|family| family.name() == text)
+        .ok_or_else(|| format!("must be {}", Family::ALL.map(Family::name).join(", ")))
+}

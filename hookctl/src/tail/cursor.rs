@@ -1,0 +1,84 @@
+//! How far a tail has come.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+/// `stored_at` is the time at which a worker's transaction began, and a row shows only after its
+/// commit: a later row may have an earlier time. Workers give a transaction up after 30 s.
+const LATE: TimeDelta = TimeDelta::seconds(60);
+
+/// How far a tail has come: whatever was stored since some time before the newest event is looked at
+/// again, and what was seen of it is remembered.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    newest: DateTime<Utc>,
+    seen: HashMap<String, DateTime<Utc>>,
+}
+
+impl Cursor {
+    /// Everything that was stored from this time on is new.
+    pub(super) fn from(time: DateTime<Utc>) -> Self {
+        Self::after(time + LATE)
+    }
+
+    /// Everything is new that shows after this time, and so may have been stored a little before.
+    pub(super) fn after(time: DateTime<Utc>) -> Self {
+        Self {
+            newest: time,
+            seen: HashMap::new(),
+        }
+    }
+
+    /// The earliest time from which on something may be new.
+    pub(super) fn lower_bound(&self) -> DateTime<Utc> {
+        self.newest - LATE
+    }
+
+    /// Notes an event; whether it was new.
+    pub(super) fn pass(&mut self, webhook_id: String, stored_at: DateTime<Utc>) -> bool {
+        self.newest = self.newest.max(stored_at);
+        self.seen.insert(webhook_id, stored_at).is_none()
+    }
+
+    /// Forgets what will not be looked at again. Not in the middle of a look, whose lower bound is
+    /// an older one.
+    pub(super) fn forget(&mut self) {
+        let bound = self.lower_bound();
+        self.seen.retain(|_, stored_at| *stored_at >= bound);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(second, 0).expect("a time")
+    }
+
+    #[test]
+    fn an_event_is_new_once_also_where_it_shows_late() {
+        let mut cursor = Cursor::after(at(1_000));
+        assert!(cursor.pass("b".into(), at(1_100)));
+        cursor.forget();
+        assert_eq!(cursor.lower_bound(), at(1_040));
+        assert!(
+            cursor.pass("a".into(), at(1_050)),
+            "began before, shows after"
+        );
+        assert!(!cursor.pass("b".into(), at(1_100)));
+        assert!(!cursor.pass("a".into(), at(1_050)));
+    }
+
+    #[test]
+    fn what_is_out_of_sight_is_forgotten() {
+        let mut cursor = Cursor::from(at(1_000));
+        assert_eq!(cursor.lower_bound(), at(1_000));
+        for second in 1_000..2_000 {
+            cursor.pass(second.to_string(), at(second));
+        }
+        cursor.forget();
+        assert_eq!(cursor.seen.len(), 61);
+    }
+}

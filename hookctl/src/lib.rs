@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod age;
+pub mod completions;
 pub mod database;
 pub mod dead_letters;
 pub mod delivery;

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use hookctl::{dead_letters, doctor, health, load, reconcile, send, setup, tail, verdict};
+use clap::{CommandFactory, Parser, Subcommand};
+use hookctl::{
+    completions, dead_letters, doctor, health, load, reconcile, send, setup, tail, verdict,
+};
 use shared::config;
 
 /// Operates a webhook pipeline.
@@ -27,6 +29,7 @@ enum Command {
     Load(load::Args),
     Doctor(doctor::Args),
     Tail(tail::Args),
+    Completions(completions::Args),
 }
 
 #[tokio::main]
@@ -41,5 +44,6 @@ async fn main() -> ExitCode {
         Command::Load(args) => load::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Tail(args) => tail::run(args).await,
+        Command::Completions(args) => completions::run(*args, &mut Cli::command()),
     })
 }

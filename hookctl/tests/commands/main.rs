@@ -1,6 +1,7 @@
 //! The everyday commands of `hookctl`, as the real program on a real RabbitMQ (`AMQP_URL`,
 //! `RABBITMQ_MANAGEMENT_URL`) and Postgres (`DATABASE_URL`), with a real ingest service.
 
+mod completions;
 mod doctor;
 mod load;
 mod place;

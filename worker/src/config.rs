@@ -36,6 +36,19 @@ pub struct Config {
     /// How long receipts of stored events are kept to recognise repetitions (other-worker)
     #[arg(long, env = "RECEIPT_RETENTION", default_value = "7d", value_parser = parse_retention)]
     pub receipt_retention: Duration,
+
+    /// How long events are kept that are no dead letters: forever, or at least 30d (other-worker)
+    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
+    pub event_retention: EventRetention,
+}
+
+/// How long events are kept that are no dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventRetention {
+    /// Until somebody else deletes them.
+    Forever,
+    /// For at least this long after their receipt.
+    For(Duration),
 }
 
 /// Senders repeat a webhook for up to 75 hours.
@@ -45,4 +58,36 @@ fn parse_retention(text: &str) -> Result<Duration, String> {
         return Err("must be at least 4d: senders repeat a webhook for days".to_owned());
     }
     Ok(duration)
+}
+
+/// The function in the database that deletes them refuses less as well.
+fn parse_event_retention(text: &str) -> Result<EventRetention, String> {
+    if text == "forever" {
+        return Ok(EventRetention::Forever);
+    }
+    let duration = parse_duration(text)?;
+    if duration < Duration::from_secs(30 * 24 * 3_600) {
+        return Err("must be `forever` or at least 30d".to_owned());
+    }
+    Ok(EventRetention::For(duration))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_kept_for_a_month_at_least() {
+        assert_eq!(
+            parse_event_retention("forever"),
+            Ok(EventRetention::Forever)
+        );
+        assert_eq!(
+            parse_event_retention("30d"),
+            Ok(EventRetention::For(Duration::from_secs(2_592_000)))
+        );
+        for bad in ["", "29d", "0s", "never", "30"] {
+            assert!(parse_event_retention(bad).is_err(), "{bad}");
+        }
+    }
 }

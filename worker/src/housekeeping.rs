@@ -1,137 +1,164 @@
-//! What one worker does for all: the ledger of receipts without an event, and the sweep of old
-//! receipts. It belongs to the worker of the `other` family, which every deployment runs.
+//! The sweeps of what is old: receipts, and events where the operator asks for that. One worker does
+//! it for all, that of the `other` family; several replicas of it leave each other's rows alone.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use prometheus::{Gauge, IntGauge};
+use prometheus::{IntCounterVec, Opts};
 use shared::{
     database::{DeadlineTransaction, TransactionError},
     metrics::ServiceMetrics,
 };
 use sqlx::PgPool;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::warn;
+
+use crate::config::EventRetention;
 
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// For one statement; Postgres' own limit ends it earlier, so that none goes on unseen.
+/// Between two batches, so that a long backlog takes no more than its share of the disk.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// For one batch; Postgres' own limit ends a statement earlier, so that none goes on unseen.
 const DEADLINE: Duration = Duration::from_secs(70);
 
+/// A swept row may come back after a crash, to be swept again.
 const BEGIN: &str = "begin;
     set local synchronous_commit = off;
     set local lock_timeout = '2s';
     set local statement_timeout = '60s'";
 
-/// Receipts deleted in one statement: small enough to hold no lock for long.
-const SWEEP_BATCH: u64 = 5_000;
+/// Rows of one transaction: small enough to hold no lock for long.
+const BATCH: i32 = 1_000;
 
-/// The ledger in figures.
-struct Ledger {
-    unstored: IntGauge,
-    oldest_seconds: Gauge,
+/// What is swept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Receipts of stored events.
+    Receipts,
+    /// Events that are no dead letters.
+    Events,
 }
 
-impl Ledger {
-    fn register(metrics: &ServiceMetrics) -> Self {
-        let unstored = IntGauge::new(
-            "pleo_ledger_unstored_receipts",
-            "Accepted events that are neither stored nor spooled, so they must be in RabbitMQ",
-        )
-        .expect("a valid name");
-        let oldest_seconds = Gauge::new(
-            "pleo_ledger_oldest_unstored_seconds",
-            "The age of the oldest of them; 0 if there is none",
-        )
-        .expect("a valid name");
-        metrics.register(unstored.clone());
-        metrics.register(oldest_seconds.clone());
-        Self {
-            unstored,
-            oldest_seconds,
+impl Table {
+    const ALL: [Self; 2] = [Self::Receipts, Self::Events];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Receipts => "webhook_receipts",
+            Self::Events => "events",
+        }
+    }
+
+    /// Deletes at most `$2` rows that are older than `$1` seconds, the oldest ones, and answers with
+    /// their number. Rows that somebody else has locked are left for later.
+    const fn statement(self) -> &'static str {
+        match self {
+            // Only where the event is stored: any other receipt may be all that is left of it.
+            Self::Receipts => {
+                "with old as (
+                     select webhook_id from webhook_receipts r
+                      where received_at < now() - make_interval(secs => $1)
+                        and exists (select from events e where e.webhook_id = r.webhook_id)
+                      order by received_at
+                      limit $2
+                        for update skip locked),
+                 swept as (
+                     delete from webhook_receipts r using old
+                      where r.webhook_id = old.webhook_id
+                     returning 1)
+                 select count(*) from swept"
+            }
+            // A function with its owner's rights, as no account may delete events as it likes.
+            Self::Events => "select sweep_events(now() - make_interval(secs => $1), $2)",
         }
     }
 }
 
-/// Looks at the ledger and sweeps receipts older than `retention`, for ever. It may be cancelled
-/// anywhere.
-pub async fn run(pool: PgPool, metrics: ServiceMetrics, retention: Duration) {
-    let ledger = Ledger::register(&metrics);
-    // Stored receipts stay stored, so each look starts at the oldest one that was not.
-    let mut since = DateTime::UNIX_EPOCH;
-    loop {
-        match look_at_ledger(&pool, &ledger, since).await {
-            Ok(next) => since = next,
-            Err(error) => warn!(%error, "cannot look at the ledger"),
+/// Sweeps both tables.
+pub struct Housekeeping {
+    pool: PgPool,
+    receipts: Duration,
+    events: EventRetention,
+    swept: IntCounterVec,
+}
+
+impl Housekeeping {
+    /// Registers its metric. `receipts` is how long those of stored events are kept.
+    pub fn new(
+        pool: PgPool,
+        metrics: &ServiceMetrics,
+        receipts: Duration,
+        events: EventRetention,
+    ) -> Self {
+        let swept = IntCounterVec::new(
+            Opts::new(
+                "pleo_housekeeping_swept_total",
+                "Rows that were deleted because they were old",
+            ),
+            &["table"],
+        )
+        .expect("a valid name");
+        metrics.register(swept.clone());
+        for table in Table::ALL {
+            swept.with_label_values(&[table.name()]);
         }
+        Self {
+            pool,
+            receipts,
+            events,
+            swept,
+        }
+    }
+
+    /// Sweeps again and again, for ever. It may be cancelled anywhere.
+    pub async fn run(self) {
         loop {
-            match sweep(&pool, retention).await {
-                Ok(SWEEP_BATCH) => {}
-                Ok(_) => break,
-                Err(error) => {
-                    warn!(%error, "cannot sweep receipts");
-                    break;
+            for table in Table::ALL {
+                if let Err(error) = self.sweep(table).await {
+                    warn!(%error, table = table.name(), "cannot sweep");
                 }
             }
+            sleep(INTERVAL).await;
         }
-        tokio::time::sleep(INTERVAL).await;
     }
-}
 
-/// Counts receipts without an event, in the spool or elsewhere; answers with where the next look
-/// has to start.
-async fn look_at_ledger(
-    pool: &PgPool,
-    ledger: &Ledger,
-    since: DateTime<Utc>,
-) -> Result<DateTime<Utc>, TransactionError> {
-    /// A receipt shows up only when its transaction commits, some time after its `received_at`.
-    const SHOWS_UP_WITHIN: Duration = Duration::from_secs(60);
-    let now = Utc::now();
-    let mut transaction =
-        DeadlineTransaction::begin(pool, BEGIN, Instant::now() + DEADLINE).await?;
-    let (count, oldest): (i64, Option<DateTime<Utc>>) = transaction
-        .run(async |connection| {
-            sqlx::query_as(
-                "select count(*), min(received_at) from unstored_receipts where received_at >= $1",
-            )
-            .bind(since)
-            .fetch_one(connection)
-            .await
-        })
-        .await?;
-    transaction.rollback().await?;
-    ledger.unstored.set(count);
-    ledger
-        .oldest_seconds
-        .set(oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64()));
-    // Spooled events have left the view, yet their receipts may be swept only with the event; the
-    // sweep looks for itself.
-    Ok(oldest.unwrap_or(now).min(now - SHOWS_UP_WITHIN))
-}
+    /// Deletes whatever is older than its retention, batch by batch.
+    pub async fn sweep(&self, table: Table) -> Result<(), TransactionError> {
+        let retention = match (table, self.events) {
+            (Table::Receipts, _) => self.receipts,
+            (Table::Events, EventRetention::For(retention)) => retention,
+            (Table::Events, EventRetention::Forever) => return Ok(()),
+        };
+        loop {
+            let swept = self.sweep_batch(table, retention).await?;
+            self.swept
+                .with_label_values(&[table.name()])
+                .inc_by(u64::try_from(swept).unwrap_or(0));
+            if swept < i64::from(BATCH) {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
+        }
+    }
 
-/// Deletes a batch of receipts that are old and whose event is stored.
-async fn sweep(pool: &PgPool, retention: Duration) -> Result<u64, TransactionError> {
-    let mut transaction =
-        DeadlineTransaction::begin(pool, BEGIN, Instant::now() + DEADLINE).await?;
-    let swept = transaction
-        .run(async |connection| {
-            let deleted = sqlx::query(
-                "delete from webhook_receipts
-                  where webhook_id in (
-                        select r.webhook_id from webhook_receipts r
-                         where r.received_at < now() - make_interval(secs => $1)
-                           and exists (select from events e where e.webhook_id = r.webhook_id)
-                         limit $2
-                           for update skip locked)",
-            )
-            .bind(retention.as_secs_f64())
-            .bind(i64::try_from(SWEEP_BATCH).unwrap_or(i64::MAX))
-            .execute(connection)
+    async fn sweep_batch(
+        &self,
+        table: Table,
+        retention: Duration,
+    ) -> Result<i64, TransactionError> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut transaction = DeadlineTransaction::begin(&self.pool, BEGIN, deadline).await?;
+        let swept = transaction
+            .run(async |connection| {
+                sqlx::query_scalar(table.statement())
+                    .bind(retention.as_secs_f64())
+                    .bind(BATCH)
+                    .fetch_one(connection)
+                    .await
+            })
             .await?;
-            Ok(deleted.rows_affected())
-        })
-        .await?;
-    transaction.commit().await?;
-    Ok(swept)
+        transaction.commit().await?;
+        Ok(swept)
+    }
 }

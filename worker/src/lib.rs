@@ -13,6 +13,7 @@ pub mod consumer;
 pub mod families;
 pub mod housekeeping;
 pub mod jsonb;
+pub mod ledger;
 pub mod metrics;
 pub mod persistence;
 pub mod problem;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    config::Config, consumer::Consumer, housekeeping, metrics::Metrics, persistence::Persistence,
-    spool_reader::SpoolReader,
+    config::Config, consumer::Consumer, housekeeping::Housekeeping, ledger::Ledger,
+    metrics::Metrics, persistence::Persistence, spool_reader::SpoolReader,
 };
 
 /// How often the spool's state is measured.
@@ -47,8 +47,8 @@ pub async fn main(family: Family) -> ExitCode {
 pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new(family);
     let name = Program::Worker(family).name();
-    // The batches, the spool reader, and one for probes and measurements.
-    let connections = u32::try_from(config.batches_in_flight + 2).unwrap_or(u32::MAX);
+    // The batches, the spool reader, and two for probes, measurements and sweeps.
+    let connections = u32::try_from(config.batches_in_flight + 3).unwrap_or(u32::MAX);
     let pool = database::pool(config.stores.postgres()?, name, connections);
     let persistence = Arc::new(Persistence::new(pool.clone(), family, metrics.clone()));
     let consumer = Consumer {
@@ -88,11 +88,14 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     let mut looks = JoinSet::new();
     looks.spawn(measure_spool(pool.clone(), metrics.clone(), family));
     if family == Family::Other {
-        looks.spawn(housekeeping::run(
+        looks.spawn(Ledger::new(pool.clone(), &metrics.service).run());
+        let housekeeping = Housekeeping::new(
             pool,
-            metrics.service,
+            &metrics.service,
             config.receipt_retention,
-        ));
+            config.event_retention,
+        );
+        looks.spawn(housekeeping.run());
     }
     // Without one of its parts the worker is better off restarted than half alive.
     tokio::select! {

@@ -11,6 +11,8 @@ revoke all on
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     unstored_receipts, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+revoke all on function sweep_events(timestamptz, integer)
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 revoke all on schema :"schema"
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 -- Databases that come from Postgres 14 or older let everybody create tables.
@@ -53,8 +55,11 @@ grant select,
 grant insert (webhook_id, body_sha256, received_at, published_at)
    on webhook_receipts to :"export_job_worker", :"vendor_worker", :"other_worker";
 
--- One worker keeps house: it sweeps receipts and looks at the ledger. To lock the rows that it is
+-- One worker keeps house: it sweeps receipts and looks at the ledger and the dead letters. To lock the rows that it is
 -- about to delete it needs the right to update some column.
 grant select (webhook_id, received_at), update (published_at), delete
    on webhook_receipts to :"other_worker";
 grant select on unstored_receipts to :"other_worker";
+grant select (event_type) on dead_letters to :"other_worker";
+-- Old events go only by this function, which leaves young ones and dead letters alone.
+grant execute on function sweep_events(timestamptz, integer) to :"other_worker";

@@ -76,6 +76,7 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
             "select * from latest_events",
             "select * from dead_letters",
             "select * from unstored_receipts",
+            "select sweep_events('-infinity', 1)",
             "select id from vendors",
             "select id from export_jobs",
             "insert into events (webhook_id) values ('m')",
@@ -121,6 +122,19 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
             "select webhook_id from webhook_receipts",
             "update webhook_receipts set published_at = null",
             "select * from unstored_receipts",
+            "select event_type from dead_letters",
+            "select sweep_events('-infinity', 1)",
+        ],
+    )
+    .await;
+    let mut other = place.postgres(OTHER).await.expect("it logs in");
+    assert_denied(
+        &mut other,
+        "other-worker",
+        &[
+            "select payload from dead_letters",
+            "select sweep_events(now(), 1)",
+            "select sweep_events('infinity', 1)",
         ],
     )
     .await;

@@ -8,5 +8,6 @@ mod events;
 mod failures;
 mod order;
 mod properties;
+mod retention;
 mod sample;
 mod spool;

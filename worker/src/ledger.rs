@@ -1,0 +1,135 @@
+//! What one worker shows for all: the ledger of receipts without an event, and the dead letters. It
+//! belongs to the worker of the `other` family, which every deployment runs.
+
+use std::{collections::HashMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts};
+use shared::{
+    EventType, Family,
+    database::{DeadlineTransaction, TransactionError},
+    metrics::ServiceMetrics,
+};
+use sqlx::PgPool;
+use tokio::time::Instant;
+use tracing::warn;
+
+const INTERVAL: Duration = Duration::from_secs(15);
+
+/// For one look; Postgres' own limit ends a statement earlier, so that none goes on unseen.
+const DEADLINE: Duration = Duration::from_secs(70);
+
+const BEGIN: &str = "begin read only; set local statement_timeout = '60s'";
+
+/// A receipt shows up only when its transaction commits, some time after its `received_at`.
+const SHOWS_UP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Looks at the database and shows what it found.
+pub struct Ledger {
+    pool: PgPool,
+    /// Stored receipts stay stored, so each look starts at the oldest one that was not.
+    since: DateTime<Utc>,
+    unstored: IntGauge,
+    oldest_seconds: Gauge,
+    dead_letters: IntGaugeVec,
+    looked_at: Gauge,
+}
+
+impl Ledger {
+    /// Registers its metrics.
+    pub fn new(pool: PgPool, metrics: &ServiceMetrics) -> Self {
+        let this = Self {
+            pool,
+            since: DateTime::UNIX_EPOCH,
+            unstored: IntGauge::new(
+                "pleo_ledger_unstored_receipts",
+                "Accepted events that are neither stored nor spooled, so they must be in RabbitMQ",
+            )
+            .expect("a valid name"),
+            oldest_seconds: Gauge::new(
+                "pleo_ledger_oldest_unstored_seconds",
+                "The age of the oldest of them; 0 if there is none",
+            )
+            .expect("a valid name"),
+            dead_letters: IntGaugeVec::new(
+                Opts::new(
+                    "pleo_dead_letters",
+                    "Events in dead_letters, which wait for an operator",
+                ),
+                &["family"],
+            )
+            .expect("a valid name"),
+            looked_at: Gauge::new(
+                "pleo_ledger_looked_at_timestamp_seconds",
+                "When the figures about receipts and dead letters were last computed, in unix \
+                 seconds; 0 before the first time",
+            )
+            .expect("a valid name"),
+        };
+        metrics.register(this.unstored.clone());
+        metrics.register(this.oldest_seconds.clone());
+        metrics.register(this.dead_letters.clone());
+        metrics.register(this.looked_at.clone());
+        this.show_dead_letters(&HashMap::new());
+        this
+    }
+
+    /// Looks again and again, for ever. It may be cancelled anywhere.
+    pub async fn run(mut self) {
+        loop {
+            if let Err(error) = self.look().await {
+                warn!(%error, "cannot look at the ledger");
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    /// Looks once; after an error the last figures stay.
+    pub async fn look(&mut self) -> Result<(), TransactionError> {
+        let (now, since) = (Utc::now(), self.since);
+        let deadline = Instant::now() + DEADLINE;
+        let mut transaction = DeadlineTransaction::begin(&self.pool, BEGIN, deadline).await?;
+        let (count, oldest): (i64, Option<DateTime<Utc>>) = transaction
+            .run(async |connection| {
+                sqlx::query_as(
+                    "select count(*), min(received_at) from unstored_receipts
+                      where received_at >= $1",
+                )
+                .bind(since)
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        let dead_letters: Vec<(String, i64)> = transaction
+            .run(async |connection| {
+                sqlx::query_as("select event_type, count(*) from dead_letters group by event_type")
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        transaction.rollback().await?;
+
+        self.unstored.set(count);
+        self.oldest_seconds
+            .set(oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64()));
+        let mut by_family = HashMap::new();
+        for (event_type, count) in dead_letters {
+            let family = EventType::parse(&event_type).map_or(Family::Other, |t| t.family());
+            *by_family.entry(family).or_default() += count;
+        }
+        self.show_dead_letters(&by_family);
+        self.looked_at.set(now.timestamp_millis() as f64 / 1_000.0);
+        // Spooled events have left the view, yet their receipts may be swept only with the event; the
+        // sweep looks for itself.
+        self.since = oldest.unwrap_or(now).min(now - SHOWS_UP_WITHIN);
+        Ok(())
+    }
+
+    fn show_dead_letters(&self, by_family: &HashMap<Family, i64>) {
+        for family in Family::ALL {
+            self.dead_letters
+                .with_label_values(&[family.name()])
+                .set(by_family.get(&family).copied().unwrap_or(0));
+        }
+    }
+}

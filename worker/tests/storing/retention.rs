@@ -1,0 +1,272 @@
+//! What is swept when it is old, and what never is.
+
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use prometheus::TextEncoder;
+use shared::{AcceptedEvent, Family, Program, metrics::ServiceMetrics};
+use sqlx::PgPool;
+use tokio::time::timeout;
+use worker::{
+    config::EventRetention,
+    housekeeping::{Housekeeping, Table},
+    ledger::Ledger,
+};
+
+use crate::sample::{SOON, count, event, persist, sql, until_count, vendor, vendor_body};
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+fn metrics() -> ServiceMetrics {
+    ServiceMetrics::new(Program::Worker(Family::Other))
+}
+
+/// Sweeps receipts after a week and events after a month.
+fn housekeeping(pool: &PgPool, metrics: &ServiceMetrics) -> Housekeeping {
+    Housekeeping::new(
+        pool.clone(),
+        metrics,
+        7 * DAY,
+        EventRetention::For(30 * DAY),
+    )
+}
+
+async fn sweep(pool: &PgPool, table: Table) {
+    housekeeping(pool, &metrics())
+        .sweep(table)
+        .await
+        .expect("a sweep");
+}
+
+fn received_days_ago(days: i64, event: AcceptedEvent) -> AcceptedEvent {
+    AcceptedEvent {
+        received_at: Utc::now() - TimeDelta::days(days),
+        ..event
+    }
+}
+
+fn exposed(metrics: &ServiceMetrics) -> String {
+    TextEncoder::new()
+        .encode_to_string(&metrics.registry.gather())
+        .expect("text")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn old_receipts_of_stored_events_are_swept_and_no_others(pool: PgPool) {
+    persist(&pool, ["old", "young"].map(vendor)).await;
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         values ('old', '', now() - interval '8 days'), ('young', '', now() - interval '6 days'),
+                ('nowhere', '', now() - interval '8 days'),
+                ('spooled', '', now() - interval '8 days');
+         insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                    has_receipt, due_at)
+         values ('spooled', '', 'other', 'unknown', '', now(), true, now());
+         -- More than one batch.
+         insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+         select 'many-' || n, 'unknown', now(), '', '' from generate_series(1, 2500) n;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         select 'many-' || n, '', now() - interval '9 days' from generate_series(1, 2500) n",
+    )
+    .await;
+    let metrics = metrics();
+    housekeeping(&pool, &metrics)
+        .sweep(Table::Receipts)
+        .await
+        .expect("a sweep");
+    let left: Vec<String> =
+        sqlx::query_scalar("select webhook_id from webhook_receipts order by webhook_id")
+            .fetch_all(&pool)
+            .await
+            .expect("receipts");
+    assert_eq!(left, ["nowhere", "spooled", "young"]);
+    let exposed = exposed(&metrics);
+    assert!(
+        exposed.contains("pleo_housekeeping_swept_total{table=\"webhook_receipts\"} 2501"),
+        "{exposed}"
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_sweep_waits_for_no_lock(pool: PgPool) {
+    persist(&pool, ["free", "locked"].map(vendor)).await;
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         select webhook_id, '', now() - interval '8 days' from events",
+    )
+    .await;
+    let mut ingest = pool.begin().await.expect("a transaction");
+    sqlx::query("update webhook_receipts set published_at = now() where webhook_id = 'locked'")
+        .execute(&mut *ingest)
+        .await
+        .expect("a lock");
+    timeout(SOON, sweep(&pool, Table::Receipts))
+        .await
+        .expect("no waiting");
+    assert_eq!(
+        count(&pool, "select count(*) from webhook_receipts").await,
+        1
+    );
+    ingest.rollback().await.expect("the end");
+    sweep(&pool, Table::Receipts).await;
+    assert_eq!(
+        count(&pool, "select count(*) from webhook_receipts").await,
+        0
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn old_events_are_swept_but_dead_letters_and_what_has_a_receipt_stay(pool: PgPool) {
+    persist(
+        &pool,
+        [
+            received_days_ago(31, vendor("old")),
+            received_days_ago(29, vendor("young")),
+            received_days_ago(31, vendor("repeated")),
+            received_days_ago(31, event("dead", r#"{"eventType":"v1.vendor.created"}"#)),
+        ],
+    )
+    .await;
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         values ('repeated', '', now())",
+    )
+    .await;
+    sweep(&pool, Table::Events).await;
+    let left: Vec<String> = sqlx::query_scalar("select webhook_id from events order by webhook_id")
+        .fetch_all(&pool)
+        .await
+        .expect("events");
+    assert_eq!(left, ["dead", "repeated", "young"]);
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 3);
+    assert_eq!(
+        count(&pool, "select count(*) from webhook_receipts").await,
+        1
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn events_are_kept_for_ever_unless_asked_otherwise(pool: PgPool) {
+    persist(&pool, [received_days_ago(10_000, vendor("old"))]).await;
+    Housekeeping::new(pool.clone(), &metrics(), 7 * DAY, EventRetention::Forever)
+        .sweep(Table::Events)
+        .await
+        .expect("nothing to do");
+    assert_eq!(count(&pool, "select count(*) from events").await, 1);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_swept_event_that_comes_again_changes_no_newer_state(pool: PgPool) {
+    let old = || {
+        let body = vendor_body("v", "Old", "DRAFT", "2025-02-21T10:05:43Z");
+        received_days_ago(40, event("old", body))
+    };
+    let new = event(
+        "new",
+        vendor_body("v", "New", "ACTIVE", "2025-02-22T10:05:43Z"),
+    );
+    persist(&pool, [old()]).await;
+    persist(&pool, [received_days_ago(1, new)]).await;
+    sweep(&pool, Table::Events).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 1);
+
+    persist(&pool, [old(), old()]).await;
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from events where webhook_id = 'old'"
+        )
+        .await,
+        1
+    );
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from vendors where name = 'New' and webhook_id = 'new'"
+        )
+        .await,
+        1
+    );
+}
+
+/// Ingest has claimed the id of a repetition, and not committed yet; the worker will find the event
+/// stored.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_repetition_on_its_way_keeps_its_event(pool: PgPool) {
+    persist(&pool, [received_days_ago(31, vendor("repeated"))]).await;
+    let mut ingest = pool.begin().await.expect("a transaction");
+    sqlx::query(
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         values ('repeated', '', now())",
+    )
+    .execute(&mut *ingest)
+    .await
+    .expect("a claim");
+    // Without the limit on waiting for a lock, which a busy machine may exceed.
+    let sweeping = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            sqlx::query_scalar::<_, i64>("select sweep_events(now() - interval '30 days', 10)")
+                .fetch_one(&pool)
+                .await
+        }
+    });
+    until_count(
+        &pool,
+        "select count(*) from pg_stat_activity
+          where datname = current_database() and wait_event_type = 'Lock'",
+        1,
+    )
+    .await;
+    ingest.commit().await.expect("committed");
+    assert_eq!(sweeping.await.expect("no panic").expect("a sweep"), 0);
+    assert_eq!(count(&pool, "select count(*) from events").await, 1);
+    assert_eq!(
+        count(&pool, "select count(*) from unstored_receipts").await,
+        0
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn the_ledger_shows_unstored_receipts_and_dead_letters_by_family(pool: PgPool) {
+    persist(
+        &pool,
+        [
+            vendor("healthy"),
+            event("dead-1", r#"{"eventType":"v1.vendor.created"}"#),
+            event("dead-2", r#"{"eventType":"v1.vendor.created","data":{}}"#),
+            event("dead-3", "no JSON"),
+        ],
+    )
+    .await;
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         values ('healthy', '', now()), ('nowhere', '', now() - interval '1 hour')",
+    )
+    .await;
+    let metrics = metrics();
+    let mut ledger = Ledger::new(pool.clone(), &metrics);
+    assert!(exposed(&metrics).contains("pleo_ledger_looked_at_timestamp_seconds 0\n"));
+    ledger.look().await.expect("a look");
+    let exposed = exposed(&metrics);
+    for line in [
+        "pleo_ledger_unstored_receipts 1",
+        "pleo_dead_letters{family=\"export-job\"} 0",
+        "pleo_dead_letters{family=\"vendor\"} 2",
+        "pleo_dead_letters{family=\"other\"} 1",
+    ] {
+        assert!(
+            exposed.lines().any(|found| found == line),
+            "{line}: {exposed}"
+        );
+    }
+    assert!(!exposed.contains("looked_at_timestamp_seconds 0\n"));
+    assert!(
+        exposed.contains("pleo_ledger_oldest_unstored_seconds 360"),
+        "{exposed}"
+    );
+}

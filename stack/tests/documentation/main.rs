@@ -1,0 +1,5 @@
+//! What the documentation promises, held against the real services.
+
+mod metrics;
+mod place;
+mod queries;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use shared::config::{StoreLocations, parse_duration};
 use sqlx::{Connection, PgConnection};
+use worker::config::{EventRetention, parse_event_retention};
 
 use self::{ledger::Ledger, queues::Queues, report::Report};
 use crate::{
@@ -43,9 +44,9 @@ pub struct Args {
     #[arg(long, default_value_t = 20)]
     pub limit: u32,
 
-    /// How long the workers keep events, if not for ever: the events of older typed rows may be gone
-    #[arg(long, env = "EVENT_RETENTION", value_parser = parse_duration)]
-    pub event_retention: Option<Duration>,
+    /// How long the workers keep events, if not forever: the events of older typed rows may be gone
+    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
+    pub event_retention: EventRetention,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -60,8 +60,9 @@ fn parse_retention(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// The function in the database that deletes them refuses less as well.
-fn parse_event_retention(text: &str) -> Result<EventRetention, String> {
+/// Reads `forever` or a duration of at least 30 days; the function in the database that deletes events
+/// refuses less as well.
+pub fn parse_event_retention(text: &str) -> Result<EventRetention, String> {
     if text == "forever" {
         return Ok(EventRetention::Forever);
     }

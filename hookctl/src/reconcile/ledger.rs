@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
-use worker::problem;
+use worker::{config::EventRetention, problem};
 
 use super::typed_tables::{self, Agreement};
 
@@ -73,7 +73,7 @@ impl Ledger {
     pub(super) async fn read(
         connection: &mut PgConnection,
         late_after: Duration,
-        event_retention: Option<Duration>,
+        event_retention: EventRetention,
         limit: u32,
     ) -> Result<Self, sqlx::Error> {
         let receipts = sqlx::query_scalar("select count(*) from webhook_receipts")

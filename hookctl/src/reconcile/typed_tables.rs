@@ -1,10 +1,9 @@
 //! Whether the typed tables agree with `events`.
 
-use std::time::Duration;
-
 use serde::Serialize;
 use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use worker::config::EventRetention;
 
 use crate::typed_table;
 
@@ -34,9 +33,13 @@ impl Agreement {
 /// there is when an event was received, and it may have waited long to be stored.
 pub(super) async fn compare(
     connection: &mut PgConnection,
-    event_retention: Option<Duration>,
+    event_retention: EventRetention,
     limit: u32,
 ) -> Result<Vec<Agreement>, sqlx::Error> {
+    let retention_seconds = match event_retention {
+        EventRetention::Forever => None,
+        EventRetention::For(retention) => Some(retention.as_secs_f64()),
+    };
     let mut agreements = Vec::new();
     for family in Family::ALL {
         let (Some(table), Some(resource)) = (typed_table::name(family), family.resource()) else {
@@ -61,7 +64,7 @@ pub(super) async fn compare(
                                  where e.webhook_id = t.webhook_id and e.problem is null)"
         );
         let rows = sqlx::query(AssertSqlSafe(rows))
-            .bind(event_retention.map(|retention| retention.as_secs_f64()))
+            .bind(retention_seconds)
             .bind(i32::try_from(limit).unwrap_or(i32::MAX))
             .fetch_one(&mut *connection)
             .await?;

@@ -21,8 +21,9 @@ ARG PROFILE=release
 COPY --from=manifests /src .
 RUN cargo build --locked --profile "$PROFILE" --bins -p ingest -p worker -p hookctl
 COPY . .
-# Git gives files the time of the checkout, which may be before that of the empty programs.
-RUN find . -name '*.rs' -exec touch {} + \
+# Files have the time of the checkout, which may be before that of the empty programs. What build
+# scripts have written keeps its time, else dependencies would be compiled again.
+RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
     && cargo build --locked --profile "$PROFILE" --bins -p ingest -p worker -p hookctl \
     && case "$PROFILE" in dev) folder=debug ;; *) folder=$PROFILE ;; esac \
     && mkdir /programs \

@@ -12,6 +12,7 @@ pub mod postgres;
 pub mod process;
 pub mod programs;
 pub mod progress;
+pub mod prometheus;
 pub mod proxy;
 pub mod rabbitmq;
 pub mod service;

@@ -179,6 +179,11 @@ impl Service {
         format!("http://{}/webhooks/pleo", self.listen.public)
     }
 
+    /// Where the private port is.
+    pub fn private_address(&self) -> SocketAddr {
+        self.listen.private
+    }
+
     /// URL of a path on the private port, such as `/metrics`.
     pub fn private_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.listen.private)

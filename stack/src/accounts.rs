@@ -15,7 +15,7 @@ const PREFIX: &str = "pleo";
 
 /// An account for each service, with a password made up here.
 #[derive(Debug, Clone)]
-pub struct Accounts([(Program, Login); 4]);
+pub struct Accounts([(Program, Login); Program::ALL.len()]);
 
 impl Accounts {
     /// New passwords, which hold once [`Accounts::set_up`] is through.

@@ -4,11 +4,11 @@ use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 use shared::{
-    AcceptedEvent, EventType,
+    AcceptedEvent, EventType, Family,
     database::{DeadlineTransaction, TransactionError},
     message::Receipt,
 };
-use sqlx::{PgConnection, PgPool, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _, postgres::PgRow};
 use tokio::time::Instant;
 use worker::{
     blame::{Blame, blame},
@@ -19,6 +19,7 @@ use worker::{
 };
 
 use super::outcome::{Outcome, Replayed};
+use crate::typed_table;
 
 const DEADLINE: Duration = Duration::from_secs(40);
 
@@ -288,14 +289,16 @@ async fn newest(
     if events.is_empty() {
         return Ok(HashSet::new());
     }
-    let newest: Vec<String> = sqlx::query_scalar(
-        "select webhook_id from export_jobs where id = any($1) and webhook_id = any($2)
-         union all
-         select webhook_id from vendors where id = any($1) and webhook_id = any($2)",
-    )
-    .bind(resources)
-    .bind(events)
-    .fetch_all(connection)
-    .await?;
-    Ok(newest.into_iter().collect())
+    let mut newest = HashSet::new();
+    for table in Family::ALL.into_iter().filter_map(typed_table::name) {
+        let set: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
+            "select webhook_id from {table} where id = any($1) and webhook_id = any($2)"
+        )))
+        .bind(&resources)
+        .bind(&events)
+        .fetch_all(&mut *connection)
+        .await?;
+        newest.extend(set);
+    }
+    Ok(newest)
 }

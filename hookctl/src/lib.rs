@@ -9,6 +9,7 @@ pub mod database;
 pub mod dead_letters;
 pub mod delivery;
 pub mod doctor;
+mod family;
 pub mod health;
 mod http;
 pub mod load;

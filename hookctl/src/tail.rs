@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use self::{cursor::Cursor, event::Event};
 use crate::{
-    database,
+    database, family,
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
 };
@@ -41,7 +41,7 @@ pub struct Args {
     pub database: DatabaseArgs,
 
     /// Only those of a family: export-job, vendor or other
-    #[arg(long, value_parser = parse_family)]
+    #[arg(long, value_parser = family::parse)]
     pub family: Option<Family>,
 
     /// Only those with a problem
@@ -176,25 +176,8 @@ impl Args {
             query.push(" and problem is not null");
         }
         if let Some(family) = self.family {
-            // As `EventType::family` decides it.
-            let resources: Vec<_> = Family::ALL
-                .into_iter()
-                .filter_map(Family::resource)
-                .collect();
-            query
-                .push(" and case when event_type ~ '^[^.]+[.][^.]+[.][^.]+$'")
-                .push(" and split_part(event_type, '.', 2) = any (")
-                .push_bind(resources)
-                .push(") then split_part(event_type, '.', 2) else 'other' end = ")
-                .push_bind(family.name());
+            family::push(family, &mut query);
         }
         query
     }
-}
-
-fn parse_family(text: &str) -> Result<Family, String> {
-    Family::ALL
-        .into_iter()
-        .find(|family| family.name() == text)
-        .ok_or_else(|| format!("must be {}", Family::ALL.map(Family::name).join(", ")))
 }

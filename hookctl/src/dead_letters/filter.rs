@@ -7,6 +7,8 @@ use shared::{Family, config::parse_duration};
 use sqlx::{Postgres, QueryBuilder};
 use worker::problem::Kind;
 
+use crate::family;
+
 /// Whether they still have to be looked after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -21,7 +23,7 @@ pub(super) enum State {
 #[command(next_help_heading = "Which dead letters")]
 pub(super) struct Filter {
     /// Only events of this family: export-job, vendor or other
-    #[arg(long, value_parser = parse_family)]
+    #[arg(long, value_parser = family::parse)]
     pub(super) family: Option<Family>,
 
     /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict or
@@ -80,7 +82,7 @@ impl Filter {
             State::Dismissed => " not null",
         });
         if let Some(family) = self.family {
-            push_family(family, query);
+            family::push(family, query);
         }
         if let Some(problem) = &self.problem {
             push_problem(problem, query);
@@ -107,19 +109,6 @@ impl Filter {
     }
 }
 
-/// As [`shared::EventType::family`] decides: three segments, the middle one names the resource.
-fn push_family(family: Family, query: &mut QueryBuilder<Postgres>) {
-    let (verb, resources) = match family.resource() {
-        Some(resource) => (" ~ ", resource.to_owned()),
-        None => {
-            let all: Vec<_> = Family::ALL.iter().filter_map(|f| f.resource()).collect();
-            (" !~ ", all.join("|"))
-        }
-    };
-    query.push(" and event_type").push(verb);
-    query.push_bind(format!(r"^[^.]*\.({resources})\.[^.]*$"));
-}
-
 fn push_problem(problem: &str, query: &mut QueryBuilder<Postgres>) {
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == problem) else {
         query.push(" and position(lower(");
@@ -138,16 +127,4 @@ fn push_problem(problem: &str, query: &mut QueryBuilder<Postgres>) {
     query.push(verb).push(" (select from unnest(");
     query.push_bind(beginnings);
     query.push("::text[]) as beginning where starts_with(problem, beginning))");
-}
-
-fn parse_family(text: &str) -> Result<Family, String> {
-    Family::ALL
-        .into_iter()
-        .find(|family| family.name() == text)
-        .ok_or_else(|| {
-            format!(
-                "must be one of {}",
-                Family::ALL.map(Family::name).join(", ")
-            )
-        })
 }

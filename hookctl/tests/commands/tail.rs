@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
-    process::{Child, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdout, Command},
     time::timeout,
 };
 
@@ -16,6 +16,7 @@ use crate::place::{Place, SOON, until};
 struct Tail {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
+    notes: Lines<BufReader<ChildStderr>>,
 }
 
 impl Tail {
@@ -23,11 +24,14 @@ impl Tail {
         let mut child = place
             .hookctl(&[&["tail", "--json"], flags].concat())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .expect("hookctl runs");
         let stdout = child.stdout.take().expect("a pipe");
+        let stderr = child.stderr.take().expect("a pipe");
         Self {
             lines: BufReader::new(stdout).lines(),
+            notes: BufReader::new(stderr).lines(),
             child,
         }
     }
@@ -45,17 +49,12 @@ impl Tail {
         ids
     }
 
-    /// Waits until it looks for events.
-    async fn is_connected(&self, pool: &PgPool) {
-        let tails = format!("select count(*) {TAILS}");
-        until("it is connected", async || {
-            let count: i64 = sqlx::query_scalar(AssertSqlSafe(&*tails))
-                .fetch_one(pool)
-                .await
-                .expect("a count");
-            count > 0
-        })
-        .await;
+    /// Waits until it says, beside the events, what begins so.
+    async fn says(&mut self, beginning: &str) {
+        let note = timeout(SOON, self.notes.next_line()).await;
+        let note = note.unwrap_or_else(|_| panic!("never {beginning}"));
+        let note = note.expect("output").expect("it goes on");
+        assert!(note.starts_with(beginning), "{note}");
     }
 
     /// Ends it as Ctrl-C does; it must have shown nothing more.
@@ -70,6 +69,22 @@ impl Tail {
         let ended = self.child.wait().await.expect("a status");
         assert_eq!(ended.code(), Some(0));
     }
+}
+
+/// How many tails are connected to the test's database.
+const TAILS: &str = "from pg_stat_activity
+    where application_name = 'hookctl' and datname = current_database()";
+
+async fn until_tails(pool: &PgPool, count: i64) {
+    let tails = format!("select count(*) {TAILS}");
+    until(&format!("{count} tails are connected"), async || {
+        let found: i64 = sqlx::query_scalar(AssertSqlSafe(&*tails))
+            .fetch_one(pool)
+            .await
+            .expect("a count");
+        found == count
+    })
+    .await;
 }
 
 async fn store(connection: &mut PgConnection, id: &str, event_type: &str, rest: &str) {
@@ -174,15 +189,13 @@ async fn only_the_events_that_are_asked_for_are_shown(pool: PgPool) {
     ] {
         let mut tail = Tail::start(&place, flags);
         assert_eq!(tail.next(expected.len()).await, expected, "{flags:?}");
-        tail.is_connected(&pool).await;
+        // Connected, it also listens to signals.
+        until_tails(&pool, 1).await;
         tail.interrupt().await;
+        until_tails(&pool, 0).await;
     }
     place.clean_up().await;
 }
-
-/// How many tails are connected to the test's database.
-const TAILS: &str = "from pg_stat_activity
-    where application_name = 'hookctl' and datname = current_database()";
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn it_goes_on_after_postgres_was_away(pool: PgPool) {
@@ -203,19 +216,10 @@ async fn it_goes_on_after_postgres_was_away(pool: PgPool) {
     };
     execute(&mut owner, &away).await;
     store(&mut owner, "meanwhile", "v1.x.y", ", null").await;
-    let tails = format!("select count(*) {TAILS}");
-    let pool_of_one = tokio::sync::Mutex::new(owner);
-    until("the tail is cut off", async || {
-        let count: i64 = sqlx::query_scalar(AssertSqlSafe(&*tails))
-            .fetch_one(&mut **pool_of_one.lock().await)
-            .await
-            .expect("a count");
-        count == 0
-    })
-    .await;
-    let mut owner = pool_of_one.into_inner();
+    tail.says("postgres is away").await;
     let back = "update pg_database set datallowconn = true where datname = current_database()";
     execute(&mut owner, back).await;
+    tail.says("postgres is back").await;
     assert_eq!(tail.next(1).await, ["meanwhile"]);
     store(&mut owner, "after", "v1.x.y", ", null").await;
     assert_eq!(tail.next(1).await, ["after"]);

@@ -1,5 +1,6 @@
 //! The commands of the binary.
 
+mod bench;
 mod drill;
 mod report;
 mod signals;
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Args),
     /// Let everything go wrong under load, and show that nothing is lost
     Drill(drill::Args),
+    /// Measure how near the pipeline comes to what its parts can do on this machine
+    Bench(bench::Args),
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
@@ -38,6 +41,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Up(args) => up::run(&args, &signals).await,
         Command::Test(args) => test::run(&args, &signals).await,
         Command::Drill(args) => drill::run(&args, &signals).await,
+        Command::Bench(args) => bench::run(&args, &signals).await,
     }
 }
 

@@ -27,7 +27,6 @@ pub use self::schedule::{Incident, Schedule};
 pub use self::sender::{Refusal, Sender, Sent};
 use self::site::Site;
 use crate::packages::Packages;
-use crate::process::Process;
 use crate::programs::Programs;
 use crate::progress::Progress;
 
@@ -259,15 +258,7 @@ impl Drill {
                 .memory_mib
                 .entry(process.name().to_owned())
                 .or_default();
-            *most = (*most).max(peak_memory_mib(process).unwrap_or_default());
+            *most = (*most).max(process.peak_memory_mib().unwrap_or_default());
         }
     }
-}
-
-/// The peak resident size, `VmHWM` of `/proc/<pid>/status`; `None` if the process is gone.
-fn peak_memory_mib(process: &Process) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib / 1_024)
 }

@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod base;
+pub mod bench;
 pub mod drill;
 pub mod packages;
 pub mod ports;

@@ -10,6 +10,7 @@ mod pid_file;
 mod spawner;
 mod spec;
 mod tree;
+mod usage;
 
 use std::path::Path;
 use std::process::{Child, ExitStatus};

@@ -174,6 +174,11 @@ impl Service {
         &self.process
     }
 
+    /// The public port; only an ingest service listens there.
+    pub fn public(&self) -> SocketAddr {
+        self.listen.public
+    }
+
     /// Where webhooks are posted to; only an ingest service answers there.
     pub fn webhook_url(&self) -> String {
         format!("http://{}/webhooks/pleo", self.listen.public)

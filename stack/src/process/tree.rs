@@ -17,6 +17,8 @@ pub(super) struct Stat {
     pub(super) parent: u32,
     /// Clock ticks after boot; with the pid it names a process for good, as pids are reused.
     pub(super) started: u64,
+    /// Clock ticks of processor time, in user and system mode, with its ended children's.
+    pub(super) ticks: u64,
 }
 
 /// The state of a live process; `None` if there is no process of that pid.
@@ -35,6 +37,10 @@ fn parse_stat(line: &str) -> Option<Stat> {
     Some(Stat {
         parent: fields.get(1)?.parse().ok()?,
         started: fields.get(19)?.parse().ok()?,
+        ticks: (fields.get(11..15)?.iter())
+            .map(|ticks| ticks.parse::<u64>())
+            .sum::<Result<_, _>>()
+            .ok()?,
     })
 }
 
@@ -77,7 +83,7 @@ pub(super) fn kill(pid: u32) {
 }
 
 /// The process and its descendants, each parent before its children.
-fn family(root: u32) -> Vec<u32> {
+pub(super) fn family(root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
@@ -105,7 +111,8 @@ mod tests {
             parse_stat(line),
             Some(Stat {
                 parent: 7,
-                started: 987_654
+                started: 987_654,
+                ticks: 5 + 6 + 7 + 8
             })
         );
     }

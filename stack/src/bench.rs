@@ -1,0 +1,207 @@
+//! The benchmark: how near the pipeline comes to what HTTP server, broker and database can do on the
+//! same machine, in the same minutes.
+//!
+//! Everything is measured in rounds, each with the limits first, so that a machine that gets slower
+//! or faster meanwhile changes both sides of a ratio. Every answer is checked, and in the end
+//! everything accepted must be stored; otherwise there are no figures.
+
+mod connection;
+mod grown;
+mod limits;
+mod load;
+mod pipeline;
+mod report;
+mod request;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+pub use self::limits::Limits;
+pub use self::load::Outcome;
+use self::load::{Load, Pace};
+use self::pipeline::Pipeline;
+pub use self::pipeline::{Lag, Usage};
+use crate::packages::Packages;
+use crate::programs::Programs;
+use crate::progress::Progress;
+
+/// The loads of a closed loop, by connections.
+const CONNECTIONS: [usize; 4] = [1, 64, 256, 1_024];
+/// Shares of repetitions.
+const DUPLICATES: [f64; 2] = [0.1, 0.9];
+/// Shares of the highest rate in an open loop.
+const SHARES: [f64; 3] = [0.25, 0.5, 0.75];
+/// Connections of an open loop, and where one number has to do.
+const USUAL: usize = 64;
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// How often everything is measured.
+    pub rounds: u32,
+    /// For how long each load lasts; its first second is not counted.
+    pub slice: Duration,
+    /// How many events are drained from the queue, at least.
+    pub drained: u64,
+    /// Rows already in the tables, ascending.
+    pub grown: Vec<u64>,
+}
+
+/// One measurement of everything.
+#[derive(Debug, Clone, Serialize)]
+pub struct Round {
+    /// The yardsticks.
+    pub limits: Limits,
+    /// Closed loops by connections.
+    pub accepted: Vec<(usize, Outcome)>,
+    /// Closed loops by share of repetitions.
+    pub repeated: Vec<(f64, Outcome)>,
+    /// Open loops by share of the highest rate.
+    pub paced: Vec<(f64, Outcome)>,
+    /// Events a second that one and two workers took from a full queue.
+    pub drained: [f64; 2],
+    /// Events a second from request to row.
+    pub end_to_end: f64,
+    /// What that took.
+    pub usage: Usage,
+    /// From receipt to storage at half of that rate.
+    pub lag: Lag,
+}
+
+/// Some of it with tables that have grown.
+#[derive(Debug, Clone, Serialize)]
+pub struct Grown {
+    /// Rows in the tables.
+    pub rows: u64,
+    /// Events accepted a second over 64 connections.
+    pub accepted: f64,
+    /// Events a second that one worker took from a full queue.
+    pub drained: f64,
+    /// Events a second from request to row.
+    pub end_to_end: f64,
+}
+
+/// Everything that was measured. Its display is a table of medians and ratios.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// In the order of time.
+    pub rounds: Vec<Round>,
+    /// By rows.
+    pub grown: Vec<Grown>,
+    /// Events accepted and stored in all.
+    pub events: u64,
+}
+
+/// Measures; the services' logs go to `folder`.
+///
+/// # Errors
+/// When anything was answered wrongly or not stored: then there are no figures.
+pub async fn run(
+    packages: &Packages,
+    programs: Programs,
+    folder: &Path,
+    plan: &Plan,
+    progress: Progress,
+) -> Result<Report> {
+    let step = progress.step("starting the stores and ingest");
+    let mut pipeline = Pipeline::start(packages, programs, folder).await?;
+    step.done("the stores and ingest are up");
+    let mut rounds = Vec::new();
+    for number in 1..=plan.rounds {
+        let step = progress.step(format!("round {number} of {}", plan.rounds));
+        rounds.push(round(&mut pipeline, plan).await?);
+        step.done(&format!("round {number} of {}", plan.rounds));
+    }
+    let mut grown = Vec::new();
+    let mut rows = 0;
+    for &more in &plan.grown {
+        grown::grow(pipeline.pool(), rows, more, progress).await?;
+        rows = more;
+        let step = progress.step(format!("measuring with {rows} rows"));
+        grown.push(with_rows(&mut pipeline, plan, rows).await?);
+        step.done(&format!("measured with {rows} rows"));
+    }
+    let (events, missing) = (pipeline.accepted(), pipeline.missing().await?);
+    ensure!(
+        missing == 0,
+        "the figures are void: of {events} accepted events {missing} are not stored"
+    );
+    pipeline.stop().await?;
+    Ok(Report {
+        rounds,
+        grown,
+        events,
+    })
+}
+
+async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
+    let limits = limits::measure(pipeline.stores(), plan.slice / 2).await?;
+    let closed = |connections, duplicates| Load {
+        connections,
+        pace: Pace::Closed,
+        duplicates,
+        during: plan.slice,
+    };
+    let mut accepted = Vec::new();
+    for connections in CONNECTIONS {
+        let outcome = pipeline.accept(closed(connections, 0.0)).await?;
+        accepted.push((connections, outcome));
+    }
+    pipeline.fill(plan.drained).await?;
+    let one = pipeline.drain(1).await?;
+
+    let mut repeated = Vec::new();
+    for duplicates in DUPLICATES {
+        let outcome = pipeline.accept(closed(USUAL, duplicates)).await?;
+        repeated.push((duplicates, outcome));
+    }
+    let highest = accepted.iter().map(|(_, o)| o.rate).fold(0.0, f64::max);
+    let mut paced = Vec::new();
+    for share in SHARES {
+        let load = Load {
+            pace: Pace::Open(highest * share),
+            ..closed(USUAL, 0.0)
+        };
+        paced.push((share, pipeline.accept(load).await?));
+    }
+    pipeline.fill(plan.drained).await?;
+    let two = pipeline.drain(2).await?;
+
+    let (end_to_end, usage) = pipeline.store(closed(USUAL, 0.0)).await?;
+    let half = Load {
+        pace: Pace::Open(end_to_end / 2.0),
+        ..closed(USUAL, 0.0)
+    };
+    Ok(Round {
+        limits,
+        accepted,
+        repeated,
+        paced,
+        drained: [one, two],
+        end_to_end,
+        usage,
+        lag: pipeline.lag(half).await?,
+    })
+}
+
+async fn with_rows(pipeline: &mut Pipeline, plan: &Plan, rows: u64) -> Result<Grown> {
+    let load = Load {
+        connections: USUAL,
+        pace: Pace::Closed,
+        duplicates: 0.0,
+        during: plan.slice,
+    };
+    let accepted = pipeline.accept(load).await?.rate;
+    pipeline.fill(plan.drained).await?;
+    let drained = pipeline.drain(1).await?;
+    let (end_to_end, _) = pipeline.store(load).await?;
+    Ok(Grown {
+        rows,
+        accepted,
+        drained,
+        end_to_end,
+    })
+}

@@ -1,0 +1,135 @@
+//! The bare publisher and the bare consumer.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, PublisherConfirm};
+use tokio::time::Instant;
+
+use super::super::request::Requests;
+
+const QUEUE: &str = "limits";
+const ACK_EVERY: u64 = 200;
+const PREFETCH: u16 = 2_000;
+const PERSISTENT: u8 = 2;
+
+/// Confirms a second with so many in flight, then deliveries a second of what that left behind.
+pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Result<(f64, f64)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    declare(&channel).await?;
+    let requests = Requests::new(([127, 0, 0, 1], 0).into(), 0)?;
+    let start = Instant::now();
+    let mut confirms = FuturesUnordered::new();
+    let mut published = 0_u64;
+    while start.elapsed() < slice {
+        let body = requests.body(published);
+        confirms.push(publish(&channel, body.as_bytes()).await?);
+        published += 1;
+        if confirms.len() >= in_flight {
+            let confirm = confirms.next().await.context("a confirm")??;
+            ensure!(confirm.is_ack(), "the broker refused a message");
+        }
+    }
+    while let Some(confirm) = confirms.next().await {
+        ensure!(confirm?.is_ack(), "the broker refused a message");
+    }
+    let publish_rate = published as f64 / start.elapsed().as_secs_f64();
+    let consume_rate = consume(&connection, published).await?;
+    channel
+        .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
+        .await?;
+    connection.close(200, "done".into()).await?;
+    Ok((publish_rate, consume_rate))
+}
+
+async fn declare(channel: &Channel) -> Result<()> {
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    let options = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare(QUEUE.into(), options, arguments)
+        .await?;
+    Ok(())
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the bare publish that the pipeline is measured against"
+)]
+async fn publish(channel: &Channel, body: &[u8]) -> Result<PublisherConfirm> {
+    let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let options = BasicPublishOptions::default();
+    let confirm = channel.basic_publish("".into(), QUEUE.into(), options, body, properties);
+    Ok(confirm.await?)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the bare consumer that the pipeline is measured against"
+)]
+async fn consume(connection: &Connection, messages: u64) -> Result<f64> {
+    let channel = connection.create_channel().await?;
+    channel
+        .basic_qos(PREFETCH, BasicQosOptions::default())
+        .await?;
+    let options = BasicConsumeOptions::default();
+    let mut deliveries = channel
+        .basic_consume(QUEUE.into(), "".into(), options, FieldTable::default())
+        .await?;
+    let start = Instant::now();
+    for count in 1..=messages {
+        let delivery = deliveries.next().await.context("a delivery")??;
+        if count % ACK_EVERY == 0 || count == messages {
+            let options = BasicAckOptions { multiple: true };
+            channel.basic_ack(delivery.delivery_tag, options).await?;
+        }
+    }
+    let rate = messages as f64 / start.elapsed().as_secs_f64();
+    // Left to the end of the stream, the cancellation would race with the end of the connection.
+    let tag = deliveries.tag();
+    channel
+        .basic_cancel(tag, BasicCancelOptions::default())
+        .await?;
+    drop(deliveries);
+    channel.close(200, "done".into()).await?;
+    Ok(rate)
+}
+
+/// Seconds that one confirm takes on average, each waited for before the next publish.
+pub(super) async fn lone(url: &str, times: u32) -> Result<f64> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
+    declare(&channel).await?;
+    let requests = Requests::new(([127, 0, 0, 1], 0).into(), 0)?;
+    let start = Instant::now();
+    for number in 0..times {
+        let body = requests.body(number.into());
+        let confirm = publish(&channel, body.as_bytes()).await?.await?;
+        ensure!(confirm.is_ack(), "the broker refused a message");
+    }
+    let seconds = start.elapsed().as_secs_f64() / f64::from(times);
+    channel
+        .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
+        .await?;
+    connection.close(200, "done".into()).await?;
+    Ok(seconds)
+}

@@ -1,0 +1,184 @@
+//! The table: medians over the rounds, and how near they come to the limits of the same round.
+
+use std::fmt;
+
+use comfy_table::Table;
+use comfy_table::presets::ASCII_MARKDOWN;
+
+use super::{Report, Round};
+
+impl Report {
+    fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
+        let mut figures: Vec<f64> = self.rounds.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn limits(&self) -> Table {
+        let mut table = table(&["limit", "a second"]);
+        let mut row = |what: &str, figure: fn(&Round) -> f64| {
+            table.add_row([what.to_owned(), rate(self.median(figure))]);
+        };
+        row("HTTP with HMAC, 64 connections", |r| r.limits.http_64);
+        row("HTTP with HMAC, 256 connections", |r| r.limits.http_256);
+        row("confirms, 64 in flight", |r| r.limits.confirms_64);
+        row("confirms, 256 in flight", |r| r.limits.confirms_256);
+        row("deliveries consumed", |r| r.limits.consumed);
+        row("receipts inserted", |r| r.limits.receipts);
+        row("events and vendors inserted", |r| r.limits.stored);
+        row("acceptance combined, 64", |r| r.limits.acceptance(64));
+        row("acceptance combined, 256", |r| r.limits.acceptance(256));
+        row("end to end combined, 64", |r| r.limits.end_to_end(64));
+        table
+    }
+
+    fn acceptance(&self) -> Table {
+        let mut table = table(&[
+            "ingest",
+            "accepted a second",
+            "of the limit",
+            "p50",
+            "p99",
+            "p99.9",
+        ]);
+        let mut row =
+            |what: String, outcome: &dyn Fn(&Round) -> &super::Outcome, limit: Option<usize>| {
+                let ratio = limit.map_or(String::new(), |connections| {
+                    ratio(self.median(|r| outcome(r).rate / r.limits.acceptance(connections)))
+                });
+                table.add_row([
+                    what,
+                    rate(self.median(|r| outcome(r).rate)),
+                    ratio,
+                    ms(self.median(|r| outcome(r).p50_ms)),
+                    ms(self.median(|r| outcome(r).p99_ms)),
+                    ms(self.median(|r| outcome(r).p999_ms)),
+                ]);
+            };
+        let Some(first) = self.rounds.first() else {
+            return table;
+        };
+        for (i, (connections, _)) in first.accepted.iter().enumerate() {
+            let limit = (*connections > 1).then_some(*connections);
+            row(
+                format!("{connections} connections"),
+                &|r| &r.accepted[i].1,
+                limit,
+            );
+        }
+        for (i, (share, _)) in first.repeated.iter().enumerate() {
+            let what = format!("64 connections, {} % repeated", share * 100.0);
+            row(what, &|r| &r.repeated[i].1, None);
+        }
+        for (i, (share, _)) in first.paced.iter().enumerate() {
+            let what = format!("at {} % of the highest rate", share * 100.0);
+            row(what, &|r| &r.paced[i].1, None);
+        }
+        table
+    }
+
+    fn storage(&self) -> Table {
+        let mut table = table(&["storage", "events a second", "of the limit"]);
+        for (i, what) in ["one worker drains the queue", "two workers drain the queue"]
+            .into_iter()
+            .enumerate()
+        {
+            table.add_row([
+                what.to_owned(),
+                rate(self.median(|r| r.drained[i])),
+                ratio(self.median(|r| r.drained[i] / r.limits.stored)),
+            ]);
+        }
+        table.add_row([
+            "end to end, one worker".to_owned(),
+            rate(self.median(|r| r.end_to_end)),
+            ratio(self.median(|r| r.end_to_end / r.limits.end_to_end(64))),
+        ]);
+        table
+    }
+
+    fn costs(&self) -> Table {
+        let mut table = table(&["process", "CPU seconds for 1,000 events", "peak MiB"]);
+        let mib = |figure: fn(&Round) -> u64| format!("{}", self.median(|r| figure(r) as f64));
+        let mut row = |what: &str, seconds: fn(&Round) -> f64, mib: String| {
+            table.add_row([what.to_owned(), format!("{:.3}", self.median(seconds)), mib]);
+        };
+        row("ingest", |r| r.usage.ingest_s, mib(|r| r.usage.ingest_mib));
+        row(
+            "vendor-worker",
+            |r| r.usage.worker_s,
+            mib(|r| r.usage.worker_mib),
+        );
+        row("RabbitMQ", |r| r.usage.rabbitmq_s, String::new());
+        row("Postgres", |r| r.usage.postgres_s, String::new());
+        table
+    }
+
+    fn growth(&self) -> Table {
+        let mut table = table(&[
+            "rows before",
+            "accepted a second",
+            "drained a second",
+            "end to end",
+        ]);
+        for grown in &self.grown {
+            table.add_row([
+                grown.rows.to_string(),
+                rate(grown.accepted),
+                rate(grown.drained),
+                rate(grown.end_to_end),
+            ]);
+        }
+        table
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Medians of {} rounds.\n", self.rounds.len())?;
+        writeln!(f, "{}\n", self.limits())?;
+        writeln!(f, "{}\n", self.acceptance())?;
+        writeln!(f, "{}\n", self.storage())?;
+        writeln!(f, "{}\n", self.costs())?;
+        if !self.grown.is_empty() {
+            writeln!(f, "{}\n", self.growth())?;
+        }
+        writeln!(
+            f,
+            "A lone request: {} (median), {} times one bare confirm and one bare commit of {}.",
+            ms(self.median(|r| r.accepted[0].1.p50_ms)),
+            ratio(self.median(|r| r.accepted[0].1.p50_ms / r.limits.lone_ms)),
+            ms(self.median(|r| r.limits.lone_ms)),
+        )?;
+        writeln!(
+            f,
+            "From receipt to storage at half of the end-to-end rate: {} (median), {} (p99).",
+            ms(self.median(|r| r.lag.p50_ms)),
+            ms(self.median(|r| r.lag.p99_ms)),
+        )?;
+        write!(
+            f,
+            "All {} events that were accepted are stored.",
+            self.events
+        )
+    }
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(header);
+    table
+}
+
+fn rate(rate: f64) -> String {
+    format!("{rate:.0}")
+}
+
+fn ratio(ratio: f64) -> String {
+    format!("{ratio:.2}")
+}
+
+fn ms(ms: f64) -> String {
+    format!("{ms:.1} ms")
+}

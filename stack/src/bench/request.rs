@@ -1,0 +1,107 @@
+//! The requests of a benchmark: real vendor events, each unique and signed when it is sent.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use chrono::Utc;
+
+use hookctl::sample::VENDOR;
+use ingest::secrets::DEVELOPMENT_SECRET;
+use ingest::signature::Key;
+
+/// What all `webhook-id`s of a benchmark start with, for the ledger.
+pub(super) const PREFIX: &str = "bench_";
+
+/// Makes the requests for one address.
+#[derive(Debug)]
+pub(super) struct Requests {
+    head: String,
+    /// The sample's body, split where the event's and the vendor's ids go.
+    body: [&'static str; 3],
+    key: Key,
+    next: AtomicU64,
+}
+
+impl Requests {
+    /// Requests to `address`; `first` is the number of the first event, which no other may have.
+    pub(super) fn new(address: SocketAddr, first: u64) -> Result<Self> {
+        let sample = VENDOR.body;
+        let (event_id, resource_id) = (VENDOR.event_id, VENDOR.resource_id);
+        let (before, rest) = sample.split_once(resource_id).context("a vendor's id")?;
+        let (between, after) = rest.split_once(event_id).context("an event's id")?;
+        Ok(Self {
+            head: format!(
+                "POST /webhooks/pleo HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
+            ),
+            body: [before, between, after],
+            key: Key::parse(DEVELOPMENT_SECRET)?,
+            next: AtomicU64::new(first),
+        })
+    }
+
+    /// A number that no event had so far.
+    pub(super) fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Writes the request for an event into the cleared `buffer`.
+    pub(super) fn write(&self, number: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        let (id, body) = (webhook_id(number), self.body(number));
+        let timestamp = Utc::now().timestamp();
+        let signature = self.key.sign(&id, timestamp, body.as_bytes())?;
+        buffer.clear();
+        write!(
+            buffer,
+            "{}content-length: {}\r\nwebhook-id: {id}\r\nwebhook-timestamp: {timestamp}\r\n\
+             webhook-signature: {signature}\r\n\r\n{body}",
+            self.head,
+            body.len()
+        )?;
+        Ok(())
+    }
+
+    /// The body of an event, as long as the sample's.
+    pub(super) fn body(&self, number: u64) -> String {
+        let [before, between, after] = self.body;
+        let id = scatter(number);
+        let uuid = format!("{:08x}-0000-4000-8000-{:012x}", id >> 32, number);
+        format!("{before}{uuid}{between}{uuid}{after}")
+    }
+}
+
+/// The `webhook-id` of an event.
+pub(super) fn webhook_id(number: u64) -> String {
+    format!("{PREFIX}{:016x}", scatter(number))
+}
+
+/// Numbers in no order, as senders' random ids are: what an index has to cope with. One to one.
+fn scatter(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn events_are_unique_and_as_long_as_the_documented_one() {
+        let requests = Requests::new(([127, 0, 0, 1], 1).into(), 0).expect("the sample has ids");
+        let mut ids = HashSet::new();
+        let mut bodies = HashSet::new();
+        for _ in 0..1_000 {
+            let number = requests.next();
+            ids.insert(webhook_id(number));
+            let body = requests.body(number);
+            assert_eq!(body.len(), VENDOR.body.len());
+            bodies.insert(body);
+        }
+        assert_eq!((ids.len(), bodies.len()), (1_000, 1_000));
+    }
+}

@@ -1,0 +1,96 @@
+//! `cargo stack bench`.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use stack::base::{self, Base};
+use stack::bench::{self, Plan};
+use stack::packages::Packages;
+use stack::process::{Process, Spec};
+use stack::programs::{Profile, Programs, Scope};
+use stack::progress::Progress;
+
+use super::signals::Signals;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// Seconds of each load; the first is not counted
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(3..))]
+    seconds: u64,
+
+    /// Events that are queued before workers drain them
+    #[arg(long, default_value_t = 200_000)]
+    drained: u64,
+
+    /// Rows in the tables for the measurements with grown tables, ascending
+    #[arg(long, value_delimiter = ',', default_value = "0,1000000,10000000")]
+    grown: Vec<u64>,
+
+    /// Also write every figure of every round to this file, as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+
+    /// Folder for the services' logs, to be kept
+    #[arg(long)]
+    logs: Option<PathBuf>,
+}
+
+pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
+    let ended = signals.unless_stopped(bench(args)).await;
+    base::sweep_abandoned()?;
+    match ended? {
+        Ok(code) | Err(code) => Ok(code),
+    }
+}
+
+async fn bench(args: &Args) -> Result<ExitCode> {
+    let progress = Progress::Shown;
+    let programs = Programs::build(
+        &super::workspace()?,
+        Scope::Services,
+        Profile::Release,
+        progress,
+    )
+    .await?;
+    if cfg!(debug_assertions) {
+        // The load itself has to be optimised as well.
+        let spec = Spec::new("stack bench", programs.folder().join("stack"))
+            .args(std::env::args_os().skip(1));
+        let status = Process::spawn(spec)?.wait().await;
+        return Ok(if status.success() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
+    let base = Base::temporary()?;
+    let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
+    let folder = match &args.logs {
+        Some(logs) => {
+            fs::create_dir_all(logs)?;
+            logs.clone()
+        }
+        None => base.folder("logs")?,
+    };
+    let plan = Plan {
+        rounds: args.rounds,
+        slice: Duration::from_secs(args.seconds),
+        drained: args.drained,
+        grown: args.grown.clone(),
+    };
+    let report = bench::run(&packages, programs, &folder, &plan, progress).await?;
+    if let Some(path) = &args.json {
+        let json = serde_json::to_vec_pretty(&report)?;
+        fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    writeln!(io::stdout(), "{report}").context("cannot print the report")?;
+    Ok(ExitCode::SUCCESS)
+}

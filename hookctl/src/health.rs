@@ -7,34 +7,33 @@ use std::{
 };
 
 use anyhow::Context;
-use ureq::Agent;
+use hyper::Uri;
 
-use crate::verdict::Verdict;
+use crate::{
+    http::{Http, parse_url},
+    verdict::Verdict,
+};
 
 /// Readiness is probed within a second or two.
 const DEADLINE: Duration = Duration::from_secs(4);
 
 /// Ask a service whether it is well.
 ///
-/// Exit codes: 0 it is, 1 it does not answer, 3 it says no, with its reasons.
+/// Exit codes: 0 it is, 1 it does not answer, 2 wrong settings, 3 it says no, with its reasons.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// A path of its private port: /livez (does it run?) or /readyz (can it do its work?)
-    #[arg(default_value = "http://127.0.0.1:9100/livez")]
-    pub url: String,
+    #[arg(default_value = "http://127.0.0.1:9100/livez", value_parser = parse_url)]
+    pub url: Uri,
 }
 
 /// Runs the subcommand.
-pub fn run(args: &Args) -> anyhow::Result<Verdict> {
-    let config = Agent::config_builder()
-        .timeout_global(Some(DEADLINE))
-        .http_status_as_error(false)
-        .build();
-    let mut response = Agent::from(config)
-        .get(&args.url)
-        .call()
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let response = Http::new()
+        .get(args.url.clone(), DEADLINE)
+        .await
         .with_context(|| format!("cannot reach {}", args.url))?;
-    let reasons = response.body_mut().read_to_string()?;
+    let reasons = String::from_utf8_lossy(response.body());
     if !reasons.is_empty() {
         writeln!(io::stdout(), "{reasons}")?;
     }

@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
         Command::Setup(args) => setup::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Reconcile(args) => reconcile::run(args).await,
-        Command::Health(args) => health::run(args),
+        Command::Health(args) => health::run(args).await,
         Command::Send(args) => send::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,

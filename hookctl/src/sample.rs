@@ -50,6 +50,13 @@ impl Sample {
                 format!("there are samples of {known}")
             })
     }
+
+    /// The body with other ids; as long as the sample's if they are.
+    pub fn body_with(&self, resource_id: &str, event_id: &str) -> String {
+        self.body
+            .replacen(self.resource_id, resource_id, 1)
+            .replacen(self.event_id, event_id, 1)
+    }
 }
 
 /// A new `webhook-id`, as random as the sender's own.

@@ -53,11 +53,7 @@ impl Plan {
     /// A sample with a resource and an event id of its own, of the same length.
     fn body(&self, event: u64) -> String {
         let which = usize::try_from(event).unwrap_or_default() % self.samples.len();
-        let sample = &self.samples[which];
-        sample
-            .body
-            .replacen(sample.resource_id, &uuid(self.name, event), 1)
-            .replacen(sample.event_id, &uuid(!self.name, event), 1)
+        self.samples[which].body_with(&uuid(self.name, event), &uuid(!self.name, event))
     }
 }
 

@@ -1,7 +1,6 @@
 //! What is measured: both stores, as durable as in production, one ingest, and vendor workers that
 //! come and go.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use shared::{Family, Program};
 use sqlx::{PgPool, Row};
 use tokio::time::{Instant, sleep};
 
+use super::USUAL;
 use super::load::{Load, Outcome, Pace};
 use super::request::{PREFIX, Requests};
 use crate::accounts::Accounts;
@@ -105,7 +105,7 @@ impl Pipeline {
         let ingest = launcher.start(Program::Ingest, "ingest")?;
         ingest.ready(READY_WITHIN).await?;
         stores.rabbitmq.settle().await;
-        let requests = Arc::new(Requests::new(ingest.public(), 0)?);
+        let requests = Arc::new(Requests::new(ingest.public())?);
         Ok(Self {
             workers: Vec::new(),
             ingest,
@@ -129,7 +129,7 @@ impl Pipeline {
 
     /// Puts load on ingest.
     pub(super) async fn accept(&mut self, load: Load) -> Result<Outcome> {
-        let outcome = load.put_on(self.address(), &self.requests).await?;
+        let outcome = load.put_on(self.ingest.public(), &self.requests).await?;
         self.accepted += outcome.accepted;
         Ok(outcome)
     }
@@ -138,7 +138,7 @@ impl Pipeline {
     pub(super) async fn fill(&mut self, events: u64) -> Result<()> {
         while self.accepted - self.stored < events {
             self.accept(Load {
-                connections: 64,
+                connections: USUAL,
                 pace: Pace::Closed,
                 duplicates: 0.0,
                 during: FILL_FOR,
@@ -151,10 +151,6 @@ impl Pipeline {
     /// New events answered 2xx so far.
     pub(super) fn accepted(&self) -> u64 {
         self.accepted
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.ingest.public()
     }
 
     /// Lets so many workers store what is queued: events a second.
@@ -178,11 +174,9 @@ impl Pipeline {
     pub(super) async fn store(&mut self, load: Load) -> Result<(f64, Usage)> {
         self.start_workers(1)?;
         self.workers[0].ready(READY_WITHIN).await?;
-        let processes = self.processes();
-        let before = processes.map(Process::processor_time);
+        let before = self.processes().map(Process::processor_time);
         let started = Instant::now();
-        let outcome = load.put_on(self.address(), &self.requests).await?;
-        self.accepted += outcome.accepted;
+        let outcome = self.accept(load).await?;
         self.until_stored().await?;
         let rate = outcome.accepted as f64 / started.elapsed().as_secs_f64();
         let processes = self.processes();

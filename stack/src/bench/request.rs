@@ -4,9 +4,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use chrono::Utc;
-
 use hookctl::sample::VENDOR;
 use ingest::secrets::DEVELOPMENT_SECRET;
 use ingest::signature::Key;
@@ -18,26 +17,19 @@ pub(super) const PREFIX: &str = "bench_";
 #[derive(Debug)]
 pub(super) struct Requests {
     head: String,
-    /// The sample's body, split where the event's and the vendor's ids go.
-    body: [&'static str; 3],
     key: Key,
     next: AtomicU64,
 }
 
 impl Requests {
-    /// Requests to `address`; `first` is the number of the first event, which no other may have.
-    pub(super) fn new(address: SocketAddr, first: u64) -> Result<Self> {
-        let sample = VENDOR.body;
-        let (event_id, resource_id) = (VENDOR.event_id, VENDOR.resource_id);
-        let (before, rest) = sample.split_once(resource_id).context("a vendor's id")?;
-        let (between, after) = rest.split_once(event_id).context("an event's id")?;
+    /// Requests to `address`.
+    pub(super) fn new(address: SocketAddr) -> Result<Self> {
         Ok(Self {
             head: format!(
                 "POST /webhooks/pleo HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
             ),
-            body: [before, between, after],
             key: Key::parse(DEVELOPMENT_SECRET)?,
-            next: AtomicU64::new(first),
+            next: AtomicU64::new(0),
         })
     }
 
@@ -48,7 +40,7 @@ impl Requests {
 
     /// Writes the request for an event into the cleared `buffer`.
     pub(super) fn write(&self, number: u64, buffer: &mut Vec<u8>) -> Result<()> {
-        let (id, body) = (webhook_id(number), self.body(number));
+        let (id, body) = (webhook_id(number), body(number));
         let timestamp = Utc::now().timestamp();
         let signature = self.key.sign(&id, timestamp, body.as_bytes())?;
         buffer.clear();
@@ -61,14 +53,12 @@ impl Requests {
         )?;
         Ok(())
     }
+}
 
-    /// The body of an event, as long as the sample's.
-    pub(super) fn body(&self, number: u64) -> String {
-        let [before, between, after] = self.body;
-        let id = scatter(number);
-        let uuid = format!("{:08x}-0000-4000-8000-{:012x}", id >> 32, number);
-        format!("{before}{uuid}{between}{uuid}{after}")
-    }
+/// The body of an event, as long as the sample's.
+pub(super) fn body(number: u64) -> String {
+    let uuid = format!("{:08x}-0000-4000-8000-{number:012x}", scatter(number) >> 32);
+    VENDOR.body_with(&uuid, &uuid)
 }
 
 /// The `webhook-id` of an event.
@@ -92,13 +82,13 @@ mod tests {
 
     #[test]
     fn events_are_unique_and_as_long_as_the_documented_one() {
-        let requests = Requests::new(([127, 0, 0, 1], 1).into(), 0).expect("the sample has ids");
+        let requests = Requests::new(([127, 0, 0, 1], 1).into()).expect("a good key");
         let mut ids = HashSet::new();
         let mut bodies = HashSet::new();
         for _ in 0..1_000 {
             let number = requests.next();
             ids.insert(webhook_id(number));
-            let body = requests.body(number);
+            let body = body(number);
             assert_eq!(body.len(), VENDOR.body.len());
             bodies.insert(body);
         }

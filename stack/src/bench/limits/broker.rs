@@ -12,7 +12,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, PublisherConfirm};
 use tokio::time::Instant;
 
-use super::super::request::Requests;
+use super::super::request;
 
 const QUEUE: &str = "limits";
 const ACK_EVERY: u64 = 200;
@@ -21,18 +21,12 @@ const PERSISTENT: u8 = 2;
 
 /// Confirms a second with so many in flight, then deliveries a second of what that left behind.
 pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Result<(f64, f64)> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
-        .await?;
-    declare(&channel).await?;
-    let requests = Requests::new(([127, 0, 0, 1], 0).into(), 0)?;
+    let (connection, channel) = open(url).await?;
     let start = Instant::now();
     let mut confirms = FuturesUnordered::new();
     let mut published = 0_u64;
     while start.elapsed() < slice {
-        let body = requests.body(published);
+        let body = request::body(published);
         confirms.push(publish(&channel, body.as_bytes()).await?);
         published += 1;
         if confirms.len() >= in_flight {
@@ -45,14 +39,17 @@ pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Res
     }
     let publish_rate = published as f64 / start.elapsed().as_secs_f64();
     let consume_rate = consume(&connection, published).await?;
-    channel
-        .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
-        .await?;
-    connection.close(200, "done".into()).await?;
+    close(&connection, &channel).await?;
     Ok((publish_rate, consume_rate))
 }
 
-async fn declare(channel: &Channel) -> Result<()> {
+/// A connection, and a channel on it that confirms, with an empty quorum queue.
+async fn open(url: &str) -> Result<(Connection, Channel)> {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+    let channel = connection.create_channel().await?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await?;
     let mut arguments = FieldTable::default();
     arguments.insert(
         "x-queue-type".into(),
@@ -65,6 +62,14 @@ async fn declare(channel: &Channel) -> Result<()> {
     channel
         .queue_declare(QUEUE.into(), options, arguments)
         .await?;
+    Ok((connection, channel))
+}
+
+async fn close(connection: &Connection, channel: &Channel) -> Result<()> {
+    channel
+        .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
+        .await?;
+    connection.close(200, "done".into()).await?;
     Ok(())
 }
 
@@ -113,23 +118,14 @@ async fn consume(connection: &Connection, messages: u64) -> Result<f64> {
 
 /// Seconds that one confirm takes on average, each waited for before the next publish.
 pub(super) async fn lone(url: &str, times: u32) -> Result<f64> {
-    let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-    let channel = connection.create_channel().await?;
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
-        .await?;
-    declare(&channel).await?;
-    let requests = Requests::new(([127, 0, 0, 1], 0).into(), 0)?;
+    let (connection, channel) = open(url).await?;
     let start = Instant::now();
     for number in 0..times {
-        let body = requests.body(number.into());
+        let body = request::body(number.into());
         let confirm = publish(&channel, body.as_bytes()).await?.await?;
         ensure!(confirm.is_ack(), "the broker refused a message");
     }
     let seconds = start.elapsed().as_secs_f64() / f64::from(times);
-    channel
-        .queue_delete(QUEUE.into(), QueueDeleteOptions::default())
-        .await?;
-    connection.close(200, "done".into()).await?;
+    close(&connection, &channel).await?;
     Ok(seconds)
 }

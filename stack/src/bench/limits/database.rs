@@ -11,7 +11,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::super::request::{Requests, webhook_id};
+use super::super::request::{body, webhook_id};
 use crate::postgres::Postgres;
 
 /// A database of its own, so that the pipeline's tables are not touched.
@@ -46,7 +46,6 @@ const STORED: &str = "
 #[derive(Debug, Clone)]
 pub(super) struct Database {
     pool: PgPool,
-    requests: Arc<Requests>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -69,10 +68,7 @@ impl Database {
             .max_connections(INSERTERS)
             .connect(&url)
             .await?;
-        Ok(Self {
-            pool,
-            requests: Arc::new(Requests::new(([127, 0, 0, 1], 0).into(), 0)?),
-        })
+        Ok(Self { pool })
     }
 
     /// Receipts a second, without waiting for the disk.
@@ -92,8 +88,7 @@ impl Database {
         for number in 0..times {
             // From the far end, where no earlier insert has come to.
             let number = u64::MAX - 1 - u64::from(number);
-            self.insert(&mut connection, Insert::Receipts, number..number + 1)
-                .await?;
+            insert(&mut connection, Insert::Receipts, number..number + 1).await?;
         }
         Ok(start.elapsed().as_secs_f64() / f64::from(times))
     }
@@ -112,8 +107,7 @@ impl Database {
                 let mut connection = this.connection(what).await?;
                 while start.elapsed() < slice {
                     let first = next.fetch_add(in_batch, Ordering::Relaxed);
-                    this.insert(&mut connection, what, first..first + in_batch)
-                        .await?;
+                    insert(&mut connection, what, first..first + in_batch).await?;
                 }
                 anyhow::Ok(())
             });
@@ -133,23 +127,18 @@ impl Database {
         sqlx::raw_sql(durability).execute(&mut *connection).await?;
         Ok(connection)
     }
+}
 
-    async fn insert(
-        &self,
-        connection: &mut PgConnection,
-        what: Insert,
-        numbers: Range<u64>,
-    ) -> Result<()> {
-        let ids: Vec<String> = numbers.clone().map(webhook_id).collect();
-        let query = match what {
-            Insert::Receipts => sqlx::query(RECEIPTS).bind(ids).bind(HASH),
-            Insert::Stored => {
-                let bodies: Vec<String> = numbers.map(|n| self.requests.body(n)).collect();
-                let query = sqlx::query(STORED).bind(ids).bind(bodies);
-                query.bind(HASH).bind(SORT_KEY)
-            }
-        };
-        query.execute(connection).await?;
-        Ok(())
-    }
+async fn insert(connection: &mut PgConnection, what: Insert, numbers: Range<u64>) -> Result<()> {
+    let ids: Vec<String> = numbers.clone().map(webhook_id).collect();
+    let query = match what {
+        Insert::Receipts => sqlx::query(RECEIPTS).bind(ids).bind(HASH),
+        Insert::Stored => {
+            let bodies: Vec<String> = numbers.map(body).collect();
+            let query = sqlx::query(STORED).bind(ids).bind(bodies);
+            query.bind(HASH).bind(SORT_KEY)
+        }
+    };
+    query.execute(connection).await?;
+    Ok(())
 }

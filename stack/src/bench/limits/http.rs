@@ -18,7 +18,7 @@ use super::super::request::Requests;
 /// Requests a second over 64 and over 256 connections.
 pub(super) async fn measure(slice: Duration) -> Result<[f64; 2]> {
     let (address, server) = serve()?;
-    let requests = Arc::new(Requests::new(address, 0)?);
+    let requests = Arc::new(Requests::new(address)?);
     let mut rates = [0.0; 2];
     for (rate, connections) in rates.iter_mut().zip([64, 256]) {
         let load = Load {

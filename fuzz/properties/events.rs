@@ -54,7 +54,7 @@ fn check_envelope(body: &[u8], value: Option<&Value>) {
     }
 }
 
-/// Fits a routing key, has one spelling, and goes where the broker's bindings send it.
+/// Is short and plain, has one spelling, and goes where the broker's bindings send it.
 fn check_type(event_type: &EventType) {
     let text = event_type.as_str();
     assert!((1..=128).contains(&text.len()), "{text}");

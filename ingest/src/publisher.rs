@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use lapin::{
     Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions},
@@ -205,19 +206,18 @@ impl Publisher {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
-        let mut confirms = Vec::with_capacity(events.len());
-        for (event, receipt) in events {
-            let confirm = channel
-                .basic_publish(
-                    self.exchange.as_str().into(),
-                    event.event_type.as_str().into(),
-                    options,
-                    &event.body,
-                    event.to_properties(*receipt),
-                )
-                .await?;
-            confirms.push(confirm);
-        }
+        // Started together, they reach the socket in few writes: lapin's future of a publish waits
+        // until its message is written.
+        let publishes = events.iter().map(|(event, receipt)| {
+            channel.basic_publish(
+                self.exchange.as_str().into(),
+                event.event_type.routing_key().into(),
+                options,
+                &event.body,
+                event.to_properties(*receipt),
+            )
+        });
+        let confirms = try_join_all(publishes).await?;
         let mut confirmations = Vec::with_capacity(events.len());
         for confirm in confirms {
             confirmations.push(confirm.await?);
@@ -241,7 +241,7 @@ impl Publisher {
             channel
                 .exchange_declare(
                     self.exchange.as_str().into(),
-                    lapin::ExchangeKind::Topic,
+                    Topology::EVENTS_KIND,
                     options,
                     FieldTable::default(),
                 )

@@ -82,26 +82,37 @@ impl EventType {
         Some(Self(raw.to_owned()))
     }
 
-    /// The canonical spelling, which is also the routing key.
+    /// The canonical spelling.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The family, decided as the topology's bindings decide it: three segments, the middle one
-    /// names the resource.
-    pub fn family(&self) -> Family {
+    /// What the event is about: the middle one of three segments, `export-job` or `vendor`. `None`
+    /// where the type has another shape.
+    pub fn resource(&self) -> Option<&str> {
         let mut segments = self.0.split('.');
-        let (Some(_), Some(resource), Some(_), None) = (
+        match (
             segments.next(),
             segments.next(),
             segments.next(),
             segments.next(),
-        ) else {
-            return Family::Other;
-        };
+        ) {
+            (Some(_), Some(resource), Some(_), None) => Some(resource),
+            _ => None,
+        }
+    }
+
+    /// The key under which the event is published: its resource, to which the queue of the
+    /// resource's family is bound. Nothing is bound to the empty key of the other types.
+    pub fn routing_key(&self) -> &str {
+        self.resource().unwrap_or_default()
+    }
+
+    /// The family, decided as the topology's bindings decide it.
+    pub fn family(&self) -> Family {
         Family::ALL
             .into_iter()
-            .find(|family| family.resource() == Some(resource))
+            .find(|family| family.resource().is_some() && family.resource() == self.resource())
             .unwrap_or(Family::Other)
     }
 }

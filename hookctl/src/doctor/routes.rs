@@ -18,7 +18,7 @@ pub(super) async fn check(
     let mut findings = Vec::new();
     for (name, kind, alternate) in [
         (&unrouted, "fanout", None),
-        (&events, "topic", Some(&*unrouted)),
+        (&events, "direct", Some(&*unrouted)),
     ] {
         let exchange = management.find(&path(name)).await?;
         let check = format!("exchange {name}");
@@ -40,10 +40,10 @@ pub(super) async fn check(
             .get(&format!("{}/bindings/source", path(name)))
             .await?;
         for family in Family::ALL {
-            let pattern = Topology::binding(family);
+            let key = family.resource();
             // What no family takes comes by the other exchange.
-            if pattern.is_some() == (name == &events) {
-                findings.push(route(&bindings, name, pattern, &topology.queue(family)));
+            if key.is_some() == (name == &events) {
+                findings.push(route(&bindings, name, key, &topology.queue(family)));
             }
         }
     }
@@ -71,16 +71,15 @@ fn exchange_differences(exchange: &Value, kind: &str, alternate: Option<&str>) -
     differences
 }
 
-fn route(bindings: &Value, exchange: &str, pattern: Option<String>, queue: &str) -> Finding {
+fn route(bindings: &Value, exchange: &str, key: Option<&str>, queue: &str) -> Finding {
     let check = format!("binding of {queue}");
     let bound = bindings.as_array().into_iter().flatten().any(|binding| {
-        let key = pattern
-            .as_ref()
-            .is_none_or(|p| binding["routing_key"] == **p);
-        binding["destination"] == queue && binding["destination_type"] == "queue" && key
+        binding["destination"] == queue
+            && binding["destination_type"] == "queue"
+            && key.is_none_or(|key| binding["routing_key"] == key)
     });
-    let from = match pattern {
-        Some(pattern) => format!("{pattern} from {exchange}"),
+    let from = match key {
+        Some(key) => format!("{key} from {exchange}"),
         None => format!("all from {exchange}"),
     };
     if bound {

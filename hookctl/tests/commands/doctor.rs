@@ -7,7 +7,7 @@ use lapin::{
     types::FieldTable,
 };
 use serde_json::Value;
-use shared::{Family, topology::Topology};
+use shared::Family;
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -159,12 +159,12 @@ async fn drift_on_the_broker_is_named_with_both_values(pool: PgPool) {
         .await
         .expect("the queue");
     let jobs = topology.queue(Family::ExportJob);
-    let pattern = Topology::binding(Family::ExportJob).expect("it has one");
+    let key = Family::ExportJob.resource().expect("it has one");
     channel
         .queue_unbind(
             jobs.as_str().into(),
             topology.events_exchange().as_str().into(),
-            pattern.as_str().into(),
+            key.into(),
             FieldTable::default(),
         )
         .await

@@ -71,7 +71,7 @@ impl Broker {
                 .channel
                 .basic_publish(
                     self.topology.events_exchange().as_str().into(),
-                    event.event_type.as_str().into(),
+                    event.event_type.routing_key().into(),
                     BasicPublishOptions::default(),
                     &event.body,
                     event.to_properties(Receipt::Recorded),
@@ -343,7 +343,7 @@ async fn the_type_and_not_the_queue_decides_on_the_table(pool: PgPool) {
         .queue_unbind(
             queue.as_str().into(),
             broker.topology.events_exchange().as_str().into(),
-            "*.vendor.*".into(),
+            "vendor".into(),
             FieldTable::default(),
         )
         .await
@@ -399,7 +399,7 @@ async fn a_message_without_an_id_is_stored_with_a_problem(pool: PgPool) {
         .channel
         .basic_publish(
             broker.topology.events_exchange().as_str().into(),
-            "v1.vendor.created".into(),
+            "vendor".into(),
             BasicPublishOptions::default(),
             b"by hand",
             lapin::BasicProperties::default(),
@@ -437,7 +437,7 @@ async fn a_message_with_an_impossible_time_is_stored_like_any_other(pool: PgPool
         .channel
         .basic_publish(
             broker.topology.events_exchange().as_str().into(),
-            "v1.vendor.created".into(),
+            "vendor".into(),
             BasicPublishOptions::default(),
             &event.body,
             properties,

@@ -18,7 +18,7 @@ const LINGER: Duration = Duration::from_millis(1);
 
 /// Ids answered recently, so that a burst of repetitions costs no query. Short-lived, as it knows
 /// nothing of a queue that was purged since.
-const RECENT_IDS: u64 = 65_536;
+const RECENT_IDS: u64 = 8_192;
 const RECENT_LIFE: Duration = Duration::from_secs(30);
 
 /// What became of a verified event.
@@ -186,7 +186,7 @@ async fn settle(
     let (leaders, followers) = split_repetitions(batch);
     let (events, replies): (Vec<_>, Vec<_>) =
         leaders.into_iter().map(|w| (w.event, w.reply)).unzip();
-    let outcomes = settlement.settle(&events).await;
+    let (outcomes, receipts) = settlement.settle(&events).await;
     for (event, outcome) in events.iter().zip(&outcomes) {
         match outcome {
             Outcome::Accepted | Outcome::Duplicate(_) => {
@@ -217,6 +217,7 @@ async fn settle(
     for (reply, outcome) in replies.into_iter().zip(outcomes) {
         reply.send(outcome).ok();
     }
+    settlement.keep(receipts).await;
 }
 
 /// The first of each id, and the others with the position of the first.

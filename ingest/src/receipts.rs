@@ -15,10 +15,10 @@ use crate::acceptor::Layer;
 /// repetition is published again, which the workers absorb), so its commit need not wait for the
 /// disk. The time limits free the locks of an ingest that froze in the middle.
 pub const BEGIN: &str = "begin;
-    set local synchronous_commit = off;
-    set local lock_timeout = '1s';
-    set local statement_timeout = '5s';
-    set local idle_in_transaction_session_timeout = '15s'";
+    select set_config('synchronous_commit', 'off', true),
+           set_config('lock_timeout', '1s', true),
+           set_config('statement_timeout', '5s', true),
+           set_config('idle_in_transaction_session_timeout', '15s', true)";
 
 /// From here on the commit waits for the disk: a spool row may be an event's only copy.
 pub const COMMIT_DURABLY: &str = "set local synchronous_commit = on";

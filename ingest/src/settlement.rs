@@ -25,7 +25,7 @@ use crate::{
 /// to be answered in good time from the other one.
 const TRIAL: Duration = Duration::from_millis(500);
 
-/// How long a commit may take that only receipts depend on. The events are safe by then.
+/// How long a commit may take that only receipts depend on. The events are safe and answered by then.
 const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
 
 /// Brings batches to safety.
@@ -53,6 +53,10 @@ struct Claimed<'s> {
     permit: Permit<'s>,
 }
 
+/// The receipts of a settled batch, not committed yet.
+#[must_use = "dropped, they are taken back"]
+pub struct Receipts<'s>(Option<Claimed<'s>>);
+
 impl Settlement {
     /// `deadline` is for a whole batch; `receipt_trust` is explained at [`receipts::claim`].
     pub fn new(
@@ -78,8 +82,10 @@ impl Settlement {
         self.deadline
     }
 
-    /// Settles events whose ids are distinct; the outcomes are in their order.
-    pub async fn settle(&self, events: &[AcceptedEvent]) -> Vec<Outcome> {
+    /// Settles events whose ids are distinct; the outcomes are in their order. They can be answered
+    /// at once: receipts alone, which are then still to be [kept](Self::keep), are not worth a
+    /// sender's wait.
+    pub async fn settle(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
         self.metrics.batch_size.observe(events.len() as f64);
         let now = Instant::now();
         let schedule = Schedule {
@@ -113,7 +119,12 @@ impl Settlement {
             .filter(|(_, confirm)| confirm.is_err())
             .map(|((event, _), _)| *event)
             .collect();
-        let spooled = self.finish(claimed, &unconfirmed, receipt, &schedule).await;
+        let (spooled, receipts) = if unconfirmed.is_empty() {
+            (false, claimed)
+        } else {
+            let spooled = self.spool(claimed, &unconfirmed, receipt, &schedule).await;
+            (spooled, None)
+        };
 
         let mut outcomes: Vec<Outcome> = claims
             .into_iter()
@@ -132,7 +143,18 @@ impl Settlement {
             }
         }
         self.show_breakers();
-        outcomes
+        (outcomes, Receipts(receipts))
+    }
+
+    /// Commits the receipts of a batch. Losing them loses no event: the broker has them all.
+    pub async fn keep(&self, receipts: Receipts<'_>) {
+        if let Receipts(Some(mut claimed)) = receipts {
+            claimed
+                .transaction
+                .set_deadline(Instant::now() + RECEIPTS_COMMIT);
+            claimed.commit().await;
+            self.show_breakers();
+        }
     }
 
     /// Claims in a new transaction; `None` if Postgres cannot be asked, which is no reason to refuse
@@ -223,10 +245,8 @@ impl Settlement {
         confirms
     }
 
-    /// Spools what was not confirmed and commits. True if `unconfirmed` is safe in the spool.
-    ///
-    /// Without anything to spool a failed commit loses only receipts: the broker has the events.
-    async fn finish(
+    /// Spools what was not confirmed and commits. True if that is safe in the spool then.
+    async fn spool(
         &self,
         claimed: Option<Claimed<'_>>,
         unconfirmed: &[&AcceptedEvent],
@@ -235,7 +255,6 @@ impl Settlement {
     ) -> bool {
         let claimed = match claimed {
             Some(claimed) => Some(claimed),
-            None if unconfirmed.is_empty() => None,
             // The claim failed, over a lock perhaps: the spool may still be reached.
             None => {
                 let permit = self.database_breaker.last_resort(Instant::now());
@@ -245,31 +264,16 @@ impl Settlement {
         let Some(mut claimed) = claimed else {
             return false;
         };
-        // Receipts alone are not worth the sender's wait.
-        let commit_by = if unconfirmed.is_empty() {
-            schedule.committed.min(Instant::now() + RECEIPTS_COMMIT)
-        } else {
-            schedule.committed
-        };
-        claimed.transaction.set_deadline(commit_by);
-        if !unconfirmed.is_empty()
-            && let Err(error) = spool_events(&mut claimed.transaction, unconfirmed, receipt).await
-        {
+        claimed.transaction.set_deadline(schedule.committed);
+        if let Err(error) = spool_events(&mut claimed.transaction, unconfirmed, receipt).await {
             claimed.failed(&error);
             return false;
         }
-        match claimed.transaction.commit().await {
-            Ok(()) => {
-                claimed.permit.succeeded();
-                self.metrics.spooled.inc_by(unconfirmed.len() as u64);
-                true
-            }
-            Err(error) => {
-                warn!(%error, "postgres did not commit");
-                drop(claimed.permit);
-                false
-            }
+        let spooled = claimed.commit().await;
+        if spooled {
+            self.metrics.spooled.inc_by(unconfirmed.len() as u64);
         }
+        spooled
     }
 
     fn show_breakers(&self) {
@@ -286,6 +290,20 @@ impl Settlement {
 }
 
 impl Claimed<'_> {
+    async fn commit(self) -> bool {
+        match self.transaction.commit().await {
+            Ok(()) => {
+                self.permit.succeeded();
+                true
+            }
+            Err(error) => {
+                warn!(%error, "postgres did not commit");
+                drop(self.permit);
+                false
+            }
+        }
+    }
+
     /// Gives the transaction up. Losing a race for a lock says nothing against Postgres.
     fn failed(self, error: &TransactionError) {
         const LOCK_NOT_AVAILABLE: &str = "55P03";

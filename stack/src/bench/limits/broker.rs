@@ -9,7 +9,7 @@ use lapin::options::{
     ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, PublisherConfirm};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use tokio::time::Instant;
 
 use super::super::request;
@@ -26,16 +26,19 @@ pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Res
     let mut confirms = FuturesUnordered::new();
     let mut published = 0_u64;
     while start.elapsed() < slice {
-        let body = request::body(published);
-        confirms.push(publish(&channel, body.as_bytes()).await?);
-        published += 1;
-        if confirms.len() >= in_flight {
-            let confirm = confirms.next().await.context("a confirm")??;
-            ensure!(confirm.is_ack(), "the broker refused a message");
+        while confirms.len() < in_flight {
+            confirms.push(publish(&channel, request::body(published)));
+            published += 1;
         }
+        // Whatever is there, so that what follows it reaches the socket together as well.
+        let mut confirmed = confirms.ready_chunks(in_flight);
+        for confirm in confirmed.next().await.context("a confirm")? {
+            confirm?;
+        }
+        confirms = confirmed.into_inner();
     }
     while let Some(confirm) = confirms.next().await {
-        ensure!(confirm?.is_ack(), "the broker refused a message");
+        confirm?;
     }
     let publish_rate = published as f64 / start.elapsed().as_secs_f64();
     let consume_rate = consume(&connection, published).await?;
@@ -77,11 +80,16 @@ async fn close(connection: &Connection, channel: &Channel) -> Result<()> {
     clippy::disallowed_methods,
     reason = "the bare publish that the pipeline is measured against"
 )]
-async fn publish(channel: &Channel, body: &[u8]) -> Result<PublisherConfirm> {
+async fn publish(channel: &Channel, body: String) -> Result<()> {
     let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
     let options = BasicPublishOptions::default();
+    let body = body.as_bytes();
     let confirm = channel.basic_publish("".into(), QUEUE.into(), options, body, properties);
-    Ok(confirm.await?)
+    ensure!(
+        confirm.await?.await?.is_ack(),
+        "the broker refused a message"
+    );
+    Ok(())
 }
 
 #[expect(
@@ -121,9 +129,7 @@ pub(super) async fn lone(url: &str, times: u32) -> Result<f64> {
     let (connection, channel) = open(url).await?;
     let start = Instant::now();
     for number in 0..times {
-        let body = request::body(number.into());
-        let confirm = publish(&channel, body.as_bytes()).await?.await?;
-        ensure!(confirm.is_ack(), "the broker refused a message");
+        publish(&channel, request::body(number.into())).await?;
     }
     let seconds = start.elapsed().as_secs_f64() / f64::from(times);
     close(&connection, &channel).await?;

@@ -42,8 +42,8 @@ impl fmt::Display for Family {
 /// An event type in its canonical spelling, `version.resource.event` in kebab-case, such as
 /// `v1.export-job.created`.
 ///
-/// Always 1 to 128 bytes of ASCII letters, digits, `.`, `-` and `_`, so that it fits an AMQP routing
-/// key and reads safely in a log line.
+/// Always 1 to 128 bytes of ASCII letters, digits, `.`, `-` and `_`, so that it fits an AMQP short
+/// string and reads safely in a log line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EventType(String);
 
@@ -110,9 +110,13 @@ impl EventType {
 
     /// The family, decided as the topology's bindings decide it.
     pub fn family(&self) -> Family {
-        Family::ALL
-            .into_iter()
-            .find(|family| family.resource().is_some() && family.resource() == self.resource())
+        let of_resource = |resource| {
+            Family::ALL
+                .into_iter()
+                .find(|family| family.resource() == Some(resource))
+        };
+        self.resource()
+            .and_then(of_resource)
             .unwrap_or(Family::Other)
     }
 }

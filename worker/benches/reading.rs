@@ -5,11 +5,11 @@ use std::hint::black_box;
 use chrono::DateTime;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use hookctl::sample::Sample;
+use lapin::BasicProperties;
 use shared::envelope::Envelope;
-use shared::message::{Receipt, body_sha256};
-use shared::{AcceptedEvent, EventType};
+use shared::message::Delivered;
 use worker::record::Record;
-use worker::work::{Source, Work};
+use worker::work::Work;
 
 fn reading(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("reading");
@@ -28,22 +28,13 @@ fn reading(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// As it comes from the queue.
 fn work(sample: Sample) -> Work {
-    Work {
-        event: AcceptedEvent {
-            webhook_id: "msg_1".to_owned(),
-            event_type: EventType::parse(sample.event_type).expect("a type"),
-            body_sha256: body_sha256(sample.body.as_bytes()),
-            body: sample.body.into(),
-            received_at: DateTime::UNIX_EPOCH,
-            attempted_at: None,
-            secret_name: None,
-        },
-        receipt: Receipt::Recorded,
-        attempts: 0,
-        problem: None,
-        source: Source::Queue,
-    }
+    let properties = BasicProperties::default()
+        .with_message_id("msg_1".into())
+        .with_type(sample.event_type.into());
+    let body = sample.body.into();
+    Delivered::from_message(&properties, false, body, DateTime::UNIX_EPOCH).into()
 }
 
 criterion_group!(benches, reading);

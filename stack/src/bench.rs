@@ -32,9 +32,9 @@ use crate::progress::Progress;
 const CONNECTIONS: [usize; 4] = [1, 64, 256, 1_024];
 /// Shares of repetitions.
 const DUPLICATES: [f64; 2] = [0.1, 0.9];
-/// Shares of the highest rate in an open loop.
+/// Shares of the highest rate in an open loop, over as many connections as reached it.
 const SHARES: [f64; 3] = [0.25, 0.5, 0.75];
-/// Connections of an open loop, and where one number has to do.
+/// Connections where one number has to do.
 const USUAL: usize = 64;
 
 /// How much is measured.
@@ -158,12 +158,16 @@ async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
         let outcome = pipeline.accept(closed(USUAL, duplicates)).await?;
         repeated.push((duplicates, outcome));
     }
-    let highest = accepted.iter().map(|(_, o)| o.rate).fold(0.0, f64::max);
+    let (connections, highest) = accepted
+        .iter()
+        .map(|(connections, outcome)| (*connections, outcome.rate))
+        .max_by(|(_, one), (_, other)| one.total_cmp(other))
+        .expect("there are closed loops");
     let mut paced = Vec::new();
     for share in SHARES {
         let load = Load {
             pace: Pace::Open(highest * share),
-            ..closed(USUAL, 0.0)
+            ..closed(connections, 0.0)
         };
         paced.push((share, pipeline.accept(load).await?));
     }

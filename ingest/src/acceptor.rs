@@ -3,23 +3,17 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use moka::sync::Cache;
 use shared::AcceptedEvent;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::warn;
 
-use crate::settlement::Settlement;
+use crate::{recent::Recent, settlement::Settlement};
 
 /// Under load a batch stays open this long for company. A lone request never waits.
 const LINGER: Duration = Duration::from_millis(1);
-
-/// Ids answered recently, so that a burst of repetitions costs no query. Short-lived, as it knows
-/// nothing of a queue that was purged since.
-const RECENT_IDS: u64 = 8_192;
-const RECENT_LIFE: Duration = Duration::from_secs(30);
 
 /// What became of a verified event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,21 +58,37 @@ impl Layer {
 
 struct Waiting {
     event: AcceptedEvent,
-    reply: oneshot::Sender<Outcome>,
+    reply: Reply,
 }
 
-/// The handlers' side.
+/// The way back to a request.
+struct Reply {
+    request: oneshot::Sender<Outcome>,
+    thread: mpsc::UnboundedSender<Replies>,
+}
+
+/// Replies to requests of one thread.
+type Replies = Vec<(oneshot::Sender<Outcome>, Outcome)>;
+
+/// The way to the batcher, for every thread of the server.
 #[derive(Clone)]
-pub struct Acceptor {
+pub struct Entrance {
     queue: mpsc::Sender<Waiting>,
-    recent: Cache<String, [u8; 32]>,
+    recent: Recent,
     deadline: Duration,
 }
 
-/// The side that forms batches; it ends when every [`Acceptor`] is gone and all is answered.
+/// The handlers' side, of one thread.
+pub struct Acceptor {
+    entrance: Entrance,
+    thread: mpsc::UnboundedSender<Replies>,
+}
+
+/// The side that forms batches; it ends when every [`Entrance`] and [`Acceptor`] is gone and all is
+/// answered.
 pub struct Batcher {
     queue: mpsc::Receiver<Waiting>,
-    recent: Cache<String, [u8; 32]>,
+    recent: Recent,
     settlement: Arc<Settlement>,
     batch_size: usize,
     slots: Arc<Semaphore>,
@@ -90,13 +100,10 @@ pub fn new(
     settlement: Settlement,
     batch_size: usize,
     batches_in_flight: usize,
-) -> (Acceptor, Batcher) {
+) -> (Entrance, Batcher) {
     let (sender, receiver) = mpsc::channel(batch_size * batches_in_flight);
-    let recent = Cache::builder()
-        .max_capacity(RECENT_IDS)
-        .time_to_live(RECENT_LIFE)
-        .build();
-    let acceptor = Acceptor {
+    let recent = Recent::default();
+    let entrance = Entrance {
         queue: sender,
         recent: recent.clone(),
         deadline: settlement.deadline(),
@@ -109,23 +116,53 @@ pub fn new(
         slots: Arc::new(Semaphore::new(batches_in_flight)),
         slot_count: batches_in_flight,
     };
-    (acceptor, batcher)
+    (entrance, batcher)
+}
+
+impl Entrance {
+    /// An acceptor for the requests of this thread, which has to run a `LocalSet`, as those of actix
+    /// do.
+    ///
+    /// A batch's replies come to the thread together, and only here each to its request: waking a
+    /// thread up for every single one is a system call.
+    pub fn acceptor(&self) -> Acceptor {
+        let (thread, mut replies) = mpsc::unbounded_channel::<Replies>();
+        tokio::task::spawn_local(async move {
+            while let Some(replies) = replies.recv().await {
+                for (request, outcome) in replies {
+                    // Whoever waited for it may be gone by now.
+                    request.send(outcome).ok();
+                }
+            }
+        });
+        Acceptor {
+            entrance: self.clone(),
+            thread,
+        }
+    }
 }
 
 impl Acceptor {
     /// Brings one event to safety, within the deadline.
     pub async fn accept(&self, event: AcceptedEvent) -> Outcome {
-        if let Some(body_sha256) = self.recent.get(&event.webhook_id) {
+        let Entrance {
+            queue,
+            recent,
+            deadline,
+        } = &self.entrance;
+        if let Some(body_sha256) = recent.get(&event.webhook_id) {
             return if body_sha256 == event.body_sha256 {
                 Outcome::Duplicate(Layer::Memory)
             } else {
                 Outcome::Conflict
             };
         }
-        let deadline = Instant::now() + self.deadline;
-        let (reply, answer) = oneshot::channel();
+        let deadline = Instant::now() + *deadline;
+        let (request, answer) = oneshot::channel();
+        let thread = self.thread.clone();
+        let reply = Reply { request, thread };
         let wait = async {
-            self.queue.send(Waiting { event, reply }).await.ok()?;
+            queue.send(Waiting { event, reply }).await.ok()?;
             answer.await.ok()
         };
         // The event may still be made safe after this; the sender's next try is then a duplicate.
@@ -138,7 +175,7 @@ impl Acceptor {
 }
 
 impl Batcher {
-    /// Forms batches until every [`Acceptor`] is gone, then waits for those under way.
+    /// Forms batches until nobody can send any more, then waits for those under way.
     pub async fn run(mut self) {
         let mut batch = Vec::new();
         loop {
@@ -151,8 +188,13 @@ impl Batcher {
                 break;
             }
             let under_load = self.slots.available_permits() + 1 < self.slot_count;
-            if under_load {
-                self.linger(&mut batch).await;
+            if under_load && batch.len() < self.batch_size {
+                sleep(LINGER).await;
+                while batch.len() < self.batch_size
+                    && let Ok(waiting) = self.queue.try_recv()
+                {
+                    batch.push(waiting);
+                }
             }
             let batch = std::mem::take(&mut batch);
             tokio::spawn(settle(
@@ -165,21 +207,11 @@ impl Batcher {
         let all = u32::try_from(self.slot_count).unwrap_or(u32::MAX);
         drop(self.slots.acquire_many(all).await);
     }
-
-    async fn linger(&mut self, batch: &mut Vec<Waiting>) {
-        let until = Instant::now() + LINGER;
-        while batch.len() < self.batch_size {
-            match timeout_at(until, self.queue.recv()).await {
-                Ok(Some(waiting)) => batch.push(waiting),
-                Ok(None) | Err(_) => break,
-            }
-        }
-    }
 }
 
 async fn settle(
     settlement: Arc<Settlement>,
-    recent: Cache<String, [u8; 32]>,
+    recent: Recent,
     batch: Vec<Waiting>,
     _slot: OwnedSemaphorePermit,
 ) {
@@ -199,6 +231,7 @@ async fn settle(
             Outcome::Unavailable => {}
         }
     }
+    let mut answered: Vec<(Reply, Outcome)> = Vec::with_capacity(replies.len());
     for (follower, leader) in followers {
         let outcome = match outcomes[leader] {
             Outcome::Accepted | Outcome::Duplicate(_) => {
@@ -211,13 +244,26 @@ async fn settle(
             // The leader settled nothing, so the follower's own next try has to.
             Outcome::Conflict | Outcome::Unavailable => Outcome::Unavailable,
         };
-        // Whoever waited for it may be gone by now.
-        follower.reply.send(outcome).ok();
+        answered.push((follower.reply, outcome));
     }
-    for (reply, outcome) in replies.into_iter().zip(outcomes) {
-        reply.send(outcome).ok();
-    }
+    answered.extend(replies.into_iter().zip(outcomes));
+    send(answered);
     settlement.keep(receipts).await;
+}
+
+/// Sends the replies, one time for each thread.
+fn send(answered: Vec<(Reply, Outcome)>) {
+    let mut threads: Vec<(mpsc::UnboundedSender<Replies>, Replies)> = Vec::new();
+    for (Reply { request, thread }, outcome) in answered {
+        match threads.iter_mut().find(|(t, _)| t.same_channel(&thread)) {
+            Some((_, replies)) => replies.push((request, outcome)),
+            None => threads.push((thread, vec![(request, outcome)])),
+        }
+    }
+    for (thread, replies) in threads {
+        // A thread that is gone has no requests any more.
+        thread.send(replies).ok();
+    }
 }
 
 /// The first of each id, and the others with the position of the first.

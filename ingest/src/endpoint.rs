@@ -35,7 +35,6 @@ const BODIES_IN_MEMORY: usize = 64 * 1024 * 1024;
 /// What the endpoint works with.
 pub struct Endpoint {
     secrets: watch::Receiver<Secrets>,
-    acceptor: Acceptor,
     metrics: Metrics,
     in_flight: Semaphore,
     body_bytes: Semaphore,
@@ -46,11 +45,12 @@ pub struct Endpoint {
 /// Handles one request.
 pub async fn receive(
     endpoint: web::Data<Endpoint>,
+    acceptor: web::Data<Acceptor>,
     request: HttpRequest,
     mut payload: web::Payload,
 ) -> HttpResponse<HoldingUnread> {
     let handling = Handling::start(&endpoint.metrics);
-    let answer = endpoint.handle(&request, &mut payload).await;
+    let answer = endpoint.handle(&request, &mut payload, &acceptor).await;
     handling.finish(&answer);
     unread::hold(answer.into_response(), payload)
 }
@@ -91,7 +91,6 @@ impl Endpoint {
     /// `body_limit` is in bytes; of verified events, at most `in_flight_limit` are settled at once.
     pub fn new(
         secrets: watch::Receiver<Secrets>,
-        acceptor: Acceptor,
         metrics: Metrics,
         in_flight_limit: usize,
         body_limit: usize,
@@ -102,7 +101,6 @@ impl Endpoint {
             .set(i64::try_from(in_flight_limit).unwrap_or(i64::MAX));
         Self {
             secrets,
-            acceptor,
             metrics,
             in_flight: Semaphore::new(in_flight_limit),
             body_bytes: Semaphore::new(BODIES_IN_MEMORY),
@@ -111,8 +109,13 @@ impl Endpoint {
         }
     }
 
-    async fn handle(&self, request: &HttpRequest, payload: &mut web::Payload) -> Answer {
-        match self.verify_and_settle(request, payload).await {
+    async fn handle(
+        &self,
+        request: &HttpRequest,
+        payload: &mut web::Payload,
+        acceptor: &Acceptor,
+    ) -> Answer {
+        match self.verify_and_settle(request, payload, acceptor).await {
             Ok(outcome) => Answer::Settled(outcome),
             Err(refusal) => {
                 debug!(outcome = refusal.metric_label(), "refused");
@@ -125,6 +128,7 @@ impl Endpoint {
         &self,
         request: &HttpRequest,
         payload: &mut web::Payload,
+        acceptor: &Acceptor,
     ) -> Result<Outcome, Answer> {
         let headers = self.read_headers(request)?;
         let (body, _memory) = self.read_body(request, payload).await?;
@@ -134,7 +138,7 @@ impl Endpoint {
             .in_flight
             .try_acquire()
             .map_err(|_full| Answer::Overloaded)?;
-        Ok(self.acceptor.accept(event).await)
+        Ok(acceptor.accept(event).await)
     }
 
     fn read_headers(&self, request: &HttpRequest) -> Result<WebhookHeaders, Answer> {

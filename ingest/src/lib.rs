@@ -15,6 +15,7 @@ pub mod headers;
 pub mod metrics;
 pub mod publisher;
 pub mod receipts;
+pub mod recent;
 pub mod rotation;
 pub mod secrets;
 pub mod service;

@@ -87,7 +87,7 @@ impl Service {
             config.accept_deadline,
             config.receipt_trust,
         );
-        let (acceptor, batcher) =
+        let (entrance, batcher) =
             acceptor::new(settlement, config.batch_size, config.batches_in_flight);
         let (private, private_address) = private_port::serve(
             config.process.private_listen(Program::Ingest),
@@ -96,7 +96,6 @@ impl Service {
         )?;
         let endpoint = web::Data::new(Endpoint::new(
             secrets,
-            acceptor,
             metrics,
             config.in_flight_limit,
             config.body_limit,
@@ -110,6 +109,7 @@ impl Service {
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(endpoint.clone())
+                .app_data(web::Data::new(entrance.acceptor()))
                 .service(
                     web::resource(endpoint::PATH)
                         .route(web::post().to(endpoint::receive))
@@ -196,7 +196,7 @@ async fn refuse(status: StatusCode, unread: web::Payload) -> HttpResponse<Holdin
     unread::hold(HttpResponse::build(status).force_close().finish(), unread)
 }
 
-/// The server drops its handlers, and with them every acceptor, once it has answered everything;
+/// The server drops its handlers, and with them every way to the batcher, once it has answered everything;
 /// that is the batcher's end.
 async fn drain(
     public: &ServerHandle,

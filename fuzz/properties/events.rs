@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use lapin::BasicProperties;
 use serde_json::Value;
 use shared::{
-    AcceptedEvent, EventType, Family,
+    AcceptedEvent, EventType, Family, bundle,
     envelope::{Envelope, NotAnEvent},
-    message::{Delivered, Receipt, body_sha256},
+    message::{Delivered, Message, Receipt, body_sha256},
 };
 use worker::{
     families::{Resource, Row, Text, Typed},
@@ -168,21 +168,38 @@ fn is_storable(text: &Text) -> bool {
 fn check_message(work: &Work) {
     let body = &work.event.body;
     let now = DateTime::<Utc>::UNIX_EPOCH;
-    let deliver = |properties: BasicProperties| {
-        Delivered::from_message(&properties, false, body.to_vec(), now)
-    };
-    let delivered = deliver(work.event.to_properties(Receipt::Recorded));
-    assert_eq!(delivered.event, work.event);
-    assert_eq!(delivered.receipt, Receipt::Recorded);
-    assert!(!delivered.unidentified);
+    for count in [1, 2] {
+        let sent = vec![&work.event; count];
+        let mut arrived = 0;
+        for message in Message::of(&sent, Receipt::Recorded) {
+            let bytes = message.body.to_vec();
+            for delivered in Delivered::from_message(&message.properties, false, bytes, now) {
+                assert_eq!(delivered.event, work.event);
+                assert_eq!(delivered.receipt, Receipt::Recorded);
+                assert!(!delivered.unidentified);
+                arrived += 1;
+            }
+        }
+        assert_eq!(arrived, count);
+    }
 
     let text = String::from_utf8_lossy(&body[..body.len().min(80)]);
     let foreign = BasicProperties::default()
         .with_message_id(text.as_ref().into())
         .with_type(text.as_ref().into());
-    let delivered = deliver(foreign);
+    let delivered = Delivered::from_message(&foreign, false, body.to_vec(), now);
+    assert_eq!(delivered.len(), 1);
     let usable = !text.is_empty() && !text.contains('\0');
-    assert_eq!(delivered.unidentified, !usable);
+    assert_eq!(delivered[0].unidentified, !usable);
+    delivered.iter().for_each(check_delivered);
+
+    let bundle = BasicProperties::default().with_content_type(bundle::CONTENT_TYPE.into());
+    let delivered = Delivered::from_message(&bundle, false, body.to_vec(), now);
+    assert!(!delivered.is_empty());
+    delivered.iter().for_each(check_delivered);
+}
+
+fn check_delivered(delivered: &Delivered) {
     assert!(!delivered.event.webhook_id.is_empty());
     assert!(!delivered.event.webhook_id.contains('\0'));
     check_type(&delivered.event.event_type);

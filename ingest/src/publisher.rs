@@ -15,7 +15,7 @@ use lapin::{
 use shared::{
     AcceptedEvent,
     broker::{self, BrokerUrl, Reconnects},
-    message::Receipt,
+    message::{Message, Receipt},
     metrics::ServiceMetrics,
     topology::{Declare, Topology},
 };
@@ -139,7 +139,8 @@ impl Publisher {
     /// in the order of the events; `Ok` means that a queue has the event durably.
     pub async fn publish(
         &self,
-        events: &[(&AcceptedEvent, Receipt)],
+        events: &[&AcceptedEvent],
+        receipt: Receipt,
         deadline: Instant,
     ) -> Vec<Result<(), PublishError>> {
         let all = |error: PublishError| vec![Err(error); events.len()];
@@ -150,9 +151,10 @@ impl Publisher {
         if link.connection.status().blocked() {
             return all(PublishError::Blocked);
         }
+        let messages = Message::of(events, receipt);
         let publish = async {
             let channel = link.channel().await?;
-            let confirmations = self.publish_on(&channel, events).await?;
+            let confirmations = self.publish_on(&channel, &messages).await?;
             Ok((channel, confirmations))
         };
         // A channel that is dropped in the middle is closed, and nothing of it is believed.
@@ -173,16 +175,21 @@ impl Publisher {
             return all(PublishError::Unroutable);
         }
         link.idle().push(channel);
-        confirmations
-            .iter()
-            .map(|confirmation| match confirmation {
-                Confirmation::Ack(_) => Ok(()),
-                Confirmation::Nack(_) => Err(PublishError::Nack),
+        let mut outcomes = vec![Ok(()); events.len()];
+        for (message, confirmation) in messages.iter().zip(&confirmations) {
+            match confirmation {
+                Confirmation::Ack(_) => {}
+                Confirmation::Nack(_) => {
+                    for &event in &message.events {
+                        outcomes[event] = Err(PublishError::Nack);
+                    }
+                }
                 Confirmation::NotRequested => {
                     unreachable!("every channel of a link is in confirm mode")
                 }
-            })
-            .collect()
+            }
+        }
+        outcomes
     }
 
     /// Waits for a connection, if there is none, for at most `within`.
@@ -199,7 +206,7 @@ impl Publisher {
     async fn publish_on(
         &self,
         channel: &Channel,
-        events: &[(&AcceptedEvent, Receipt)],
+        messages: &[Message<'_>],
     ) -> Result<Vec<Confirmation>, lapin::Error> {
         // Without `mandatory` the broker confirms and drops what it cannot route.
         let options = BasicPublishOptions {
@@ -208,17 +215,17 @@ impl Publisher {
         };
         // Started together, they reach the socket in few writes: lapin's future of a publish waits
         // until its message is written.
-        let publishes = events.iter().map(|(event, receipt)| {
+        let publishes = messages.iter().map(|message| {
             channel.basic_publish(
                 self.exchange.as_str().into(),
-                event.event_type.routing_key().into(),
+                message.routing_key.into(),
                 options,
-                &event.body,
-                event.to_properties(*receipt),
+                &message.body,
+                message.properties.clone(),
             )
         });
         let confirms = try_join_all(publishes).await?;
-        let mut confirmations = Vec::with_capacity(events.len());
+        let mut confirmations = Vec::with_capacity(messages.len());
         for confirm in confirms {
             confirmations.push(confirm.await?);
         }

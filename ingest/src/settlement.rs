@@ -108,16 +108,16 @@ impl Settlement {
         let ours: Vec<usize> = (0..events.len())
             .filter(|&i| claims[i] == Claim::Publish)
             .collect();
-        let to_publish: Vec<_> = ours.iter().map(|&i| (&events[i], receipt)).collect();
+        let to_publish: Vec<&AcceptedEvent> = ours.iter().map(|&i| &events[i]).collect();
         let confirms = self
-            .publish(&to_publish, claimed.is_some(), &schedule)
+            .publish(&to_publish, receipt, claimed.is_some(), &schedule)
             .await;
 
         let unconfirmed: Vec<&AcceptedEvent> = to_publish
             .iter()
             .zip(&confirms)
             .filter(|(_, confirm)| confirm.is_err())
-            .map(|((event, _), _)| *event)
+            .map(|(event, _)| *event)
             .collect();
         let (spooled, receipts) = if unconfirmed.is_empty() {
             (false, claimed)
@@ -203,7 +203,8 @@ impl Settlement {
     /// `can_spool` tells whether there is another way for what the broker does not take.
     async fn publish(
         &self,
-        events: &[(&AcceptedEvent, Receipt)],
+        events: &[&AcceptedEvent],
+        receipt: Receipt,
         can_spool: bool,
         schedule: &Schedule,
     ) -> Vec<Result<(), PublishError>> {
@@ -225,7 +226,7 @@ impl Settlement {
         } else {
             schedule.confirmed
         };
-        let confirms = self.publisher.publish(events, deadline).await;
+        let confirms = self.publisher.publish(events, receipt, deadline).await;
         match confirms.iter().find_map(|confirm| confirm.as_ref().err()) {
             None => {
                 permit.succeeded();

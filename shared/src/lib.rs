@@ -4,6 +4,7 @@
 //! (that is `worker`).
 
 pub mod broker;
+pub mod bundle;
 pub mod config;
 pub mod database;
 pub mod envelope;

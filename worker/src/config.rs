@@ -21,7 +21,8 @@ pub struct Config {
     #[arg(long, env = "MIGRATE", default_value_t = true, action = clap::ArgAction::Set)]
     pub migrate: bool,
 
-    /// The most events stored in one transaction
+    /// Events stored in one transaction, and up to 31 more, as a message is not divided; also the most
+    /// messages in hand
     #[arg(long, env = "BATCH_SIZE", default_value = "500", value_parser = parse_in_range::<1, 1_000>)]
     pub batch_size: usize,
 

@@ -63,7 +63,8 @@ pub struct Consumer {
     pub persistence: Arc<Persistence>,
     /// Counts.
     pub metrics: Metrics,
-    /// The most events stored in one transaction.
+    /// A batch is full with so many events, of which the last message may bring more; also the most
+    /// messages in hand.
     pub batch_size: usize,
     /// The most transactions at once.
     pub batches_in_flight: usize,
@@ -81,6 +82,29 @@ enum Ended {
     Unstorable,
     /// Nothing came for a while.
     Idle,
+}
+
+/// Messages to be stored together.
+#[derive(Default)]
+struct Batch {
+    deliveries: Vec<Delivery>,
+    /// How many events they announce.
+    events: usize,
+}
+
+impl Batch {
+    fn push(&mut self, delivery: Delivery) {
+        self.events += Delivered::announced_by(&delivery.properties);
+        self.deliveries.push(delivery);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    fn tags(&self) -> Vec<u64> {
+        self.deliveries.iter().map(|d| d.delivery_tag).collect()
+    }
 }
 
 /// The deliveries of a batch, and whether they were stored.
@@ -167,8 +191,9 @@ impl Consumer {
 
     async fn open(&self, connection: &Connection) -> anyhow::Result<(Channel, Deliveries)> {
         let channel = connection.create_channel().await?;
-        // Enough that the next batch is here when one is finished.
-        let prefetch = self.batch_size * (self.batches_in_flight + 1);
+        // Messages, of which most have several events under load: enough that the next batch is here
+        // when one is finished, and no more than fits into memory.
+        let prefetch = self.batch_size;
         channel
             .basic_qos(
                 u16::try_from(prefetch).unwrap_or(u16::MAX),
@@ -197,13 +222,13 @@ impl Consumer {
         abandon: &CancellationToken,
     ) -> Ended {
         let mut acks = Acks::default();
-        let mut batch: Vec<Delivery> = Vec::new();
+        let mut batch = Batch::default();
         let mut flush_at = Instant::now();
         let mut stopping = false;
         let mut last_delivery = Instant::now();
         let mut exhausted = false;
         loop {
-            let full = batch.len() >= self.batch_size;
+            let full = batch.events >= self.batch_size;
             let has_slot = running.len() < self.batches_in_flight;
             if exhausted && batch.is_empty() && running.is_empty() {
                 return Ended::Stopped;
@@ -245,7 +270,7 @@ impl Consumer {
                                 return Ended::Lost("the broker cancelled the subscription".to_owned());
                             }
                         }
-                        arrived = if batch.len() < self.batch_size && !exhausted {
+                        arrived = if batch.events < self.batch_size && !exhausted {
                             deliveries.next().now_or_never()
                         } else {
                             None
@@ -280,17 +305,13 @@ impl Consumer {
     }
 
     /// Starts to bring a batch to safety.
-    fn start(
-        &self,
-        batch: Vec<Delivery>,
-        running: &mut JoinSet<Finished>,
-        abandon: &CancellationToken,
-    ) {
-        let tags = batch.iter().map(|delivery| delivery.delivery_tag).collect();
+    fn start(&self, batch: Batch, running: &mut JoinSet<Finished>, abandon: &CancellationToken) {
+        let tags = batch.tags();
         let now = Utc::now();
         let (suspicious, ordinary): (Vec<Delivered>, Vec<Delivered>) = batch
+            .deliveries
             .into_iter()
-            .map(|d| Delivered::from_message(&d.properties, d.redelivered, d.data, now))
+            .flat_map(|d| Delivered::from_message(&d.properties, d.redelivered, d.data, now))
             .partition(|delivered| delivered.redeliveries >= SUSPICIOUS_REDELIVERIES);
         let suspicious: Vec<Work> = suspicious.into_iter().map(Work::from).collect();
         let ordinary: Vec<Work> = ordinary.into_iter().map(Work::from).collect();

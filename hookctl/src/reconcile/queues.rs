@@ -10,6 +10,7 @@ use serde::Serialize;
 use shared::{
     Family,
     broker::{self, BrokerUrl},
+    bundle,
     topology::Topology,
 };
 use tokio::time::timeout;
@@ -78,12 +79,14 @@ impl Queues {
         Ok(())
     }
 
-    /// The most events that can be in RabbitMQ.
+    /// The most events that can be in RabbitMQ: how many a message holds can only be seen in it.
     pub(super) fn hold(&self) -> u64 {
-        self.0
+        let messages: u64 = self
+            .0
             .iter()
             .map(|queue| queue.ready + queue.unacknowledged.unwrap_or(0))
-            .sum()
+            .sum();
+        messages.saturating_mul(bundle::MOST_EVENTS as u64)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Queue> {

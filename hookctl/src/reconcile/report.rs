@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use shared::bundle;
 
 use super::{ledger::Ledger, queues::Queues, typed_tables::Agreement};
 use crate::{age, printable::printable};
@@ -97,7 +98,11 @@ impl Report {
                 events.without_dedup, events.receipt_swept
             ),
             format!("spooled     {}", ledger.spooled),
-            format!("in queues   {}", queues.join(", ")),
+            format!(
+                "in queues   messages of 1 to {} events: {}",
+                bundle::MOST_EVENTS,
+                queues.join(", ")
+            ),
             format!("unstored    {} receipts{ages}", ledger.unstored),
         ]
     }

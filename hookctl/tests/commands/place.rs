@@ -5,11 +5,13 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use clap::Parser;
 use hookctl::{account, management::Management};
 use ingest::secrets::DEVELOPMENT_SECRET;
 use lapin::{
     Channel, Connection, ConnectionProperties,
+    message::Delivery,
     options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
@@ -17,6 +19,7 @@ use serde_json::Value;
 use shared::{
     Family, Program,
     broker::BrokerUrl,
+    message::Delivered,
     topology::{Declare, Topology},
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
@@ -157,7 +160,7 @@ impl Place {
         Ended::new(output.expect("it ends").expect("output"))
     }
 
-    /// How many events are kept for the workers: in the queues, whose counts come a little late, or
+    /// At least so many events are kept for the workers: in the queues, a message or more, whose counts come a little late, or
     /// in the spool, where ingest puts them if the broker takes its time.
     pub(crate) async fn kept_count(&self) -> u64 {
         let options = QueueDeclareOptions {
@@ -195,8 +198,14 @@ impl Place {
                 .await
                 .expect("the queue")
             {
-                let id = message.delivery.properties.message_id().clone();
-                kept.push((id.expect("an id").to_string(), message.delivery.data));
+                let Delivery {
+                    properties, data, ..
+                } = message.delivery;
+                kept.extend(
+                    Delivered::from_message(&properties, false, data, Utc::now())
+                        .into_iter()
+                        .map(|d| (d.event.webhook_id, d.event.body.into())),
+                );
             }
         }
         kept.sort();

@@ -105,6 +105,7 @@ pub(crate) fn foreign(body: &str) -> Work {
         body.as_bytes().to_vec(),
         RECEIVED_AT,
     )
+    .remove(0)
     .into()
 }
 

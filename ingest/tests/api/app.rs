@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use chrono::Utc;
 use clap::Parser;
 use ingest::{config::Config, service::Service};
 use lapin::{
@@ -15,7 +16,8 @@ use lapin::{
 };
 use serde_json::Value;
 use shared::{
-    Family,
+    AcceptedEvent, Family,
+    message::Delivered,
     topology::{Declare, Topology},
 };
 use sqlx::{ConnectOptions, PgPool};
@@ -58,6 +60,17 @@ impl Stores {
 
     pub(crate) fn topology(&self) -> Topology {
         Topology::new(&self.prefix)
+    }
+
+    /// Takes all events out of a family's queue.
+    pub(crate) async fn events(&self, family: Family) -> Vec<AcceptedEvent> {
+        self.drain(family)
+            .await
+            .into_iter()
+            .map(|message| message.delivery)
+            .flat_map(|d| Delivered::from_message(&d.properties, false, d.data, Utc::now()))
+            .map(|delivered| delivered.event)
+            .collect()
     }
 
     /// Takes everything out of a family's queue.

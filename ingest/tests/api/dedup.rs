@@ -42,7 +42,7 @@ async fn a_hundred_deliveries_at_once_to_two_replicas_are_one_message(pool: PgPo
         .filter(|(_, answer)| answer["status"] == "accepted")
         .count();
     assert_eq!(accepted, 1);
-    assert_eq!(stores.drain(Family::Vendor).await.len(), 1);
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
     for replica in replicas {
         replica.stop().await;
     }
@@ -59,7 +59,7 @@ async fn the_same_id_with_another_body_is_a_conflict(pool: PgPool) {
         let (status, answer) = replica.send(&other).await;
         assert_eq!(status, 409, "{answer}");
     }
-    assert_eq!(stores.drain(Family::Vendor).await.len(), 1);
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
     for replica in replicas {
         replica.stop().await;
     }
@@ -102,21 +102,21 @@ async fn a_replay_heals_a_purged_queue(pool: PgPool) {
     // A process that does not remember the id: fresh receipts still count as proof.
     let second = App::start(&stores).await;
     assert_eq!(second.send(&webhook).await.1["status"], "duplicate");
-    assert!(stores.drain(Family::Vendor).await.is_empty());
+    assert!(stores.events(Family::Vendor).await.is_empty());
     second.stop().await;
 
     // An old receipt does not, unless the event is where it should be.
     age_receipts(&pool).await;
     let third = App::start(&stores).await;
     assert_eq!(third.send(&webhook).await.1["status"], "accepted");
-    assert_eq!(stores.drain(Family::Vendor).await.len(), 1);
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
     third.stop().await;
 
     age_receipts(&pool).await;
     store_event(&pool, &webhook).await;
     let fourth = App::start(&stores).await;
     assert_eq!(fourth.send(&webhook).await.1["status"], "duplicate");
-    assert!(stores.drain(Family::Vendor).await.is_empty());
+    assert!(stores.events(Family::Vendor).await.is_empty());
     fourth.stop().await;
     stores.clean_up().await;
 }
@@ -136,7 +136,7 @@ async fn two_replicas_heal_an_id_once(pool: PgPool) {
         answers.iter().all(|(status, _)| *status == 202),
         "{answers:?}"
     );
-    assert_eq!(stores.drain(Family::Vendor).await.len(), 1);
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
     for replica in replicas {
         replica.stop().await;
     }

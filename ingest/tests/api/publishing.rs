@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use ingest::publisher;
+use ingest::publisher::{self, Publisher};
 use shared::{
     AcceptedEvent, EventType, Family, Program,
     broker::BrokerUrl,
@@ -12,10 +12,31 @@ use shared::{
     topology::Declare,
 };
 use sqlx::PgPool;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{SOON, Stores};
+
+/// A publisher that is connected, and its supervisor.
+async fn connected(stores: &Stores, stop: &CancellationToken) -> (Publisher, JoinHandle<()>) {
+    // Passive, so that what a test deletes stays away.
+    let (publisher, supervisor) = publisher::new(
+        BrokerUrl::parse(&stores.amqp_url).expect("an address"),
+        stores.topology(),
+        Declare::Passive,
+        ServiceMetrics::new(Program::Ingest),
+    );
+    let supervisor = tokio::spawn(supervisor.run(stop.clone()));
+    let deadline = Instant::now() + SOON;
+    while publisher.probe().await.is_err() {
+        assert!(Instant::now() < deadline, "never connected");
+        sleep(Duration::from_millis(20)).await;
+    }
+    (publisher, supervisor)
+}
 
 fn event(event_type: &str) -> AcceptedEvent {
     AcceptedEvent {
@@ -36,33 +57,17 @@ async fn an_event_without_a_queue_never_counts_as_confirmed(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     stores.declare().await;
     stores.delete_queue(Family::Other).await;
-    // Passive, so that the queue stays away.
-    let (publisher, supervisor) = publisher::new(
-        BrokerUrl::parse(&stores.amqp_url).expect("an address"),
-        stores.topology(),
-        Declare::Passive,
-        ServiceMetrics::new(Program::Ingest),
-    );
     let stop = CancellationToken::new();
-    let supervisor = tokio::spawn(supervisor.run(stop.clone()));
-    let deadline = Instant::now() + SOON;
-    while publisher.probe().await.is_err() {
-        assert!(Instant::now() < deadline, "never connected");
-        sleep(Duration::from_millis(20)).await;
-    }
+    let (publisher, supervisor) = connected(&stores, &stop).await;
 
     let (routable, unroutable) = (event("v1.vendor.created"), event("v1.x.y"));
-    let vendors = [(&routable, Receipt::Missing); 5];
-    let mixed = [
-        (&routable, Receipt::Missing),
-        (&unroutable, Receipt::Missing),
-        (&routable, Receipt::Missing),
-    ];
+    let vendors = [&routable; 5];
+    let mixed = [&routable, &unroutable, &routable];
     for _ in 0..300 {
         let deadline = Instant::now() + SOON;
         let (mixed, vendors) = tokio::join!(
-            join_all((0..4).map(|_| publisher.publish(&mixed, deadline))),
-            join_all((0..4).map(|_| publisher.publish(&vendors, deadline))),
+            join_all((0..4).map(|_| publisher.publish(&mixed, Receipt::Missing, deadline))),
+            join_all((0..4).map(|_| publisher.publish(&vendors, Receipt::Missing, deadline))),
         );
         assert!(
             mixed.iter().all(|outcomes| outcomes[1].is_err()),
@@ -73,6 +78,32 @@ async fn an_event_without_a_queue_never_counts_as_confirmed(pool: PgPool) {
             "other batches are not touched: {vendors:?}"
         );
     }
+    stop.cancel();
+    supervisor.await.expect("the supervisor does not panic");
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn events_that_are_published_together_share_messages(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    stores.declare().await;
+    let stop = CancellationToken::new();
+    let (publisher, supervisor) = connected(&stores, &stop).await;
+
+    let mut events = vec![event("v1.vendor.created"); 40];
+    events[7] = event("v1.export-job.created");
+    for (number, event) in events.iter_mut().enumerate() {
+        event.webhook_id = format!("msg_{number}");
+    }
+    let deadline = Instant::now() + SOON;
+    let together: Vec<_> = events.iter().collect();
+    let confirms = publisher
+        .publish(&together, Receipt::Missing, deadline)
+        .await;
+    assert_eq!(confirms.len(), 40);
+    assert!(confirms.iter().all(Result::is_ok), "{confirms:?}");
+    assert_eq!(stores.drain(Family::ExportJob).await.len(), 1);
+    assert_eq!(stores.drain(Family::Vendor).await.len(), 2, "32 and 7");
     stop.cancel();
     supervisor.await.expect("the supervisor does not panic");
     stores.clean_up().await;

@@ -14,7 +14,7 @@ use lapin::{
 };
 use shared::{
     AcceptedEvent, Family,
-    message::Receipt,
+    message::{Message, Receipt},
     topology::{Declare, Topology},
 };
 use sqlx::{ConnectOptions, PgPool};
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use worker::config::Config;
 
-use crate::sample::{SOON, count, sql, until_count, vendor};
+use crate::sample::{SOON, count, event, sql, until_count, vendor};
 
 struct Broker {
     url: String,
@@ -64,17 +64,17 @@ impl Broker {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the test stands in for ingest")]
-    async fn publish(&self, events: &[AcceptedEvent]) {
+    async fn publish_together(&self, events: &[AcceptedEvent]) {
         let mut confirms = Vec::new();
-        for event in events {
+        for message in Message::of(&events.iter().collect::<Vec<_>>(), Receipt::Recorded) {
             let confirm = self
                 .channel
                 .basic_publish(
                     self.topology.events_exchange().as_str().into(),
-                    event.event_type.routing_key().into(),
+                    message.routing_key.into(),
                     BasicPublishOptions::default(),
-                    &event.body,
-                    event.to_properties(Receipt::Recorded),
+                    &message.body,
+                    message.properties,
                 )
                 .await
                 .expect("a publish");
@@ -82,6 +82,13 @@ impl Broker {
         }
         for confirm in confirms {
             assert!(confirm.await.expect("a confirm").is_ack());
+        }
+    }
+
+    /// Each in a message of its own.
+    async fn publish(&self, events: &[AcceptedEvent]) {
+        for event in events {
+            self.publish_together(std::slice::from_ref(event)).await;
         }
     }
 
@@ -312,8 +319,8 @@ async fn a_worker_that_is_stopped_in_full_flow_stores_what_was_delivered_and_end
         broker.publish(&[vendor(id)]).await;
         until_count(&pool, WAITING, waiting).await;
     }
-    let events: Vec<_> = (0..60).map(|i| vendor(&format!("m{i}"))).collect();
-    broker.publish(&events).await;
+    let events: Vec<_> = (0..100).map(|i| vendor(&format!("m{i}"))).collect();
+    broker.publish_together(&events).await;
     until_queued(&broker, Family::Vendor, 0).await;
     worker.stop.cancel();
     // What stays in the queue shows that the subscription has ended. The count of consumers does
@@ -327,9 +334,41 @@ async fn a_worker_that_is_stopped_in_full_flow_stores_what_was_delivered_and_end
     lock.rollback().await.expect("the lock is free");
     worker.stop().await;
     let stored = count(&pool, "select count(*) from vendors").await;
-    assert!(stored >= 63, "only {stored} of those delivered are stored");
-    let left = u32::try_from(63 + late - stored).expect("not more than were published");
+    assert!(stored >= 103, "only {stored} of those delivered are stored");
+    let left = u32::try_from(103 + late - stored).expect("not more than were published");
     until_queued(&broker, Family::Vendor, left).await;
+    broker.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn of_events_that_share_a_message_each_goes_its_own_way(pool: PgPool) {
+    let broker = Broker::new().await;
+    sql(
+        &pool,
+        "create function refuse() returns trigger language plpgsql as
+           $$ begin
+                if new.webhook_id = 'refused' then raise check_violation; end if;
+                return new;
+              end $$;
+         create trigger refuse before insert on events for each row execute function refuse()",
+    )
+    .await;
+    let mut malformed = event("malformed", r#"{"eventType":"v1.vendor.created"}"#);
+    malformed.event_type = vendor("m1").event_type;
+    let events = [vendor("m1"), malformed, vendor("refused"), vendor("m2")];
+    broker.publish_together(&events).await;
+    until_queued(&broker, Family::Vendor, 1).await;
+    let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from webhook_spool where webhook_id = 'refused'",
+        1,
+    )
+    .await;
+    until_count(&pool, "select count(*) from vendors", 2).await;
+    until_count(&pool, "select count(*) from dead_letters", 1).await;
+    worker.stop().await;
+    until_queued(&broker, Family::Vendor, 0).await;
     broker.clean_up().await;
 }
 
@@ -357,9 +396,11 @@ async fn the_type_and_not_the_queue_decides_on_the_table(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn a_message_that_was_with_two_dead_consumers_is_handled_alone_and_stored(pool: PgPool) {
+async fn events_that_were_with_two_dead_consumers_are_handled_alone_and_stored(pool: PgPool) {
     let broker = Broker::new().await;
     broker.publish(&[vendor("suspect")]).await;
+    broker.publish_together(&[vendor("m1"), vendor("m2")]).await;
+    until_queued(&broker, Family::Vendor, 2).await;
     broker.die_with_a_message(Family::Vendor).await;
     broker.die_with_a_message(Family::Vendor).await;
     sql(
@@ -372,16 +413,11 @@ async fn a_message_that_was_with_two_dead_consumers_is_handled_alone_and_stored(
     )
     .await;
     let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
-    until_count(
-        &pool,
-        "select count(*) from vendors where id = 'suspect'",
-        1,
-    )
-    .await;
+    until_count(&pool, "select count(*) from vendors", 3).await;
     assert_eq!(
-        count(&pool, "select max(claims)::bigint from seen").await,
+        count(&pool, "select count(*) from seen where claims = 3").await,
         3,
-        "it went through the spool, and the try was noted"
+        "each went through the spool, and the try was noted"
     );
     worker.stop().await;
     until_queued(&broker, Family::Vendor, 0).await;

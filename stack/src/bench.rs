@@ -30,6 +30,8 @@ use crate::progress::Progress;
 
 /// The loads of a closed loop, by connections.
 const CONNECTIONS: [usize; 4] = [1, 64, 256, 1_024];
+/// Those of them over which everything is measured from the request to the row.
+const END_TO_END: [usize; 2] = [USUAL, 256];
 /// Shares of repetitions.
 const DUPLICATES: [f64; 2] = [0.1, 0.9];
 /// Shares of the highest rate in an open loop, over as many connections as reached it.
@@ -63,11 +65,11 @@ pub struct Round {
     pub paced: Vec<(f64, Outcome)>,
     /// Events a second that one and two workers took from a full queue.
     pub drained: [f64; 2],
-    /// Events a second from request to row.
-    pub end_to_end: f64,
-    /// What that took.
+    /// Events a second from request to row, by connections.
+    pub end_to_end: Vec<(usize, f64)>,
+    /// What the first of these took.
     pub usage: Usage,
-    /// From receipt to storage at half of that rate.
+    /// From receipt to storage at half of its rate.
     pub lag: Lag,
 }
 
@@ -174,9 +176,15 @@ async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
     pipeline.fill(plan.drained).await?;
     let two = pipeline.drain(2).await?;
 
-    let (end_to_end, usage) = pipeline.store(closed(USUAL, 0.0)).await?;
+    let mut end_to_end = Vec::new();
+    let mut usages = Vec::new();
+    for connections in END_TO_END {
+        let (rate, usage) = pipeline.store(closed(connections, 0.0)).await?;
+        end_to_end.push((connections, rate));
+        usages.push(usage);
+    }
     let half = Load {
-        pace: Pace::Open(end_to_end / 2.0),
+        pace: Pace::Open(end_to_end[0].1 / 2.0),
         ..closed(USUAL, 0.0)
     };
     Ok(Round {
@@ -186,7 +194,7 @@ async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
         paced,
         drained: [one, two],
         end_to_end,
-        usage,
+        usage: usages.swap_remove(0),
         lag: pipeline.lag(half).await?,
     })
 }

@@ -29,6 +29,7 @@ impl Report {
         row("acceptance combined, 64", |r| r.limits.acceptance(64));
         row("acceptance combined, 256", |r| r.limits.acceptance(256));
         row("end to end combined, 64", |r| r.limits.end_to_end(64));
+        row("end to end combined, 256", |r| r.limits.end_to_end(256));
         table
     }
 
@@ -89,11 +90,16 @@ impl Report {
                 ratio(self.median(|r| r.drained[i] / r.limits.stored)),
             ]);
         }
-        table.add_row([
-            "end to end, one worker".to_owned(),
-            rate(self.median(|r| r.end_to_end)),
-            ratio(self.median(|r| r.end_to_end / r.limits.end_to_end(64))),
-        ]);
+        let Some(first) = self.rounds.first() else {
+            return table;
+        };
+        for (i, &(connections, _)) in first.end_to_end.iter().enumerate() {
+            table.add_row([
+                format!("end to end, {connections} connections, one worker"),
+                rate(self.median(|r| r.end_to_end[i].1)),
+                ratio(self.median(|r| r.end_to_end[i].1 / r.limits.end_to_end(connections))),
+            ]);
+        }
         table
     }
 

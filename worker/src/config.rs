@@ -27,7 +27,7 @@ pub struct Config {
     pub batch_size: usize,
 
     /// The most transactions at once
-    #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "2", value_parser = parse_in_range::<1, 10>)]
+    #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "4", value_parser = parse_in_range::<1, 10>)]
     pub batches_in_flight: usize,
 
     /// How long a batch that is not full waits for more events

@@ -1,19 +1,20 @@
 //! From single verified events to batches and back: requests that arrive together share one
 //! transaction and one round of confirms.
+//!
+//! No clock keeps a batch open. It leaves as soon as there is a slot for it, with all that came
+//! while the slots were taken: a lone request waits for nobody, and the more come the larger the
+//! batches.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use shared::AcceptedEvent;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tracing::warn;
 
 use crate::{recent::Recent, settlement::Settlement};
-
-/// Under load a batch stays open this long for company. A lone request never waits.
-const LINGER: Duration = Duration::from_millis(1);
 
 /// What became of a verified event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,15 +187,6 @@ impl Batcher {
             if self.queue.recv_many(&mut batch, self.batch_size).await == 0 {
                 drop(slot);
                 break;
-            }
-            let under_load = self.slots.available_permits() + 1 < self.slot_count;
-            if under_load && batch.len() < self.batch_size {
-                sleep(LINGER).await;
-                while batch.len() < self.batch_size
-                    && let Ok(waiting) = self.queue.try_recv()
-                {
-                    batch.push(waiting);
-                }
             }
             let batch = std::mem::take(&mut batch);
             tokio::spawn(settle(

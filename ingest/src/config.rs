@@ -63,8 +63,8 @@ pub struct Config {
     #[arg(long, env = "BATCH_SIZE", default_value = "256", value_parser = parse_in_range::<1, 4_096>)]
     pub batch_size: usize,
 
-    /// The most batches under way at once
-    #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "8", value_parser = parse_in_range::<1, 64>)]
+    /// The most batches under way at once: one is with Postgres while another one is with RabbitMQ
+    #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "2", value_parser = parse_in_range::<1, 64>)]
     pub batches_in_flight: usize,
 }
 

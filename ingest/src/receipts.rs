@@ -11,17 +11,43 @@ use sqlx::{PgConnection, Row};
 
 use crate::acceptor::Layer;
 
-/// Begins the transaction around one batch. A receipt may be lost in a crash of Postgres (then a
-/// repetition is published again, which the workers absorb), so its commit need not wait for the
-/// disk. The time limits free the locks of an ingest that froze in the middle.
-pub const BEGIN: &str = "begin;
-    select set_config('synchronous_commit', 'off', true),
-           set_config('lock_timeout', '1s', true),
-           set_config('statement_timeout', '5s', true),
-           set_config('idle_in_transaction_session_timeout', '15s', true)";
+/// Expressions that set the time limits of a batch's transaction, which free the locks of an ingest
+/// that froze in the middle.
+macro_rules! limits {
+    () => {
+        "set_config('lock_timeout', '1s', true),
+         set_config('statement_timeout', '5s', true),
+         set_config('idle_in_transaction_session_timeout', '15s', true)"
+    };
+}
 
-/// From here on the commit waits for the disk: a spool row may be an event's only copy.
-pub const COMMIT_DURABLY: &str = "set local synchronous_commit = on";
+/// Inserts the receipts that are not there yet.
+///
+/// The transaction's settings come with it, as a statement of their own would be another round trip
+/// and be planned anew for every batch. The sort needs all its input first, so they hold before the
+/// first row is inserted. A receipt may be lost in a crash of Postgres (then a repetition is published
+/// again, which the workers absorb), so its commit need not wait for the disk. The order of the ids
+/// makes two batches with the same ones wait instead of deadlocking.
+const INSERT: &str = concat!(
+    "with settings as materialized (
+         select set_config('synchronous_commit', 'off', true),",
+    limits!(),
+    ")
+     insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+     select id, body_sha256, received_at, now()
+       from settings,
+            unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
+      order by id
+     on conflict do nothing
+     returning webhook_id"
+);
+
+/// Precedes spooling, also where nothing was claimed. The commit then waits for the disk: a spool row
+/// may be an event's only copy.
+pub const BEFORE_SPOOLING: &str = concat!(
+    "select set_config('synchronous_commit', 'on', true),",
+    limits!()
+);
 
 /// Fails unless Postgres would take a receipt now, and writes nothing.
 pub const PROBE: &str = "insert into webhook_receipts (webhook_id, body_sha256, received_at)
@@ -75,20 +101,12 @@ async fn insert(
     let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
     let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
     let received: Vec<DateTime<Utc>> = events.iter().map(|e| e.received_at).collect();
-    // In the order of the ids, so that two batches with the same ids wait instead of deadlocking.
-    let rows = sqlx::query(
-        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
-         select id, body_sha256, received_at, now()
-           from unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
-          order by id
-         on conflict do nothing
-         returning webhook_id",
-    )
-    .bind(ids)
-    .bind(hashes)
-    .bind(received)
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query(INSERT)
+        .bind(ids)
+        .bind(hashes)
+        .bind(received)
+        .fetch_all(connection)
+        .await?;
     rows.iter()
         .map(|row| Ok((row.try_get(0)?, Claim::Publish)))
         .collect()

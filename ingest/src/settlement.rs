@@ -187,7 +187,7 @@ impl Settlement {
         } else {
             deadline
         };
-        match DeadlineTransaction::begin(&self.pool, receipts::BEGIN, deadline).await {
+        match DeadlineTransaction::begin(&self.pool, "begin", deadline).await {
             Ok(transaction) => Some(Claimed {
                 transaction,
                 permit,
@@ -334,7 +334,7 @@ async fn spool_events(
         })
         .collect();
     let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
-    transaction.execute(receipts::COMMIT_DURABLY).await?;
+    transaction.execute(receipts::BEFORE_SPOOLING).await?;
     transaction
         .run(async |connection| {
             spool::insert(connection, &entries).await?;

@@ -315,6 +315,38 @@ async fn a_spool_row_is_on_disk_before_the_answer(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn the_first_receipt_of_a_batch_is_inserted_within_its_limits(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    sqlx::raw_sql(
+        "create table settings (value text);
+         create function note() returns trigger language plpgsql as
+           $$ begin
+                insert into settings
+                select concat_ws(' ', current_setting('synchronous_commit'), current_setting('lock_timeout'),
+                                 current_setting('statement_timeout'),
+                                 current_setting('idle_in_transaction_session_timeout'));
+                return new;
+              end $$;
+         create trigger note before insert on webhook_receipts for each row execute function note()",
+    )
+    .execute(&pool)
+    .await
+    .expect("good SQL");
+    let app = App::start(&stores).await;
+    app.until_ready("rabbitmq").await;
+    app.until_ready("postgres").await;
+    assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
+    // Ends when the receipt is committed.
+    app.stop().await;
+    let settings: Vec<String> = sqlx::query_scalar("select value from settings")
+        .fetch_all(&pool)
+        .await
+        .expect("rows");
+    assert_eq!(settings, ["off 1s 5s 15s"]);
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_commit_that_hangs_costs_no_confirmed_event_its_answer(pool: PgPool) {
     sqlx::raw_sql(
         "create function hang() returns trigger language plpgsql as

@@ -42,7 +42,7 @@ const USUAL: usize = 64;
 /// How much is measured.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// How often everything is measured.
+    /// How often everything is measured, with grown tables too.
     pub rounds: u32,
     /// For how long each load lasts; its first second is not counted.
     pub slice: Duration,
@@ -78,12 +78,12 @@ pub struct Round {
 pub struct Grown {
     /// Rows in the tables.
     pub rows: u64,
-    /// Events accepted a second over 64 connections.
-    pub accepted: f64,
-    /// Events a second that one worker took from a full queue.
-    pub drained: f64,
-    /// Events a second from request to row.
-    pub end_to_end: f64,
+    /// Events accepted a second over 64 connections, once for each round.
+    pub accepted: Vec<f64>,
+    /// Events a second that one worker took from a full queue, likewise.
+    pub drained: Vec<f64>,
+    /// Events a second from request to row, likewise.
+    pub end_to_end: Vec<f64>,
 }
 
 /// Everything that was measured. Its display is a table of medians and ratios.
@@ -206,14 +206,17 @@ async fn with_rows(pipeline: &mut Pipeline, plan: &Plan, rows: u64) -> Result<Gr
         duplicates: 0.0,
         during: plan.slice,
     };
-    let accepted = pipeline.accept(load).await?.rate;
-    pipeline.fill(plan.drained).await?;
-    let drained = pipeline.drain(1).await?;
-    let (end_to_end, _) = pipeline.store(load).await?;
-    Ok(Grown {
+    let mut grown = Grown {
         rows,
-        accepted,
-        drained,
-        end_to_end,
-    })
+        accepted: Vec::new(),
+        drained: Vec::new(),
+        end_to_end: Vec::new(),
+    };
+    for _ in 0..plan.rounds {
+        grown.accepted.push(pipeline.accept(load).await?.rate);
+        pipeline.fill(plan.drained).await?;
+        grown.drained.push(pipeline.drain(1).await?);
+        grown.end_to_end.push(pipeline.store(load).await?.0);
+    }
+    Ok(grown)
 }

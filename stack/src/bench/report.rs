@@ -9,9 +9,7 @@ use super::{Report, Round};
 
 impl Report {
     fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
-        let mut figures: Vec<f64> = self.rounds.iter().map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+        median(self.rounds.iter().map(figure))
     }
 
     fn limits(&self) -> Table {
@@ -130,9 +128,9 @@ impl Report {
         for grown in &self.grown {
             table.add_row([
                 grown.rows.to_string(),
-                rate(grown.accepted),
-                rate(grown.drained),
-                rate(grown.end_to_end),
+                rate(median(grown.accepted.iter().copied())),
+                rate(median(grown.drained.iter().copied())),
+                rate(median(grown.end_to_end.iter().copied())),
             ]);
         }
         table
@@ -168,6 +166,12 @@ impl fmt::Display for Report {
             self.events
         )
     }
+}
+
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn table(header: &[&str]) -> Table {

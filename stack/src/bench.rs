@@ -78,6 +78,8 @@ pub struct Round {
 pub struct Grown {
     /// Rows in the tables.
     pub rows: u64,
+    /// The yardsticks at that time, on tables of their own that have not grown.
+    pub limits: Limits,
     /// Events accepted a second over 64 connections, once for each round.
     pub accepted: Vec<f64>,
     /// Events a second that one worker took from a full queue, likewise.
@@ -208,6 +210,7 @@ async fn with_rows(pipeline: &mut Pipeline, plan: &Plan, rows: u64) -> Result<Gr
     };
     let mut grown = Grown {
         rows,
+        limits: limits::measure(pipeline.stores(), plan.slice / 2).await?,
         accepted: Vec::new(),
         drained: Vec::new(),
         end_to_end: Vec::new(),

@@ -5,7 +5,7 @@ use std::fmt;
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 
-use super::{Report, Round};
+use super::{Report, Round, USUAL};
 
 impl Report {
     fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
@@ -122,16 +122,24 @@ impl Report {
         let mut table = table(&[
             "rows before",
             "accepted a second",
+            "of the limit",
             "drained a second",
+            "of the limit",
             "end to end",
+            "of the limit",
         ]);
         for grown in &self.grown {
-            table.add_row([
-                grown.rows.to_string(),
-                rate(median(grown.accepted.iter().copied())),
-                rate(median(grown.drained.iter().copied())),
-                rate(median(grown.end_to_end.iter().copied())),
-            ]);
+            let limits = &grown.limits;
+            let mut cells = vec![grown.rows.to_string()];
+            for (figures, limit) in [
+                (&grown.accepted, limits.acceptance(USUAL)),
+                (&grown.drained, limits.stored),
+                (&grown.end_to_end, limits.end_to_end(USUAL)),
+            ] {
+                let figure = median(figures.iter().copied());
+                cells.extend([rate(figure), ratio(figure / limit)]);
+            }
+            table.add_row(cells);
         }
         table
     }

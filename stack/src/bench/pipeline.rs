@@ -12,9 +12,9 @@ use shared::{Family, Program};
 use sqlx::{PgPool, Row};
 use tokio::time::{Instant, sleep};
 
-use super::USUAL;
 use super::load::{Load, Outcome, Pace};
 use super::request::{PREFIX, Requests};
+use super::{USUAL, grown};
 use crate::accounts::Accounts;
 use crate::base::Base;
 use crate::packages::Packages;
@@ -222,11 +222,14 @@ impl Pipeline {
 
     /// Events that were accepted and are not in `events`, or are there and nobody had a 2xx.
     pub(super) async fn missing(&self) -> Result<u64> {
-        let stored: i64 =
-            sqlx::query_scalar("select count(*) from events where starts_with(webhook_id, $1)")
-                .bind(PREFIX)
-                .fetch_one(&self.pool)
-                .await?;
+        let stored: i64 = sqlx::query_scalar(
+            "select count(*) from events
+              where starts_with(webhook_id, $1) and right(webhook_id, length($2)) <> $2",
+        )
+        .bind(PREFIX)
+        .bind(grown::SUFFIX)
+        .fetch_one(&self.pool)
+        .await?;
         Ok(self.accepted.abs_diff(u64::try_from(stored)?))
     }
 

@@ -23,7 +23,7 @@ pub use self::limits::Limits;
 pub use self::load::Outcome;
 use self::load::{Load, Pace};
 use self::pipeline::Pipeline;
-pub use self::pipeline::{Lag, Usage};
+pub use self::pipeline::{EndToEnd, Lag, Usage};
 use crate::packages::Packages;
 use crate::programs::Programs;
 use crate::progress::Progress;
@@ -65,11 +65,9 @@ pub struct Round {
     pub paced: Vec<(f64, Outcome)>,
     /// Events a second that one and two workers took from a full queue.
     pub drained: [f64; 2],
-    /// Events a second from request to row, by connections.
-    pub end_to_end: Vec<(usize, f64)>,
-    /// What the first of these took.
-    pub usage: Usage,
-    /// From receipt to storage at half of its rate.
+    /// From request to row, by connections.
+    pub end_to_end: Vec<(usize, EndToEnd)>,
+    /// From receipt to storage at half of the first of these rates.
     pub lag: Lag,
 }
 
@@ -179,14 +177,12 @@ async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
     let two = pipeline.drain(2).await?;
 
     let mut end_to_end = Vec::new();
-    let mut usages = Vec::new();
     for connections in END_TO_END {
-        let (rate, usage) = pipeline.store(closed(connections, 0.0)).await?;
-        end_to_end.push((connections, rate));
-        usages.push(usage);
+        let outcome = pipeline.store(closed(connections, 0.0)).await?;
+        end_to_end.push((connections, outcome));
     }
     let half = Load {
-        pace: Pace::Open(end_to_end[0].1 / 2.0),
+        pace: Pace::Open(end_to_end[0].1.rate / 2.0),
         ..closed(USUAL, 0.0)
     };
     Ok(Round {
@@ -196,7 +192,6 @@ async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
         paced,
         drained: [one, two],
         end_to_end,
-        usage: usages.swap_remove(0),
         lag: pipeline.lag(half).await?,
     })
 }
@@ -219,7 +214,7 @@ async fn with_rows(pipeline: &mut Pipeline, plan: &Plan, rows: u64) -> Result<Gr
         grown.accepted.push(pipeline.accept(load).await?.rate);
         pipeline.fill(plan.drained).await?;
         grown.drained.push(pipeline.drain(1).await?);
-        grown.end_to_end.push(pipeline.store(load).await?.0);
+        grown.end_to_end.push(pipeline.store(load).await?.rate);
     }
     Ok(grown)
 }

@@ -57,6 +57,15 @@ pub(super) struct Pipeline {
     _base: Base,
 }
 
+/// What came of a load while a worker stored.
+#[derive(Debug, Clone, Serialize)]
+pub struct EndToEnd {
+    /// Events stored a second, until all of them were.
+    pub rate: f64,
+    /// What that took.
+    pub usage: Usage,
+}
+
 /// What is taken of the machine for 1,000 events that are accepted and stored.
 #[derive(Debug, Clone, Serialize)]
 pub struct Usage {
@@ -170,8 +179,8 @@ impl Pipeline {
         Ok((all - first) as f64 / took.as_secs_f64())
     }
 
-    /// Load while a worker stores: events stored a second until all of them are, and what that took.
-    pub(super) async fn store(&mut self, load: Load) -> Result<(f64, Usage)> {
+    /// Load while a worker stores.
+    pub(super) async fn store(&mut self, load: Load) -> Result<EndToEnd> {
         self.start_workers(1)?;
         self.workers[0].ready(READY_WITHIN).await?;
         let before = self.processes().map(Process::processor_time);
@@ -194,7 +203,7 @@ impl Pipeline {
                 .context("the worker is gone")?,
         };
         self.stop_workers().await?;
-        Ok((rate, usage))
+        Ok(EndToEnd { rate, usage })
     }
 
     /// Load while a worker stores: how long events take from receipt to storage.

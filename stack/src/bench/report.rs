@@ -5,7 +5,7 @@ use std::fmt;
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 
-use super::{Report, Round, USUAL};
+use super::{Report, Round, USUAL, Usage};
 
 impl Report {
     fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
@@ -92,29 +92,34 @@ impl Report {
             return table;
         };
         for (i, &(connections, _)) in first.end_to_end.iter().enumerate() {
+            let stored = |r: &Round| r.end_to_end[i].1.rate;
             table.add_row([
                 format!("end to end, {connections} connections, one worker"),
-                rate(self.median(|r| r.end_to_end[i].1)),
-                ratio(self.median(|r| r.end_to_end[i].1 / r.limits.end_to_end(connections))),
+                rate(self.median(stored)),
+                ratio(self.median(|r| stored(r) / r.limits.end_to_end(connections))),
             ]);
         }
         table
     }
 
     fn costs(&self) -> Table {
+        fn usage(round: &Round) -> &Usage {
+            &round.end_to_end[0].1.usage
+        }
         let mut table = table(&["process", "CPU seconds for 1,000 events", "peak MiB"]);
-        let mib = |figure: fn(&Round) -> u64| format!("{}", self.median(|r| figure(r) as f64));
-        let mut row = |what: &str, seconds: fn(&Round) -> f64, mib: String| {
-            table.add_row([what.to_owned(), format!("{:.3}", self.median(seconds)), mib]);
+        let mib =
+            |figure: fn(&Usage) -> u64| format!("{}", self.median(|r| figure(usage(r)) as f64));
+        let mut row = |what: &str, seconds: fn(&Usage) -> f64, mib: String| {
+            table.add_row([
+                what.to_owned(),
+                format!("{:.3}", self.median(|r| seconds(usage(r)))),
+                mib,
+            ]);
         };
-        row("ingest", |r| r.usage.ingest_s, mib(|r| r.usage.ingest_mib));
-        row(
-            "vendor-worker",
-            |r| r.usage.worker_s,
-            mib(|r| r.usage.worker_mib),
-        );
-        row("RabbitMQ", |r| r.usage.rabbitmq_s, String::new());
-        row("Postgres", |r| r.usage.postgres_s, String::new());
+        row("ingest", |u| u.ingest_s, mib(|u| u.ingest_mib));
+        row("vendor-worker", |u| u.worker_s, mib(|u| u.worker_mib));
+        row("RabbitMQ", |u| u.rabbitmq_s, String::new());
+        row("Postgres", |u| u.postgres_s, String::new());
         table
     }
 

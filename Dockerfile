@@ -9,7 +9,7 @@ WORKDIR /src
 COPY . .
 RUN echo 'fn main() {}' > /empty.rs \
     && find . -name '*.rs' ! -path '*/src/lib.rs' ! -path '*/src/main.rs' ! -path '*/src/bin/*' \
-        ! -path '*/tests/*/main.rs' ! -name build.rs -delete \
+        ! -path '*/tests/*/main.rs' ! -path '*/benches/*' ! -name build.rs -delete \
     && find . -name '*.rs' -exec cp /empty.rs {} ';' \
     && find . -type f ! -name '*.rs' ! -name Cargo.toml ! -name Cargo.lock -delete \
     && find . -type d -empty -delete

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub use self::audit::Audit;
 pub use self::event::{Kind, kind};
-pub use self::fault::{Alarm, Fault, Part, Store};
+pub use self::fault::{Alarm, Fault, Part, RoundTrip, Store};
 pub use self::report::{Recoveries, Report};
 use self::schedule::Step;
 pub use self::schedule::{Incident, Schedule};

@@ -1,4 +1,5 @@
-//! A TCP proxy on loopback that can cut or freeze the connections through it, for fault tests.
+//! A TCP proxy on loopback that can cut, freeze or slow down the connections through it, for fault
+//! tests.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,15 +10,21 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ports;
+
+/// Reads of one direction that may be under way at once.
+const ON_THE_WAY: usize = 256;
 
 /// What the proxy does with connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Forwards everything.
     Pass,
+    /// Forwards everything with this round-trip time, as over a long way. The bandwidth stays what
+    /// it is.
+    Slow(Duration),
     /// Closes all connections and refuses new ones.
     Cut,
     /// Keeps and accepts connections but forwards nothing, as when a network goes silent.
@@ -130,6 +137,9 @@ async fn forward(client: TcpStream, upstream: SocketAddr, mut mode: watch::Recei
     if !thawed(&mut mode).await {
         return;
     }
+    // The client's own handshake ended at the proxy; over a long way it takes a round trip.
+    let handshake = one_way(&mode) * 2;
+    sleep(handshake).await;
     let Ok(server) = TcpStream::connect(upstream).await else {
         return;
     };
@@ -143,8 +153,23 @@ async fn forward(client: TcpStream, upstream: SocketAddr, mut mode: watch::Recei
     );
 }
 
-/// Copies one direction; passes the end of the stream on by dropping the writing half.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+/// Bytes on their way, and when they arrive.
+type Travelling = (Instant, Vec<u8>);
+
+/// Copies one direction.
+async fn pump(from: OwnedReadHalf, to: OwnedWriteHalf, mode: watch::Receiver<Mode>) {
+    let (departures, arrivals) = mpsc::channel(ON_THE_WAY);
+    tokio::join!(
+        depart(from, departures, mode.clone()),
+        arrive(arrivals, to, mode)
+    );
+}
+
+async fn depart(
+    mut from: OwnedReadHalf,
+    departures: mpsc::Sender<Travelling>,
+    mut mode: watch::Receiver<Mode>,
+) {
     let mut buffer = vec![0; 64 * 1024];
     loop {
         if !thawed(&mut mode).await {
@@ -153,10 +178,39 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::
         let Ok(read) = from.read(&mut buffer).await else {
             return;
         };
-        // It may have been frozen while the read was waiting, so the bytes have to wait as well.
-        if !thawed(&mut mode).await || read == 0 || to.write_all(&buffer[..read]).await.is_err() {
+        let arrival = Instant::now() + one_way(&mode);
+        let ended = read == 0;
+        if ended
+            || departures
+                .send((arrival, buffer[..read].to_vec()))
+                .await
+                .is_err()
+        {
             return;
         }
+    }
+}
+
+/// Passes the end of the stream on by dropping the writing half.
+async fn arrive(
+    mut arrivals: mpsc::Receiver<Travelling>,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+) {
+    while let Some((arrival, bytes)) = arrivals.recv().await {
+        sleep_until(arrival).await;
+        // It may have been frozen since the bytes were read, so they have to wait as well.
+        if !thawed(&mut mode).await || to.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// How long bytes travel in one direction.
+fn one_way(mode: &watch::Receiver<Mode>) -> Duration {
+    match *mode.borrow() {
+        Mode::Slow(round_trip) => round_trip / 2,
+        Mode::Pass | Mode::Cut | Mode::Freeze => Duration::ZERO,
     }
 }
 

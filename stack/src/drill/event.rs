@@ -5,6 +5,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 /// Events that are states of one resource.
 const STATES: u64 = 8;
 
+/// The vendor whose states go on coming for as long as the drill lasts.
+pub(super) const BUSY_VENDOR: &str = "busy";
+
 /// What an event must end as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -40,10 +43,15 @@ pub fn kind(number: u64) -> Kind {
 /// The `number`th event of the drill with this seed.
 ///
 /// Eight in a row are states of one resource, and the newest of them is sent first: whoever
-/// believed in the order of arrival would end with the wrong state.
+/// believed in the order of arrival would end with the wrong state. Of eight states of a vendor the
+/// oldest is one of [`BUSY_VENDOR`] instead.
 pub(super) fn event(seed: u64, number: u64) -> Event {
-    let resource = format!("{seed:x}-{}", number / STATES);
     let newest_first = number ^ (STATES - 1);
+    let resource = if kind(number) == Kind::Vendor && newest_first.is_multiple_of(STATES) {
+        BUSY_VENDOR.to_owned()
+    } else {
+        format!("{seed:x}-{}", number / STATES)
+    };
     let time = time(newest_first);
     let body = match kind(number) {
         Kind::Vendor => format!(

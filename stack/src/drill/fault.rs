@@ -103,6 +103,31 @@ pub enum Fault {
     NoConnections,
     /// The disk of Postgres is full.
     DiskFull,
+    /// A user holds a lock on the row of a vendor that goes on changing.
+    RowLock,
+    /// Commits wait for a synchronous standby that is not there.
+    StandbyAway,
+    /// The way to Postgres is long, with a cut at the beginning.
+    SlowLink(RoundTrip),
+}
+
+/// How long the way to a store and back is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RoundTrip {
+    /// 120 ms: another continent.
+    Long,
+    /// 250 ms: the other side of the earth.
+    Longest,
+}
+
+impl RoundTrip {
+    /// In milliseconds.
+    pub fn ms(self) -> u64 {
+        match self {
+            Self::Long => 120,
+            Self::Longest => 250,
+        }
+    }
 }
 
 impl Fault {
@@ -117,6 +142,8 @@ impl Fault {
         all.extend(stores.map(Self::HalfOpen));
         all.extend([Alarm::Memory, Alarm::Disk].map(Self::Alarm));
         all.extend([Self::NoConnections, Self::DiskFull]);
+        all.extend([Self::RowLock, Self::StandbyAway]);
+        all.extend([RoundTrip::Long, RoundTrip::Longest].map(Self::SlowLink));
         all
     }
 
@@ -130,7 +157,10 @@ impl Fault {
             Self::Cut(Store::Postgres)
             | Self::HalfOpen(Store::Postgres)
             | Self::NoConnections
-            | Self::DiskFull => Part::Postgres,
+            | Self::DiskFull
+            | Self::RowLock
+            | Self::StandbyAway
+            | Self::SlowLink(_) => Part::Postgres,
         }
     }
 
@@ -144,6 +174,10 @@ impl Fault {
             Self::Cut(_) => 1..=10,
             Self::HalfOpen(_) => 5..=20,
             Self::Alarm(_) | Self::NoConnections | Self::DiskFull => 5..=15,
+            // Longer than the services' deadlines for a transaction.
+            Self::RowLock | Self::StandbyAway => 20..=40,
+            // Long enough for connections to be made again after the cut.
+            Self::SlowLink(_) => 15..=30,
         }
     }
 }
@@ -164,6 +198,9 @@ impl fmt::Display for Fault {
             Self::Alarm(Alarm::Disk) => f.write_str("disk-alarm:rabbitmq"),
             Self::NoConnections => f.write_str("no-connections:postgres"),
             Self::DiskFull => f.write_str("disk-full:postgres"),
+            Self::RowLock => f.write_str("row-lock:postgres"),
+            Self::StandbyAway => f.write_str("standby-away:postgres"),
+            Self::SlowLink(round_trip) => write!(f, "slow-link-{}ms:postgres", round_trip.ms()),
         }
     }
 }

@@ -11,6 +11,7 @@ use shared::Program;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 
+use super::event::BUSY_VENDOR;
 use super::fault::{Alarm, Fault, Part, Store};
 use crate::accounts::Accounts;
 use crate::base::{self, Base};
@@ -32,6 +33,11 @@ const LIMIT_WAL: &str = "alter system set max_wal_size = '256MB'";
 /// At the usual rate events of every family have come by then.
 const HANDS_FULL_AFTER: Duration = Duration::from_secs(1);
 const HANDS_FULL_WITHIN: Duration = Duration::from_secs(3);
+/// Longer than the longest pause between two attempts of ingest to reach Postgres.
+const CUT_OF_SLOW_LINK: Duration = Duration::from_secs(4);
+/// At the usual rate a state of the busy vendor is stored by then.
+const BUSY_VENDOR_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// More than the stack's Postgres gives.
 const MAX_CONNECTIONS: usize = 1_000;
 
@@ -200,6 +206,18 @@ impl Site {
             Fault::Alarm(alarm) => self.alarm(alarm, ["absolute", "1"], "1000000GB").await?,
             Fault::NoConnections => self.take_all_connections().await?,
             Fault::DiskFull => self.disk()?.fill()?,
+            Fault::RowLock => self.lock_busy_vendor().await?,
+            Fault::StandbyAway => {
+                self.standbys("alter system set synchronous_standby_names = 'away'")
+                    .await?;
+            }
+            Fault::SlowLink(round_trip) => {
+                let proxy = &self.proxies[&Store::Postgres];
+                proxy.set(Mode::Cut).await;
+                sleep(CUT_OF_SLOW_LINK).await;
+                let round_trip = Duration::from_millis(round_trip.ms());
+                proxy.set(Mode::Slow(round_trip)).await;
+            }
         }
         Ok(())
     }
@@ -227,7 +245,13 @@ impl Site {
                 self.proxies[&store].set(Mode::Pass).await;
             }
             Fault::Alarm(alarm) => self.alarm(alarm, ["0.4", ""], "64MB").await?,
-            Fault::NoConnections => self.connections.clear(),
+            // A connection that is closed takes its lock with it.
+            Fault::NoConnections | Fault::RowLock => self.connections.clear(),
+            Fault::StandbyAway => {
+                self.standbys("alter system reset synchronous_standby_names")
+                    .await?;
+            }
+            Fault::SlowLink(_) => self.proxies[&Store::Postgres].set(Mode::Pass).await,
             Fault::DiskFull => {
                 self.disk()?.clear()?;
                 // Out of space for its log it shuts down, and that is for its operator to mend.
@@ -292,6 +316,39 @@ impl Site {
             }
         }
         self.connections.push(first);
+        Ok(())
+    }
+
+    /// Holds a row lock on the busy vendor as a user does who edits it and goes to lunch.
+    async fn lock_busy_vendor(&mut self) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.stores.database_url()).await?;
+        sqlx::raw_sql("begin").execute(&mut connection).await?;
+        let lock = async {
+            loop {
+                let locked = sqlx::query("select from vendors where id = $1 for update")
+                    .bind(BUSY_VENDOR)
+                    .fetch_optional(&mut connection)
+                    .await?;
+                if locked.is_some() {
+                    return anyhow::Ok(());
+                }
+                sleep(LOOK_EVERY).await;
+            }
+        };
+        timeout(BUSY_VENDOR_WITHIN, lock)
+            .await
+            .context("no state of the busy vendor is stored")??;
+        self.connections.push(connection);
+        Ok(())
+    }
+
+    /// Says which standbys a commit waits for.
+    async fn standbys(&self, sql: &'static str) -> Result<()> {
+        let mut connection = PgConnection::connect(&self.stores.database_url()).await?;
+        for sql in [sql, "select pg_reload_conf()"] {
+            sqlx::raw_sql(sql).execute(&mut connection).await?;
+        }
+        connection.close().await?;
         Ok(())
     }
 

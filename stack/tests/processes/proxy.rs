@@ -3,7 +3,7 @@ use std::time::Duration;
 use stack::proxy::{Mode, Proxy};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 const SOON: Duration = Duration::from_secs(5);
 const LONG_ENOUGH: Duration = Duration::from_millis(200);
@@ -83,4 +83,39 @@ async fn a_frozen_proxy_keeps_old_and_new_connections_open_but_silent_until_it_p
             .expect("open");
         assert_eq!(&answer, b"ping");
     }
+}
+
+#[tokio::test]
+async fn a_slow_proxy_adds_its_round_trip_and_does_not_add_up() {
+    const ROUND_TRIP: Duration = Duration::from_millis(200);
+    let proxy = echo_behind_proxy().await;
+    let mut connection = TcpStream::connect(proxy.address())
+        .await
+        .expect("it listens");
+    echoed(&mut connection).await.expect("it forwards");
+    proxy.set(Mode::Slow(ROUND_TRIP)).await;
+    let started = Instant::now();
+    echoed(&mut connection).await.expect("it forwards");
+    assert!(started.elapsed() >= ROUND_TRIP, "{:?}", started.elapsed());
+
+    // Bytes that are sent while others travel arrive right behind them.
+    let started = Instant::now();
+    let (mut from, mut to) = connection.split();
+    let send = async {
+        for _ in 0..10 {
+            to.write_all(b"ping").await.expect("open");
+            sleep(ROUND_TRIP / 10).await;
+        }
+    };
+    let mut answers = [0; 40];
+    let (received, ()) = tokio::join!(from.read_exact(&mut answers), send);
+    received.expect("open");
+    assert_eq!(answers, *b"ping".repeat(10));
+    let took = started.elapsed();
+    assert!(took >= ROUND_TRIP && took < ROUND_TRIP * 10, "{took:?}");
+
+    proxy.set(Mode::Pass).await;
+    let started = Instant::now();
+    echoed(&mut connection).await.expect("it forwards");
+    assert!(started.elapsed() < ROUND_TRIP, "{:?}", started.elapsed());
 }

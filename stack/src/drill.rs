@@ -3,13 +3,12 @@
 
 mod audit;
 mod event;
-mod fault;
+pub mod machine;
 mod report;
 mod schedule;
 mod sender;
 mod site;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -20,31 +19,23 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub use self::audit::Audit;
 pub use self::event::{Kind, kind};
-pub use self::fault::{Alarm, Fault, Part, RoundTrip, Store};
 pub use self::report::{Recoveries, Report};
 use self::schedule::Step;
 pub use self::schedule::{Incident, Schedule};
 pub use self::sender::{Refusal, Sender, Sent};
-use self::site::Site;
-use crate::packages::Packages;
-use crate::programs::Programs;
+pub use self::site::{AnyFault, Site};
 use crate::progress::Progress;
 
-/// Every incident is over, for good, within this. The longest wait in the services is a spool row
-/// that a killed worker had claimed: 60 s.
-const RECOVERED_WITHIN: Duration = Duration::from_secs(120);
-/// Also for spool rows that were claimed twice in vain.
+/// Also for spool rows that were claimed twice in vain, each time for 60 s.
 const DRAINED_WITHIN: Duration = Duration::from_secs(240);
 
 /// What a drill is held with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Decides what is sent.
     pub seed: u64,
     /// New events a second.
     pub rate: u32,
-    /// Where the services' logs go, so that they stay; without it they are deleted in the end.
-    pub logs: Option<PathBuf>,
 }
 
 /// How an incident went.
@@ -62,8 +53,8 @@ pub struct Course {
 
 /// A site under load that incidents can happen to.
 #[derive(Debug)]
-pub struct Drill {
-    site: Site,
+pub struct Drill<S> {
+    site: S,
     sender: Sender,
     pool: PgPool,
     seed: u64,
@@ -75,24 +66,16 @@ pub struct Drill {
     report: Report,
 }
 
-impl Drill {
-    /// Starts the stores, the services and a sender.
+impl<S: Site> Drill<S> {
+    /// Puts the site under load.
     ///
     /// # Errors
-    /// When something does not come up.
-    pub async fn start(
-        packages: &Packages,
-        programs: Programs,
-        settings: &Settings,
-        progress: Progress,
-    ) -> Result<Self> {
-        let step = progress.step("starting the stores, two replicas of ingest and the workers");
-        let site = Site::start(packages, programs, settings.logs.as_deref()).await?;
+    /// When one of the site's addresses is none.
+    pub fn start(site: S, settings: Settings, progress: Progress) -> Result<Self> {
         let pool = PgPoolOptions::new()
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy(&site.stores().database_url())?;
+            .connect_lazy(&site.database_url())?;
         let sender = Sender::start(settings.seed, settings.rate, &site.webhook_urls())?;
-        step.done("everything is up and under load");
         Ok(Self {
             site,
             sender,
@@ -110,7 +93,7 @@ impl Drill {
     ///
     /// # Errors
     /// When a store does not come up again.
-    pub async fn run(&mut self, schedule: Schedule, during: Duration) -> Result<()> {
+    pub async fn run(&mut self, schedule: Schedule<S::Fault>, during: Duration) -> Result<()> {
         let end = Instant::now() + during;
         for incident in schedule {
             if Instant::now() + incident.after > end {
@@ -129,11 +112,11 @@ impl Drill {
     ///
     /// # Errors
     /// As [`Drill::run`].
-    pub async fn incident(&mut self, incident: &Incident) -> Result<Course> {
+    pub async fn incident(&mut self, incident: &Incident<S::Fault>) -> Result<Course> {
         sleep(incident.after).await;
         let (began, began_at) = (Instant::now(), Utc::now());
         let refused = self.sender.refusals();
-        let faults: Vec<Fault> = incident
+        let faults: Vec<S::Fault> = incident
             .faults
             .iter()
             .map(|(fault, ..)| *fault)
@@ -157,7 +140,7 @@ impl Drill {
             self.look_at_memory();
         }
         let (ended, ended_at) = (Instant::now(), Utc::now());
-        let well_again = timeout(RECOVERED_WITHIN, self.recovered()).await.is_ok();
+        let well_again = timeout(S::RECOVERED_WITHIN, self.recovered()).await.is_ok();
         let course = Course {
             began_at,
             ended_at,
@@ -181,14 +164,11 @@ impl Drill {
             self.report.failures.push(line);
         }
         for fault in &faults {
-            let recoveries = self.report.recoveries.entry(*fault).or_default();
+            let recoveries = self.report.recoveries.entry(fault.to_string()).or_default();
             recoveries.incidents += 1;
             recoveries.longest = recoveries.longest.max(course.recovery);
         }
-        let hits = |part| faults.iter().any(|fault| fault.part() == part);
-        let keeps_no_deadline =
-            |fault: &Fault| matches!(fault, Fault::Pause(Part::Ingest1 | Part::Ingest2));
-        if hits(Part::RabbitMq) && hits(Part::Postgres) || faults.iter().any(keeps_no_deadline) {
+        if self.site.must_refuse(&faults) {
             self.excuses.push((began, Instant::now()));
         }
         Ok(course)
@@ -201,8 +181,8 @@ impl Drill {
     pub async fn finish(self) -> Result<Report> {
         let step = self.progress.step("letting everything come to rest");
         let deadline = Instant::now() + DRAINED_WITHIN;
-        let sent = self.sender.finish(RECOVERED_WITHIN).await;
-        let audit = audit::audit(self.site.stores(), &self.pool, self.seed, deadline).await?;
+        let sent = self.sender.finish(S::RECOVERED_WITHIN).await;
+        let audit = audit::audit(&self.site, &self.pool, self.seed, deadline).await?;
         let mut report = self.report;
         report.missing = sent
             .accepted
@@ -244,7 +224,7 @@ impl Drill {
 
     /// Every service is ready, and fresh events of every kind get through each replica to the end.
     async fn recovered(&self) {
-        while self.site.ready(RECOVERED_WITHIN).await.is_err() {
+        while self.site.ready(S::RECOVERED_WITHIN).await.is_err() {
             sleep(Duration::from_millis(200)).await;
         }
         let canaries = self.sender.canaries().await;

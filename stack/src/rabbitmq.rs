@@ -31,6 +31,10 @@ log.console = true
 log.console.level = info
 ";
 
+/// Arguments of `rabbitmqctl` that list how many messages each queue has, delivered and
+/// unacknowledged ones included.
+pub const COUNT_MESSAGES: [&str; 3] = ["list_queues", "--no-table-headers", "messages"];
+
 /// Which optional parts of the broker run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plugins {
@@ -277,6 +281,21 @@ impl RabbitMq {
             .await
             .context("cannot close the connection")
     }
+}
+
+/// The sum of what [`COUNT_MESSAGES`] printed.
+///
+/// # Errors
+/// When it printed something else than numbers.
+pub fn sum_of_counts(listed: &str) -> Result<u64> {
+    listed
+        .split_whitespace()
+        .map(|count| {
+            count
+                .parse::<u64>()
+                .with_context(|| format!("rabbitmqctl printed {listed:?}"))
+        })
+        .sum()
 }
 
 pub(crate) fn url(address: SocketAddr, login: &Login) -> String {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use stack::base::{self, Base};
-use stack::drill::{Drill, Fault, Incident, Schedule, Settings};
+use stack::drill::machine::{Fault, Machine};
+use stack::drill::{Drill, Incident, Schedule, Settings};
 use stack::packages::Packages;
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
@@ -72,9 +73,11 @@ async fn drill(args: &Args) -> Result<ExitCode> {
     let settings = Settings {
         seed,
         rate: args.rate,
-        logs: args.logs.clone(),
     };
-    let mut drill = Drill::start(&packages, programs, &settings, progress).await?;
+    let step = progress.step("starting the stores, two replicas of ingest and the workers");
+    let machine = Machine::start(&packages, programs, args.logs.as_deref()).await?;
+    let mut drill = Drill::start(machine, settings, progress)?;
+    step.done("everything is up and under load");
     if let Some(seconds) = args.together {
         let incident = Incident::together(&args.only, Duration::from_secs(seconds));
         drill.incident(&incident).await?;

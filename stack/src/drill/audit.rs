@@ -8,7 +8,7 @@ use sqlx::{PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use super::event::{self, Kind};
-use crate::stores::Stores;
+use super::site::Site;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -55,7 +55,7 @@ pub struct Audit {
 /// # Errors
 /// When a store cannot be asked.
 pub(super) async fn audit(
-    stores: &Stores,
+    site: &impl Site,
     pool: &PgPool,
     seed: u64,
     deadline: Instant,
@@ -68,7 +68,7 @@ pub(super) async fn audit(
     };
     let (spooled, queued) = loop {
         let spooled = count("select count(*) from webhook_spool").await?;
-        let queued = queued(stores).await?;
+        let queued = site.queued().await?;
         if spooled == 0 && queued == 0 || Instant::now() > deadline {
             break (spooled, queued);
         }
@@ -114,20 +114,4 @@ pub(super) async fn until_stored(pool: &PgPool, webhook_ids: &[String]) {
         }
         sleep(LOOK_EVERY / 4).await;
     }
-}
-
-/// Messages in all queues, delivered and unacknowledged ones included.
-async fn queued(stores: &Stores) -> Result<u64> {
-    let listed = stores
-        .rabbitmq
-        .ctl(&["list_queues", "--no-table-headers", "messages"])
-        .await?;
-    listed
-        .split_whitespace()
-        .map(|count| {
-            count
-                .parse::<u64>()
-                .with_context(|| format!("rabbitmqctl printed {listed:?}"))
-        })
-        .sum()
 }

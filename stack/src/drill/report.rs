@@ -9,7 +9,6 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use hookctl::delivery::Outcome;
 
 use super::audit::Audit;
-use super::fault::Fault;
 use super::sender::Sent;
 
 /// At most one event in so many may be refused although a store was there.
@@ -36,8 +35,8 @@ pub struct Report {
     pub sent: Sent,
     /// The stores' side.
     pub audit: Audit,
-    /// By fault.
-    pub recoveries: BTreeMap<Fault, Recoveries>,
+    /// By the fault's name.
+    pub recoveries: BTreeMap<String, Recoveries>,
     /// Numbers of events that were answered 2xx and are nowhere.
     pub missing: Vec<u64>,
     /// 503s and 408s given while a store could be reached and ingest was not frozen.
@@ -147,7 +146,7 @@ impl fmt::Display for Report {
         writeln!(f, "{}", table(&["ledger", "events"], rows))?;
         let rows = self.recoveries.iter().map(|(fault, recoveries)| {
             vec![
-                fault.to_string(),
+                fault.clone(),
                 recoveries.incidents.to_string(),
                 seconds(recoveries.longest),
             ]

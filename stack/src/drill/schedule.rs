@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::fault::Fault;
+use super::site::AnyFault;
 
 /// Incidents in a hundred in which a second fault comes on top of the first.
 const DOUBLE: u32 = 40;
@@ -15,23 +15,23 @@ const PAUSE_MS: std::ops::Range<u64> = 500..3_000;
 
 /// Faults that overlap, and the quiet before them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Incident {
+pub struct Incident<F> {
     /// The quiet.
     pub after: Duration,
     /// What goes wrong, with when it begins and how long it lasts.
-    pub faults: Vec<(Fault, Duration, Duration)>,
+    pub faults: Vec<(F, Duration, Duration)>,
 }
 
 /// What is to be done at one moment of an incident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    Begin(Fault),
-    End(Fault),
+pub(super) enum Step<F> {
+    Begin(F),
+    End(F),
 }
 
-impl Incident {
+impl<F: AnyFault> Incident<F> {
     /// These faults together, all for as long.
-    pub fn together(faults: &[Fault], lasting: Duration) -> Self {
+    pub fn together(faults: &[F], lasting: Duration) -> Self {
         Self {
             after: Duration::ZERO,
             faults: faults
@@ -42,7 +42,7 @@ impl Incident {
     }
 
     /// The steps in order, each with its time from the incident's beginning.
-    pub(super) fn steps(&self) -> Vec<(Duration, Step)> {
+    pub(super) fn steps(&self) -> Vec<(Duration, Step<F>)> {
         let mut steps: Vec<_> = self
             .faults
             .iter()
@@ -58,7 +58,7 @@ impl Incident {
     }
 }
 
-impl fmt::Display for Incident {
+impl<F: AnyFault> fmt::Display for Incident<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, (fault, _, lasting)) in self.faults.iter().enumerate() {
             let plus = if i == 0 { "" } else { " + " };
@@ -71,15 +71,15 @@ impl fmt::Display for Incident {
 /// Incidents without end: every fault of `faults` comes once, in random order, before any comes
 /// again.
 #[derive(Debug)]
-pub struct Schedule {
+pub struct Schedule<F> {
     rng: StdRng,
-    faults: Vec<Fault>,
-    deck: Vec<Fault>,
+    faults: Vec<F>,
+    deck: Vec<F>,
 }
 
-impl Schedule {
+impl<F: AnyFault> Schedule<F> {
     /// The schedule of this seed.
-    pub fn new(seed: u64, faults: Vec<Fault>) -> Self {
+    pub fn new(seed: u64, faults: Vec<F>) -> Self {
         Self {
             rng: StdRng::seed_from_u64(seed),
             faults,
@@ -87,7 +87,7 @@ impl Schedule {
         }
     }
 
-    fn deal(&mut self) -> Option<Fault> {
+    fn deal(&mut self) -> Option<F> {
         if self.deck.is_empty() {
             self.deck.clone_from(&self.faults);
             self.deck.shuffle(&mut self.rng);
@@ -96,10 +96,10 @@ impl Schedule {
     }
 }
 
-impl Iterator for Schedule {
-    type Item = Incident;
+impl<F: AnyFault> Iterator for Schedule<F> {
+    type Item = Incident<F>;
 
-    fn next(&mut self) -> Option<Incident> {
+    fn next(&mut self) -> Option<Incident<F>> {
         let first = self.deal()?;
         let first_lasts = Duration::from_secs(self.rng.random_range(first.lasts_s()));
         let mut faults = vec![(first, Duration::ZERO, first_lasts)];
@@ -120,9 +120,10 @@ impl Iterator for Schedule {
 mod tests {
     use std::collections::BTreeSet;
 
-    use super::{Fault, Incident, Schedule};
+    use super::super::machine::Fault;
+    use super::{AnyFault, Incident, Schedule};
 
-    fn incidents(seed: u64) -> Vec<Incident> {
+    fn incidents(seed: u64) -> Vec<Incident<Fault>> {
         Schedule::new(seed, Fault::all()).take(100).collect()
     }
 

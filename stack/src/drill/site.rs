@@ -1,360 +1,75 @@
-//! What a drill is held on: both stores, a proxy in front of each, two replicas of ingest and the
-//! workers; and how each fault is done to it and undone.
+//! What a drill needs to know of the place that it is held on, and of its faults.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::fmt::{Debug, Display};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use nix::unistd::geteuid;
-use shared::Program;
-use sqlx::{Connection, PgConnection};
-use tokio::time::{sleep, timeout};
+use anyhow::Result;
 
-use super::event::BUSY_VENDOR;
-use super::fault::{Alarm, Fault, Part, Store};
-use crate::accounts::Accounts;
-use crate::base::{self, Base};
-use crate::packages::Packages;
-use crate::postgres::Durability;
 use crate::process::Process;
-use crate::programs::Programs;
-use crate::proxy::{Mode, Proxy};
-use crate::service::{Launcher, Service};
-use crate::small_disk::SmallDisk;
-use crate::stores::{Addresses, DATABASE, Stores};
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Above the services' own deadline for a stop, 25 s.
-const STOPPED_WITHIN: Duration = Duration::from_secs(40);
-/// For what a drill stores in an hour, with the log of Postgres limited to an eighth of it.
-const DISK_BYTES: u64 = 2 << 30;
-const LIMIT_WAL: &str = "alter system set max_wal_size = '256MB'";
-/// At the usual rate events of every family have come by then.
-const HANDS_FULL_AFTER: Duration = Duration::from_secs(1);
-const HANDS_FULL_WITHIN: Duration = Duration::from_secs(3);
-/// Longer than the longest pause between two attempts of ingest to reach Postgres.
-const CUT_OF_SLOW_LINK: Duration = Duration::from_secs(4);
-/// At the usual rate a state of the busy vendor is stored by then.
-const BUSY_VENDOR_WITHIN: Duration = Duration::from_secs(30);
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// More than the stack's Postgres gives.
-const MAX_CONNECTIONS: usize = 1_000;
+/// Something that goes wrong for a while.
+pub trait AnyFault: Copy + Ord + Debug + Display {
+    /// What a fault can hit.
+    type Part: PartialEq;
 
-/// Fields are dropped in this order: users before what they use.
-#[derive(Debug)]
-pub(super) struct Site {
-    services: BTreeMap<Part, Service>,
-    /// Services that a fault has taken away for now.
-    away: Vec<Part>,
-    /// Services that ended differently from what they should have.
-    failures: Vec<String>,
-    connections: Vec<PgConnection>,
-    proxies: BTreeMap<Store, Proxy>,
-    stores: Stores,
-    disk: Option<SmallDisk>,
-    _base: Base,
+    /// What it hits. Two faults at one time hit different parts.
+    fn part(self) -> Self::Part;
+
+    /// The shortest and longest time that it lasts in a random schedule, in seconds.
+    fn lasts_s(self) -> RangeInclusive<u64>;
 }
 
-impl Site {
-    /// Starts everything and waits until it is ready. The services' logs stay if `logs` names a
-    /// folder for them.
-    pub(super) async fn start(
-        packages: &Packages,
-        programs: Programs,
-        logs: Option<&Path>,
-    ) -> Result<Self> {
-        let base = Base::temporary()?;
-        let logs = match logs {
-            Some(logs) => {
-                base::create(logs)?;
-                logs.to_owned()
-            }
-            None => base.folder("logs")?,
-        };
-        // Only root can mount; without it the drill has no full disk.
-        let disk = if geteuid().is_root() {
-            Some(SmallDisk::mount(&base.path().join("postgres"), DISK_BYTES)?)
-        } else {
-            None
-        };
-        let stores =
-            Stores::start(packages, &base, Addresses::free()?, Durability::ProcessOnly).await?;
-        let mut owner = PgConnection::connect(&stores.database_url()).await?;
-        for sql in [LIMIT_WAL, "select pg_reload_conf()"] {
-            sqlx::raw_sql(sql).execute(&mut owner).await?;
-        }
-        owner.close().await?;
+/// Running stores and services, and the faults that can be injected into them.
+pub trait Site {
+    /// Its faults.
+    type Fault: AnyFault;
 
-        let accounts = Accounts::random();
-        accounts.set_up(&programs, &stores, &logs).await?;
-        let rabbitmq = Proxy::start(stores.rabbitmq.address()).await?;
-        let postgres = Proxy::start(stores.postgres.address()).await?;
-        let launcher = Launcher::new(programs, &stores, logs)
-            .under(&accounts)
-            .through(Addresses {
-                postgres: postgres.address(),
-                amqp: rabbitmq.address(),
-            });
-        let mut services = BTreeMap::new();
-        for part in Part::ALL {
-            if let Some(program) = part.program() {
-                services.insert(part, launcher.start(program, part.name())?);
-            }
-        }
-        let site = Self {
-            services,
-            away: Vec::new(),
-            failures: Vec::new(),
-            connections: Vec::new(),
-            proxies: BTreeMap::from([(Store::RabbitMq, rabbitmq), (Store::Postgres, postgres)]),
-            stores,
-            disk,
-            _base: base,
-        };
-        site.ready(READY_WITHIN).await?;
-        site.stores.rabbitmq.settle().await;
-        Ok(site)
-    }
+    /// The longest time from the end of an incident until everything works again.
+    const RECOVERED_WITHIN: Duration;
 
-    /// Whether the fault can be simulated on this machine.
-    pub(super) fn can(&self, fault: Fault) -> bool {
-        fault != Fault::DiskFull || self.disk.is_some()
-    }
+    /// Whether the fault can be injected on this machine.
+    fn can(&self, fault: Self::Fault) -> bool;
 
-    /// Where events are posted to, one address for each replica.
-    pub(super) fn webhook_urls(&self) -> Vec<String> {
-        [Part::Ingest1, Part::Ingest2]
-            .map(|part| self.services[&part].webhook_url())
-            .into()
-    }
+    /// Where events are posted to, one address for each replica of ingest.
+    fn webhook_urls(&self) -> Vec<String>;
 
-    /// The stores themselves, not through the proxies.
-    pub(super) fn stores(&self) -> &Stores {
-        &self.stores
-    }
+    /// `DATABASE_URL` of the owner, by a way that no fault touches.
+    fn database_url(&self) -> String;
 
-    /// The processes that should be running now.
-    pub(super) fn services(&self) -> impl Iterator<Item = &Process> {
-        self.services
-            .iter()
-            .filter(|(part, _)| !self.away.contains(part))
-            .map(|(_, service)| service.process())
-    }
+    /// Messages in all queues, delivered and unacknowledged ones included.
+    fn queued(&self) -> impl Future<Output = Result<u64>>;
+
+    /// The services that should be running now.
+    fn services(&self) -> Vec<&Process>;
 
     /// What services did that they never should: ended by themselves, failed to stop in order,
     /// panicked.
-    pub(super) fn failures(&self) -> Vec<String> {
-        let mut failures = self.failures.clone();
-        for process in self.services() {
-            if !process.is_running() {
-                failures.push(process.obituary());
-            }
-            let log = process.log().map(std::fs::read_to_string);
-            if let Some(Ok(log)) = log
-                && let Some(line) = log.lines().find(|line| line.contains("panicked"))
-            {
-                failures.push(format!("{}: {line}", process.name()));
-            }
-        }
-        failures
-    }
+    fn failures(&self) -> Vec<String>;
 
     /// Waits until every service says that it is ready.
-    pub(super) async fn ready(&self, within: Duration) -> Result<()> {
-        let ready = async {
-            for service in self.services.values() {
-                service.ready(within).await?;
-            }
-            Ok(())
-        };
-        timeout(within, ready)
-            .await
-            .context("not every service is ready in time")?
-    }
+    fn ready(&self, within: Duration) -> impl Future<Output = Result<()>>;
 
-    /// Makes it happen. `alone` tells whether nothing else is wrong.
-    pub(super) async fn begin(&mut self, fault: Fault, alone: bool) -> Result<()> {
-        match fault {
-            Fault::Kill(Part::RabbitMq) => self.stores.rabbitmq.kill(),
-            Fault::Kill(Part::Postgres) => self.stores.postgres.kill(),
-            Fault::Kill(part) => {
-                let lock = self.fill_hands(part).await;
-                self.services[&part].process().kill();
-                self.away.push(part);
-                drop(lock);
-            }
-            Fault::Stop(Part::RabbitMq) => self.stores.rabbitmq.stop().await?,
-            Fault::Stop(Part::Postgres) => self.stores.postgres.stop().await?,
-            Fault::Stop(part) => {
-                self.away.push(part);
-                let ended = self.services[&part].stop(STOPPED_WITHIN).await;
-                // With a store away a worker may have to give up what it holds, and says so.
-                match ended {
-                    Ok(status) if status.success() || !alone => {}
-                    Ok(status) => self
-                        .failures
-                        .push(format!("{} stopped with {status}", part.name())),
-                    Err(error) => self.failures.push(format!("{error:#}")),
-                }
-            }
-            Fault::Pause(Part::RabbitMq) => self.stores.rabbitmq.pause()?,
-            Fault::Pause(Part::Postgres) => self.stores.postgres.pause()?,
-            Fault::Pause(part) => self.services[&part].process().pause()?,
-            Fault::Cut(store) => self.proxies[&store].set(Mode::Cut).await,
-            Fault::HalfOpen(store) => self.proxies[&store].set(Mode::Freeze).await,
-            Fault::Alarm(alarm) => self.alarm(alarm, ["absolute", "1"], "1000000GB").await?,
-            Fault::NoConnections => self.take_all_connections().await?,
-            Fault::DiskFull => self.disk()?.fill()?,
-            Fault::RowLock => self.lock_busy_vendor().await?,
-            Fault::StandbyAway => {
-                self.standbys("alter system set synchronous_standby_names = 'away'")
-                    .await?;
-            }
-            Fault::SlowLink(round_trip) => {
-                let proxy = &self.proxies[&Store::Postgres];
-                proxy.set(Mode::Cut).await;
-                sleep(CUT_OF_SLOW_LINK).await;
-                let round_trip = Duration::from_millis(round_trip.ms());
-                proxy.set(Mode::Slow(round_trip)).await;
-            }
+    /// Injects the fault. `alone` tells whether nothing else is wrong.
+    fn begin(&mut self, fault: Self::Fault, alone: bool) -> impl Future<Output = Result<()>>;
+
+    /// Ends the fault. The stores are up again when this returns; services may still be starting.
+    fn end(&mut self, fault: Self::Fault) -> impl Future<Output = Result<()>>;
+
+    /// Whether ingest cannot but refuse while these faults last together.
+    fn must_refuse(&self, faults: &[Self::Fault]) -> bool;
+}
+
+/// Reads a fault by its name.
+///
+/// # Errors
+/// With the names of all faults when there is none of that name.
+pub(super) fn fault_named<F: AnyFault>(all: &[F], name: &str) -> Result<F> {
+    match all.iter().find(|fault| fault.to_string() == name) {
+        Some(fault) => Ok(*fault),
+        None => {
+            let names: Vec<String> = all.iter().map(F::to_string).collect();
+            anyhow::bail!("no fault of that name; there are {}", names.join(", "))
         }
-        Ok(())
-    }
-
-    /// Undoes it. The stores are up again when this returns; services may still be starting.
-    pub(super) async fn end(&mut self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::Kill(Part::RabbitMq) | Fault::Stop(Part::RabbitMq) => {
-                self.stores.rabbitmq.restart().await?;
-            }
-            Fault::Kill(Part::Postgres) | Fault::Stop(Part::Postgres) => {
-                self.stores.postgres.restart().await?;
-            }
-            Fault::Kill(part) | Fault::Stop(part) => {
-                self.away.retain(|away| *away != part);
-                self.services
-                    .get_mut(&part)
-                    .with_context(|| format!("{} is no service", part.name()))?
-                    .restart()?;
-            }
-            Fault::Pause(Part::RabbitMq) => self.stores.rabbitmq.resume()?,
-            Fault::Pause(Part::Postgres) => self.stores.postgres.resume()?,
-            Fault::Pause(part) => self.services[&part].process().resume()?,
-            Fault::Cut(store) | Fault::HalfOpen(store) => {
-                self.proxies[&store].set(Mode::Pass).await;
-            }
-            Fault::Alarm(alarm) => self.alarm(alarm, ["0.4", ""], "64MB").await?,
-            // A connection that is closed takes its lock with it.
-            Fault::NoConnections | Fault::RowLock => self.connections.clear(),
-            Fault::StandbyAway => {
-                self.standbys("alter system reset synchronous_standby_names")
-                    .await?;
-            }
-            Fault::SlowLink(_) => self.proxies[&Store::Postgres].set(Mode::Pass).await,
-            Fault::DiskFull => {
-                self.disk()?.clear()?;
-                // Out of space for its log it shuts down, and that is for its operator to mend.
-                if !self.stores.postgres.process().is_running() {
-                    self.stores.postgres.restart().await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn alarm(&self, alarm: Alarm, watermark: [&str; 2], disk_limit: &str) -> Result<()> {
-        let args = match alarm {
-            Alarm::Memory => {
-                let mut args = vec!["set_vm_memory_high_watermark"];
-                args.extend(watermark.iter().filter(|arg| !arg.is_empty()));
-                args
-            }
-            Alarm::Disk => vec!["set_disk_free_limit", disk_limit],
-        };
-        self.stores.rabbitmq.ctl(&args).await.map(drop)
-    }
-
-    /// A worker is between delivery and commit for milliseconds only, and a kill at random hardly
-    /// ever hits them. So it dies with deliveries in hand, which the lock keeps from being stored;
-    /// with Postgres away it has some anyway.
-    async fn fill_hands(&self, part: Part) -> Option<PgConnection> {
-        part.program()
-            .filter(|program| *program != Program::Ingest)?;
-        let fill = async {
-            let mut connection = PgConnection::connect(&self.stores.database_url())
-                .await
-                .ok()?;
-            let lock = "begin; lock table events in exclusive mode";
-            sqlx::raw_sql(lock).execute(&mut connection).await.ok()?;
-            sleep(HANDS_FULL_AFTER).await;
-            Some(connection)
-        };
-        timeout(HANDS_FULL_WITHIN, fill).await.ok().flatten()
-    }
-
-    /// Takes every connection that Postgres can give, those of the services included; some of
-    /// theirs may slip through, as they never stop trying.
-    async fn take_all_connections(&mut self) -> Result<()> {
-        const END_ALL_OTHERS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
-             where pid <> pg_backend_pid() and backend_type = 'client backend'
-               and application_name <> 'drill'";
-        const ROUNDS: usize = 3;
-        let url = format!(
-            "{}?application_name=drill",
-            self.stores.postgres.url(DATABASE)
-        );
-        let mut first = PgConnection::connect(&url).await?;
-        for _ in 0..ROUNDS {
-            sqlx::raw_sql(END_ALL_OTHERS).execute(&mut first).await?;
-            while let Ok(connection) = PgConnection::connect(&url).await {
-                self.connections.push(connection);
-                ensure!(
-                    self.connections.len() <= MAX_CONNECTIONS,
-                    "postgres never runs out of connections"
-                );
-            }
-        }
-        self.connections.push(first);
-        Ok(())
-    }
-
-    /// Holds a row lock on the busy vendor as a user does who edits it and goes to lunch.
-    async fn lock_busy_vendor(&mut self) -> Result<()> {
-        let mut connection = PgConnection::connect(&self.stores.database_url()).await?;
-        sqlx::raw_sql("begin").execute(&mut connection).await?;
-        let lock = async {
-            loop {
-                let locked = sqlx::query("select from vendors where id = $1 for update")
-                    .bind(BUSY_VENDOR)
-                    .fetch_optional(&mut connection)
-                    .await?;
-                if locked.is_some() {
-                    return anyhow::Ok(());
-                }
-                sleep(LOOK_EVERY).await;
-            }
-        };
-        timeout(BUSY_VENDOR_WITHIN, lock)
-            .await
-            .context("no state of the busy vendor is stored")??;
-        self.connections.push(connection);
-        Ok(())
-    }
-
-    /// Says which standbys a commit waits for.
-    async fn standbys(&self, sql: &'static str) -> Result<()> {
-        let mut connection = PgConnection::connect(&self.stores.database_url()).await?;
-        for sql in [sql, "select pg_reload_conf()"] {
-            sqlx::raw_sql(sql).execute(&mut connection).await?;
-        }
-        connection.close().await?;
-        Ok(())
-    }
-
-    fn disk(&self) -> Result<&SmallDisk> {
-        self.disk
-            .as_ref()
-            .context("only root can simulate a full disk")
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use stack::{
-    drill::{Course, Drill, Fault, Incident, Part, Schedule, Settings, Store},
+    drill::machine::{Fault, Machine, Part, Store},
+    drill::{Course, Drill, Incident, Schedule, Settings},
     packages::Packages,
     programs::Programs,
     progress::Progress,
@@ -15,17 +16,17 @@ use stack::{
 const SEED: u64 = 1;
 const RATE: u32 = 50;
 
-async fn start() -> Drill {
+async fn start() -> Drill<Machine> {
     let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
     let programs = Programs::find().expect("the services are built");
     let settings = Settings {
         seed: SEED,
         rate: RATE,
-        logs: None,
     };
-    Drill::start(&packages, programs, &settings, Progress::Silent)
+    let machine = Machine::start(&packages, programs, None)
         .await
-        .expect("everything comes up")
+        .expect("everything comes up");
+    Drill::start(machine, settings, Progress::Silent).expect("the addresses are right")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +61,7 @@ async fn whatever_goes_wrong_for_two_minutes_nothing_is_lost_or_stored_twice() {
 async fn without_one_store_nothing_is_refused_and_without_both_the_answer_is_an_honest_503() {
     const OUTAGE: Duration = Duration::from_secs(15);
     let mut drill = start().await;
-    let outage = async |drill: &mut Drill, parts: &[Part]| -> Course {
+    let outage = async |drill: &mut Drill<Machine>, parts: &[Part]| -> Course {
         let faults: Vec<Fault> = parts.iter().copied().map(Fault::Kill).collect();
         drill
             .incident(&Incident::together(&faults, OUTAGE))

@@ -1,10 +1,13 @@
-//! What can go wrong in a drill, as data.
+//! What can go wrong on one machine, as data.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use anyhow::{Error, bail};
+use anyhow::Error;
 use shared::{Family, Program};
+
+use super::super::site::{AnyFault, fault_named};
 
 /// A process of the site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -146,9 +149,12 @@ impl Fault {
         all.extend([RoundTrip::Long, RoundTrip::Longest].map(Self::SlowLink));
         all
     }
+}
 
-    /// What it hits. Two faults at one time hit different parts.
-    pub fn part(self) -> Part {
+impl AnyFault for Fault {
+    type Part = Part;
+
+    fn part(self) -> Part {
         match self {
             Self::Kill(part) | Self::Stop(part) | Self::Pause(part) => part,
             Self::Cut(Store::RabbitMq) | Self::HalfOpen(Store::RabbitMq) | Self::Alarm(_) => {
@@ -164,8 +170,7 @@ impl Fault {
         }
     }
 
-    /// The shortest and longest time that it lasts in a random schedule, in seconds.
-    pub(super) fn lasts_s(self) -> std::ops::RangeInclusive<u64> {
+    fn lasts_s(self) -> RangeInclusive<u64> {
         match self {
             // Long enough for every deadline, lease and heartbeat in the services to matter.
             Self::Pause(_) => 20..=20,
@@ -209,13 +214,6 @@ impl FromStr for Fault {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let all = Self::all();
-        match all.iter().find(|fault| fault.to_string() == text) {
-            Some(fault) => Ok(*fault),
-            None => {
-                let all: Vec<String> = all.iter().map(Self::to_string).collect();
-                bail!("no fault of that name; there are {}", all.join(", "))
-            }
-        }
+        fault_named(&Self::all(), text)
     }
 }

@@ -128,7 +128,7 @@ pub(crate) fn create(path: &Path) -> Result<()> {
 }
 
 /// `/var/tmp` survives a reboot and, unlike a home folder, can be reached by other accounts.
-fn parent() -> Result<PathBuf> {
+pub(crate) fn parent() -> Result<PathBuf> {
     let user = User::from_uid(geteuid()).context("cannot look up the current user")?;
     let name = user.map_or_else(|| geteuid().to_string(), |user| user.name);
     Ok(PathBuf::from(format!("/var/tmp/pleo-webhooks-{name}")))

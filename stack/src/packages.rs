@@ -161,7 +161,11 @@ fn has_sudo() -> bool {
     sudo.status().is_ok_and(|status| status.success())
 }
 
-async fn install_if_permitted(packages: &[&str], log: &Path, progress: Progress) -> Result<()> {
+pub(crate) async fn install_if_permitted(
+    packages: &[&str],
+    log: &Path,
+    progress: Progress,
+) -> Result<()> {
     if !packages.is_empty() && (geteuid().is_root() || has_sudo()) {
         install(packages, log, progress).await?;
     }
@@ -185,14 +189,7 @@ async fn install(packages: &[&str], log: &Path, progress: Progress) -> Result<()
         output: Output::Log(log.to_owned()),
         ..spec
     })?);
-    let status = loop {
-        if let Some(status) = installer.0.exit_status() {
-            break status;
-        }
-        let line: String = installer.0.log_tail(1).trim().chars().take(60).collect();
-        step.update(format!("{what}: {line}"));
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
+    let status = step.follow(&what, &installer.0).await;
     ensure!(
         status.success(),
         "cannot install packages: {}",

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 
 pub use log::tail;
 pub(crate) use pid_file::PidFile;
-pub use spec::{Output, Spec};
+pub use spec::{Inside, Output, Spec};
 
 /// How often a running child is looked at; an exit is noticed at most this late.
 const POLL: Duration = Duration::from_millis(20);

@@ -1,9 +1,15 @@
 //! Tells on standard error what is going on: a spinner on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::process::Process;
+
+/// How often the log of a running process is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Prints one line on standard error.
 pub fn note(line: &str) {
@@ -65,6 +71,18 @@ impl Step {
     /// Changes the text beside the spinner; no effect on plain output.
     pub fn update(&self, what: String) {
         self.bar.set_message(what);
+    }
+
+    /// Shows the end of a process's log beside `what` until the process ends.
+    pub(crate) async fn follow(&self, what: &str, process: &Process) -> ExitStatus {
+        loop {
+            if let Some(status) = process.exit_status() {
+                return status;
+            }
+            let line: String = process.log_tail(1).trim().chars().take(60).collect();
+            self.update(format!("{what}: {line}"));
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Ends the step with a line that stays; `what` reads like "postgres is up".

@@ -8,6 +8,11 @@ use anyhow::{Context, Result};
 
 use super::log;
 
+/// Enters another root file system.
+const ENTER: &str = include_str!("enter.sh");
+/// The same in every Debian.
+const PATH_INSIDE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Where a child's output goes.
 #[derive(Debug, Clone)]
 pub enum Output {
@@ -15,6 +20,16 @@ pub enum Output {
     Log(PathBuf),
     /// The child writes to the stack's own standard output and error.
     Inherit,
+}
+
+/// Another root file system to run in, and what is to be seen there of the machine's own.
+#[derive(Debug, Clone)]
+pub struct Inside {
+    /// Its folder. The program cannot write to it.
+    pub root: PathBuf,
+    /// Files and folders of the machine and their paths inside, where something must be already
+    /// unless it is below `/tmp`, `/run` or `/var/tmp`.
+    pub binds: Vec<(PathBuf, PathBuf)>,
 }
 
 /// What to run: the description from which [`Process::spawn`](super::Process::spawn) starts a child.
@@ -32,6 +47,8 @@ pub struct Spec {
     pub clean_env: bool,
     /// Unix account to run as; only root can set it.
     pub user: Option<String>,
+    /// A Debian of its own to run in; only root can.
+    pub inside: Option<Inside>,
     /// Where the output goes.
     pub output: Output,
     /// Remembers the pid until the child is stopped, for the clean-up after a crash of the stack.
@@ -48,6 +65,7 @@ impl Spec {
             env: Vec::new(),
             clean_env: false,
             user: None,
+            inside: None,
             output: Output::Inherit,
             pid_file: None,
         }
@@ -74,16 +92,40 @@ impl Spec {
         self
     }
 
+    /// Shows a file or folder of the machine to a program that runs [`Inside`] another root.
+    #[must_use]
+    pub fn bind(mut self, outside: impl Into<PathBuf>, inside: impl Into<PathBuf>) -> Self {
+        if let Some(into) = &mut self.inside {
+            into.binds.push((outside.into(), inside.into()));
+        }
+        self
+    }
+
+    /// Every program on the way replaces the one before, so that the process id stays.
     pub(super) fn command(&self) -> Result<Command> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);
+        if let Some(inside) = &self.inside {
+            command.args([
+                "--", "unshare", "--mount", "--", "/bin/sh", "-c", ENTER, "enter",
+            ]);
+            command.arg(&inside.root);
+            for (outside, inside) in &inside.binds {
+                command.arg(outside).arg(inside);
+            }
+            command.args(["--", "setpriv", "--pdeathsig", "KILL"]);
+        }
         if let Some(user) = &self.user {
             command.args(["--reuid", user, "--regid", user, "--init-groups"]);
         }
         command.arg("--").arg(&self.program).args(&self.args);
         if self.clean_env {
             command.env_clear();
-            command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+            let path = match self.inside {
+                Some(_) => PATH_INSIDE.into(),
+                None => std::env::var_os("PATH").unwrap_or_default(),
+            };
+            command.env("PATH", path);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());

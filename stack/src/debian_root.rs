@@ -1,0 +1,359 @@
+//! A newer Debian in a folder, for servers that the machine's own Debian does not have.
+//!
+//! It is made once by debootstrap, from a recipe, and kept between runs under a name that the recipe
+//! determines: a changed recipe makes another one. Whoever uses it holds a shared lock, whoever makes
+//! it an exclusive one, so that two at once wait for each other, and it gets its name only when it is
+//! complete. Programs run in it by chroot, read-only, each in a mount namespace of its own, so that
+//! nothing stays mounted when they end. All of this needs root.
+
+use std::fs::{self, File, TryLockError};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::{Gid, Uid, geteuid};
+
+use crate::base;
+use crate::packages::install_if_permitted;
+use crate::process::{Inside, Process, Spec};
+use crate::progress::Progress;
+
+const MAKE: &str = include_str!("debian_root/make.sh");
+const MIRROR: &str = "http://deb.debian.org/debian";
+/// Names a mirror that is nearer.
+const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
+/// What the tests and drills need, beside the stores: for clusters of them.
+const PACKAGES: [&str; 5] = ["patroni", "etcd-server", "haproxy", "pgbouncer", "iproute2"];
+const STORES: [&str; 2] = ["rabbitmq-server", "postgresql"];
+/// After that, what was newest has become old.
+const NEWEST_FOR: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// One that nobody has used for so long is deleted when another is made.
+const UNUSED_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+const CANNOT_LOCK: &str = "cannot lock a Debian root";
+const GONE: &str = "somebody has deleted the Debian root";
+
+/// Which Debian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Release {
+    /// Debian 13: RabbitMQ 4.0 and Postgres 17.
+    Debian13,
+    /// Debian 13 with RabbitMQ and Postgres from unstable: the newest that Debian has.
+    Newest,
+}
+
+impl Release {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Debian13 => "debian13",
+            Self::Newest => "newest",
+        }
+    }
+
+    /// The arguments of the script that makes it, after folder and mirror.
+    fn recipe(self) -> Vec<&'static str> {
+        let (unstable, stable) = match self {
+            Self::Debian13 => ([].as_slice(), STORES.as_slice()),
+            Self::Newest => (STORES.as_slice(), [].as_slice()),
+        };
+        [unstable, &["--"], stable, &PACKAGES].concat()
+    }
+
+    fn is_outdated(self, age: Duration) -> bool {
+        match self {
+            Self::Debian13 => false,
+            Self::Newest => age > NEWEST_FOR,
+        }
+    }
+}
+
+/// A Debian in a folder that is complete and in use. It may be cloned, and stays as long as a clone does.
+#[derive(Debug, Clone)]
+pub struct DebianRoot {
+    path: PathBuf,
+    /// Where the stack keeps its data; programs inside see it under the same path.
+    data: PathBuf,
+    _in_use: Arc<File>,
+}
+
+impl DebianRoot {
+    /// Finds the one that was made earlier, however old.
+    ///
+    /// # Errors
+    /// When there is none, or we are not root.
+    pub fn find(release: Release) -> Result<Self> {
+        ensure_root()?;
+        let place = Place::of(release)?;
+        let lock = place.lock()?;
+        lock.lock_shared().context(CANNOT_LOCK)?;
+        let name = release.name();
+        place.open(lock)?.with_context(|| {
+            format!("there is no Debian root {name} yet; cargo stack test --stores {name} makes it")
+        })
+    }
+
+    /// As [`DebianRoot::find`], after making it where it is missing or out of date, which takes some
+    /// minutes and a gigabyte of disk. Installs debootstrap if need be.
+    ///
+    /// # Errors
+    /// When we are not root or it cannot be made; the message says why.
+    pub async fn find_or_make(release: Release, progress: Progress) -> Result<Self> {
+        ensure_root()?;
+        let place = Place::of(release)?;
+        let lock = lock(place.lock()?, Use::Shared, progress).await?;
+        if place.is_current(release) {
+            return place.open(lock)?.context(GONE);
+        }
+        let lock = match lock.try_lock() {
+            Ok(()) => lock,
+            Err(TryLockError::Error(error)) => return Err(error).context(CANNOT_LOCK),
+            // Somebody uses the outdated one, so it is good enough.
+            Err(TryLockError::WouldBlock) if place.made_at().is_some() => {
+                let lock = self::lock(lock, Use::Shared, progress).await?;
+                return place.open(lock)?.context(GONE);
+            }
+            Err(TryLockError::WouldBlock) => self::lock(lock, Use::Exclusive, progress).await?,
+        };
+        // A neighbour may have made it meanwhile.
+        if !place.is_current(release) {
+            match place.make(release, progress).await {
+                Err(error) if place.made_at().is_some() => {
+                    progress.say(&format!("… keeping an older {}: {error:#}", release.name()));
+                }
+                made => made?,
+            }
+            place.sweep_unused();
+        }
+        let lock = self::lock(lock, Use::Shared, progress).await?;
+        place.open(lock)?.context(GONE)
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A program inside, by its path there, with a clean environment. It sees the stack's data folders
+    /// under their usual paths and can write to them, to `/tmp` and to `/run`, and nowhere else.
+    pub fn spec(&self, name: impl Into<String>, program: impl Into<PathBuf>) -> Spec {
+        let mut spec = Spec::new(name, program);
+        spec.clean_env = true;
+        spec.inside = Some(Inside {
+            root: self.path.clone(),
+            binds: vec![(self.data.clone(), self.data.clone())],
+        });
+        spec
+    }
+
+    /// The ids of an account inside, which differ from those of the same name outside.
+    ///
+    /// # Errors
+    /// When there is no account of that name.
+    pub fn account(&self, name: &str) -> Result<(Uid, Gid)> {
+        let path = self.path.join("etc/passwd");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        ids(&text, name).with_context(|| format!("{} has no account {name}", path.display()))
+    }
+}
+
+/// Where a root is, or will be.
+#[derive(Debug)]
+struct Place {
+    folder: PathBuf,
+    path: PathBuf,
+    data: PathBuf,
+}
+
+impl Place {
+    fn of(release: Release) -> Result<Self> {
+        let data = base::parent()?;
+        let folder = data.join("debian");
+        base::create(&folder)?;
+        let mut hasher = DefaultHasher::new();
+        (MAKE, release.recipe()).hash(&mut hasher);
+        let name = format!("{}-{:08x}", release.name(), hasher.finish() >> 32);
+        Ok(Self {
+            path: folder.join(name),
+            folder,
+            data,
+        })
+    }
+
+    fn lock(&self) -> Result<File> {
+        let path = self.path.with_extension("lock");
+        let file = File::options().create(true).append(true).open(&path);
+        file.with_context(|| format!("cannot create {}", path.display()))
+    }
+
+    /// When it was made, if it was. Nothing is ever written to it later.
+    fn made_at(&self) -> Option<SystemTime> {
+        fs::metadata(&self.path).ok()?.modified().ok()
+    }
+
+    fn is_current(&self, release: Release) -> bool {
+        self.made_at()
+            .is_some_and(|at| !release.is_outdated(age(at)))
+    }
+
+    /// `lock` is held, at least shared; it remembers when the root was used last.
+    fn open(&self, lock: File) -> Result<Option<DebianRoot>> {
+        if self.made_at().is_none() {
+            return Ok(None);
+        }
+        lock.set_modified(SystemTime::now())
+            .context("cannot note the use of a Debian root")?;
+        Ok(Some(DebianRoot {
+            path: self.path.clone(),
+            data: self.data.clone(),
+            _in_use: Arc::new(lock),
+        }))
+    }
+
+    /// Makes it under another name first. The caller holds the exclusive lock.
+    async fn make(&self, release: Release, progress: Progress) -> Result<()> {
+        let log = self.path.with_extension("log");
+        if !Path::new("/usr/sbin/debootstrap").exists() {
+            install_if_permitted(&["debootstrap"], &log, progress).await?;
+        }
+        let unfinished = self.path.with_extension("new");
+        remove(&unfinished)?;
+        let mirror = std::env::var(MIRROR_VARIABLE).unwrap_or_else(|_| MIRROR.to_owned());
+        let spec = Spec::new("debootstrap", "unshare")
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--",
+                "/bin/sh",
+                "-c",
+                MAKE,
+                "make",
+            ])
+            .args([unfinished.as_os_str()])
+            .args([&mirror])
+            .args(release.recipe())
+            .log(&log);
+        let what = format!(
+            "making a Debian root {}, once (some minutes)",
+            release.name()
+        );
+        let step = progress.step(what.clone());
+        let maker = Process::spawn(spec)?;
+        let status = step.follow(&what, &maker).await;
+        ensure!(
+            status.success(),
+            "cannot make a Debian root (it needs {mirror}, or another mirror in {MIRROR_VARIABLE}, and \
+             the right to mount): {}",
+            maker.obituary()
+        );
+        remove(&self.path)?;
+        fs::rename(&unfinished, &self.path).context("cannot name the new Debian root")?;
+        step.done(&format!("made a Debian root {}", release.name()));
+        Ok(())
+    }
+
+    /// Deletes what other recipes have made and nobody has used for long.
+    fn sweep_unused(&self) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let is_lock = path
+                .extension()
+                .is_some_and(|extension| extension == "lock");
+            let used_at = entry.metadata().and_then(|data| data.modified());
+            if is_lock
+                && used_at.is_ok_and(|at| age(at) > UNUSED_FOR)
+                && let Ok(lock) = File::open(&path)
+                && lock.try_lock().is_ok()
+            {
+                // What cannot be deleted now is tried again next time.
+                remove(&path.with_extension("")).ok();
+                remove(&path.with_extension("new")).ok();
+            }
+        }
+    }
+}
+
+/// What a lock is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Using what is there.
+    Shared,
+    /// Making or deleting it.
+    Exclusive,
+}
+
+/// Takes the lock in place of the one that `file` holds, if any.
+async fn lock(file: File, how: Use, progress: Progress) -> Result<File> {
+    let at_once = match how {
+        Use::Shared => file.try_lock_shared(),
+        Use::Exclusive => file.try_lock(),
+    };
+    match at_once {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::Error(error)) => return Err(error).context(CANNOT_LOCK),
+        Err(TryLockError::WouldBlock) => {
+            progress.say("… waiting for another stack, which is making the same Debian root");
+        }
+    }
+    let locked = tokio::task::spawn_blocking(move || {
+        match how {
+            Use::Shared => file.lock_shared()?,
+            Use::Exclusive => file.lock()?,
+        }
+        std::io::Result::Ok(file)
+    });
+    locked.await?.context(CANNOT_LOCK)
+}
+
+fn ensure_root() -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "other stores than the machine's own need root, to make a Debian root and to run programs in it"
+    );
+    Ok(())
+}
+
+fn age(at: SystemTime) -> Duration {
+    SystemTime::now().duration_since(at).unwrap_or_default()
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot delete {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// From the lines of `/etc/passwd`.
+fn ids(passwd: &str, name: &str) -> Option<(Uid, Gid)> {
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
+    let mut ids = line.split(':').skip(2).map(str::parse);
+    Some((
+        Uid::from_raw(ids.next()?.ok()?),
+        Gid::from_raw(ids.next()?.ok()?),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ids;
+
+    #[test]
+    fn ids_are_those_of_the_very_account() {
+        let passwd =
+            "postgres2:x:7:8::/:/bin/sh\npostgres:x:100:102:PostgreSQL:/var/lib:/bin/bash\n";
+        let (user, group) = ids(passwd, "postgres").expect("it is there");
+        assert_eq!((user.as_raw(), group.as_raw()), (100, 102));
+        assert_eq!(ids(passwd, "rabbitmq"), None);
+    }
+}

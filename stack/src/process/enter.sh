@@ -1,0 +1,23 @@
+# Runs a program inside the Debian in the folder $1. Pairs of paths up to "--", outside and inside,
+# say what else it sees there; the program and its arguments come after that.
+#
+# Runs in a mount namespace of its own: what it mounts, nobody else sees, and it is gone with the
+# program. Every step ends in an exec, so that the program keeps the process id.
+set -eu
+root=$1
+shift
+# The Debian is kept for later runs and shared by all, so nobody may write to it.
+mount --bind "$root" "$root"
+mount -o remount,bind,ro "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount -t tmpfs -o mode=1777 tmpfs "$root/var/tmp"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
+while [ "$1" != -- ]; do
+  [ -e "$root$2" ] || mkdir -p "$root$2"
+  mount --rbind "$1" "$root$2"
+  shift 2
+done
+shift
+exec chroot "$root" "$@"

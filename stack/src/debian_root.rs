@@ -37,11 +37,16 @@ const CANNOT_LOCK: &str = "cannot lock a Debian root";
 const GONE: &str = "somebody has deleted the Debian root";
 
 /// Which Debian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Release {
-    /// Debian 13: RabbitMQ 4.0 and Postgres 17.
+    /// RabbitMQ 3.10 and Postgres 15
+    #[value(name = "debian12")]
+    Debian12,
+    /// RabbitMQ 4.0 and Postgres 17
+    #[value(name = "debian13")]
     Debian13,
-    /// Debian 13 with RabbitMQ and Postgres from unstable: the newest that Debian has.
+    /// The newest that Debian has, from unstable
+    #[value(name = "newest")]
     Newest,
 }
 
@@ -49,6 +54,7 @@ impl Release {
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Debian12 => "debian12",
             Self::Debian13 => "debian13",
             Self::Newest => "newest",
         }
@@ -56,16 +62,33 @@ impl Release {
 
     /// The arguments of the script that makes it, after folder and mirror.
     fn recipe(self) -> Vec<&'static str> {
-        let (unstable, stable) = match self {
-            Self::Debian13 => ([].as_slice(), STORES.as_slice()),
-            Self::Newest => (STORES.as_slice(), [].as_slice()),
+        let (suite, unstable, stable) = match self {
+            Self::Debian12 => ("bookworm", [].as_slice(), STORES.as_slice()),
+            Self::Debian13 => ("trixie", [].as_slice(), STORES.as_slice()),
+            Self::Newest => ("trixie", STORES.as_slice(), [].as_slice()),
         };
-        [unstable, &["--"], stable, &PACKAGES].concat()
+        [&[suite], unstable, &["--"], stable, &PACKAGES].concat()
+    }
+
+    /// Whether it is what this machine runs.
+    pub fn is_of_machine(self) -> bool {
+        let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        self.is_of(&system)
+    }
+
+    fn is_of(self, os_release: &str) -> bool {
+        let version = match self {
+            Self::Debian12 => "VERSION_ID=\"12\"",
+            Self::Debian13 => "VERSION_ID=\"13\"",
+            Self::Newest => return false,
+        };
+        let has = |wanted| os_release.lines().any(|line| line == wanted);
+        has("ID=debian") && has(version)
     }
 
     fn is_outdated(self, age: Duration) -> bool {
         match self {
-            Self::Debian13 => false,
+            Self::Debian12 | Self::Debian13 => false,
             Self::Newest => age > NEWEST_FOR,
         }
     }
@@ -346,7 +369,16 @@ fn ids(passwd: &str, name: &str) -> Option<(Uid, Gid)> {
 
 #[cfg(test)]
 mod tests {
-    use super::ids;
+    use super::{Release, ids};
+
+    #[test]
+    fn only_the_machines_own_release_is_the_machines() {
+        let debian = "ID=debian\nVERSION_ID=\"13\"\n";
+        assert!(Release::Debian13.is_of(debian));
+        assert!(!Release::Debian12.is_of(debian));
+        assert!(!Release::Newest.is_of(debian));
+        assert!(!Release::Debian13.is_of("ID=ubuntu\nVERSION_ID=\"13\"\n"));
+    }
 
     #[test]
     fn ids_are_those_of_the_very_account() {

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::ValueEnum;
 use nix::sys::signal::Signal;
-use nix::unistd::{User, geteuid};
+use nix::unistd::{Gid, Uid, User, geteuid};
 
+use crate::debian_root::{DebianRoot, Release};
 use crate::postgres::ACCOUNT;
 use crate::process::{Output, Process, Spec};
 use crate::progress::{Progress, note};
@@ -32,6 +34,9 @@ apt-get -o DPkg::Lock::Timeout=300 update &&
 apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 "#;
 
+/// Set by `cargo stack test` to the Debian whose stores it has chosen, if they are not the machine's.
+pub const STORES: &str = "STACK_STORES";
+
 /// Where the servers' programs are.
 #[derive(Debug, Clone)]
 pub struct Packages {
@@ -42,20 +47,28 @@ pub struct Packages {
     pub postgres: PathBuf,
     /// The Erlang port mapper.
     pub epmd: PathBuf,
+    /// The Debian that the programs belong to, if it is not the machine's own.
+    root: Option<DebianRoot>,
 }
 
 impl Packages {
-    /// Finds the programs.
+    /// Finds the programs: the machine's, or those of the Debian that [`STORES`] names.
     ///
     /// # Errors
     /// Names the command that installs what is missing.
     pub fn find() -> Result<Self> {
-        ensure_none(&missing())?;
-        Ok(Self {
-            rabbitmq: rabbitmq().context("rabbitmq-server has no server script")?,
-            postgres: postgres().context("postgresql has no server program")?,
-            epmd: epmd().context("erlang has no epmd")?,
-        })
+        match std::env::var(STORES) {
+            Ok(name) => {
+                let release = Release::from_str(&name, false).map_err(|_| {
+                    anyhow!("{STORES} is {name:?}, which is no Debian that is known here")
+                })?;
+                match release.is_of_machine() {
+                    true => Self::of_machine(),
+                    false => Self::inside(DebianRoot::find(release)?),
+                }
+            }
+            Err(_) => Self::of_machine(),
+        }
     }
 
     /// As [`Packages::find`], after installing what is missing if we are root or `sudo` asks no
@@ -65,7 +78,62 @@ impl Packages {
     /// When installing is not permitted or fails; the message says what to run by hand.
     pub async fn find_or_install(log: &Path, progress: Progress) -> Result<Self> {
         install_if_permitted(&missing(), log, progress).await?;
-        Self::find()
+        Self::of_machine()
+    }
+
+    /// Those of this Debian, which is made if it is not there yet.
+    ///
+    /// # Errors
+    /// As [`DebianRoot::find_or_make`], and as [`Packages::find_or_install`] if it is the machine's.
+    pub async fn of_release(release: Release, log: &Path, progress: Progress) -> Result<Self> {
+        if release.is_of_machine() {
+            return Self::find_or_install(log, progress).await;
+        }
+        Self::inside(DebianRoot::find_or_make(release, progress).await?)
+    }
+
+    /// One of these programs. The environment is clean.
+    pub fn spec(&self, name: impl Into<String>, program: impl Into<PathBuf>) -> Spec {
+        match &self.root {
+            Some(root) => root.spec(name, program),
+            None => {
+                let mut spec = Spec::new(name, program);
+                spec.clean_env = true;
+                spec
+            }
+        }
+    }
+
+    /// The ids of [`ACCOUNT`], which owns the data of Postgres.
+    ///
+    /// # Errors
+    /// When there is no such account.
+    pub(crate) fn account(&self) -> Result<(Uid, Gid)> {
+        match &self.root {
+            Some(root) => root.account(ACCOUNT),
+            None => User::from_name(ACCOUNT)?
+                .map(|account| (account.uid, account.gid))
+                .with_context(|| format!("the account {ACCOUNT} does not exist")),
+        }
+    }
+
+    fn of_machine() -> Result<Self> {
+        ensure_none(&missing())?;
+        Self::in_folder(Path::new("/"), None)
+    }
+
+    fn inside(root: DebianRoot) -> Result<Self> {
+        let folder = root.path().to_owned();
+        Self::in_folder(&folder, Some(root))
+    }
+
+    fn in_folder(folder: &Path, root: Option<DebianRoot>) -> Result<Self> {
+        Ok(Self {
+            rabbitmq: rabbitmq(folder).context("rabbitmq-server has no server script")?,
+            postgres: postgres(folder).context("postgresql has no server program")?,
+            epmd: epmd(folder).context("erlang has no epmd")?,
+            root,
+        })
     }
 }
 
@@ -118,38 +186,43 @@ fn ensure_none(missing: &[&str]) -> Result<()> {
 /// Names of the Debian packages that are not installed.
 fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if rabbitmq().is_none() || epmd().is_none() {
+    let machine = Path::new("/");
+    if rabbitmq(machine).is_none() || epmd(machine).is_none() {
         missing.push("rabbitmq-server");
     }
     // Unpacked but not configured, the package has not made the account that the server needs.
     let has_account = matches!(User::from_name(ACCOUNT), Ok(Some(_)));
-    if postgres().is_none() || (geteuid().is_root() && !has_account) {
+    if postgres(machine).is_none() || (geteuid().is_root() && !has_account) {
         missing.push("postgresql");
     }
     missing
 }
 
-fn rabbitmq() -> Option<PathBuf> {
-    let folder = PathBuf::from("/usr/lib/rabbitmq/bin");
-    folder.join("rabbitmq-server").exists().then_some(folder)
+/// This and the next ones give paths as seen by programs inside `root`.
+fn rabbitmq(root: &Path) -> Option<PathBuf> {
+    let folder = Path::new("usr/lib/rabbitmq/bin");
+    let exists = root.join(folder).join("rabbitmq-server").exists();
+    exists.then(|| Path::new("/").join(folder))
 }
 
-fn epmd() -> Option<PathBuf> {
-    Some(PathBuf::from("/usr/bin/epmd")).filter(|path| path.exists())
+fn epmd(root: &Path) -> Option<PathBuf> {
+    let path = Path::new("usr/bin/epmd");
+    root.join(path).exists().then(|| Path::new("/").join(path))
 }
 
-fn postgres() -> Option<PathBuf> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
-    versions
+fn postgres(root: &Path) -> Option<PathBuf> {
+    let folder = Path::new("usr/lib/postgresql");
+    let versions = std::fs::read_dir(root.join(folder)).ok()?.flatten();
+    let newest = versions
         .filter(|entry| entry.path().join("bin/postgres").exists())
-        .filter_map(|entry| {
-            Some((
-                entry.file_name().to_str()?.parse::<u32>().ok()?,
-                entry.path(),
-            ))
-        })
-        .max_by_key(|(version, _)| *version)
-        .map(|(_, path)| path.join("bin"))
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .max()?;
+    Some(
+        Path::new("/")
+            .join(folder)
+            .join(newest.to_string())
+            .join("bin"),
+    )
 }
 
 fn has_sudo() -> bool {

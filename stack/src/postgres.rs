@@ -37,7 +37,7 @@ pub enum Durability {
 #[derive(Debug)]
 pub struct Postgres {
     folder: PathBuf,
-    programs: PathBuf,
+    packages: Packages,
     address: SocketAddr,
     durability: Durability,
     password: String,
@@ -57,15 +57,14 @@ impl Postgres {
         durability: Durability,
     ) -> Result<Self> {
         base::create(folder)?;
-        let programs = packages.postgres.clone();
-        let password = password(folder)?;
+        let password = password(folder, packages)?;
         if !folder.join("data").exists() {
-            initialise(folder, &programs, durability).await?;
+            initialise(folder, packages, durability).await?;
         }
-        let process = spawn(folder, &programs, address, durability)?;
+        let process = spawn(folder, packages, address, durability)?;
         let mut server = Self {
             folder: folder.into(),
-            programs,
+            packages: packages.clone(),
             address,
             durability,
             password,
@@ -167,7 +166,7 @@ impl Postgres {
     /// As [`Postgres::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.kill();
-        self.process = spawn(&self.folder, &self.programs, self.address, self.durability)?;
+        self.process = spawn(&self.folder, &self.packages, self.address, self.durability)?;
         self.until_ready().await
     }
 
@@ -192,7 +191,7 @@ impl Postgres {
                 );
                 tries += 1;
                 sleep(Duration::from_millis(500)).await;
-                self.process = spawn(&self.folder, &self.programs, self.address, self.durability)?;
+                self.process = spawn(&self.folder, &self.packages, self.address, self.durability)?;
             }
             if Instant::now() > end {
                 let log = self.process.log_tail(15);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::settings::Settings;
 use crate::packages::Packages;
-use crate::process::{Process, Spec};
+use crate::process::Process;
 use crate::stores::Login;
 use crate::{base, ports};
 
@@ -48,7 +48,7 @@ pub enum Plugins {
 #[derive(Debug)]
 pub struct RabbitMq {
     folder: PathBuf,
-    programs: PathBuf,
+    packages: Packages,
     address: SocketAddr,
     management: Option<SocketAddr>,
     distribution: SocketAddr,
@@ -96,7 +96,8 @@ impl RabbitMq {
         fs::write(folder.join("rabbitmq.conf"), format!("{CONFIG}{web}"))?;
 
         let mapper_address = ports::free()?;
-        let mut mapper = Spec::new("epmd", &packages.epmd)
+        let mut mapper = packages
+            .spec("epmd", &packages.epmd)
             .args([
                 "-address",
                 "127.0.0.1",
@@ -104,7 +105,6 @@ impl RabbitMq {
                 &mapper_address.port().to_string(),
             ])
             .log(folder.join("epmd.log"));
-        mapper.clean_env = true;
         mapper.pid_file = Some(folder.join("epmd.pid"));
         let mapper = Process::spawn(mapper)?;
 
@@ -114,10 +114,10 @@ impl RabbitMq {
             distribution: ports::free()?,
             mapper_address,
         };
-        let process = settings.spawn(&packages.rabbitmq)?;
+        let process = settings.spawn(packages)?;
         let broker = Self {
             folder: folder.to_owned(),
-            programs: packages.rabbitmq.clone(),
+            packages: packages.clone(),
             address,
             management,
             distribution: settings.distribution,
@@ -167,9 +167,10 @@ impl RabbitMq {
         let output = tempfile::Builder::new()
             .prefix("ctl-")
             .tempfile_in(&self.folder)?;
+        let program = self.packages.rabbitmq.join("rabbitmqctl");
         let mut spec = self
             .settings()
-            .environment(Spec::new("rabbitmqctl", self.programs.join("rabbitmqctl")));
+            .environment(self.packages.spec("rabbitmqctl", program));
         spec = spec
             .args(["--quiet"])
             .args(args.iter().copied())
@@ -234,7 +235,7 @@ impl RabbitMq {
     /// As [`RabbitMq::start`].
     pub async fn restart(&mut self) -> Result<()> {
         self.kill();
-        self.process = self.settings().spawn(&self.programs)?;
+        self.process = self.settings().spawn(&self.packages)?;
         self.until_ready().await
     }
 

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use stack::base::{self, Base};
-use stack::packages::{Monitoring, Packages};
+use stack::debian_root::Release;
+use stack::packages::{Monitoring, Packages, STORES};
 use stack::postgres::Durability;
 use stack::process::Process;
 use stack::programs::{self, Profile, Programs, Scope};
@@ -15,6 +16,10 @@ use super::signals::Signals;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Run on the RabbitMQ and Postgres of this Debian [default: the machine's own]
+    #[arg(long)]
+    stores: Option<Release>,
+
     /// More arguments for `cargo test`, such as `-p ingest` or `-- --nocapture`
     #[arg(last = true)]
     cargo: Vec<String>,
@@ -37,7 +42,10 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
     let progress = Progress::Shown;
     let workspace = super::workspace()?;
     let apt = base.path().join("apt.log");
-    let packages = Packages::find_or_install(&apt, progress).await?;
+    let packages = match args.stores {
+        Some(release) => Packages::of_release(release, &apt, progress).await?,
+        None => Packages::find_or_install(&apt, progress).await?,
+    };
     Monitoring::find_or_install(&apt, progress).await?;
     let scope = if selects_packages(&args.cargo) {
         Scope::Services
@@ -62,6 +70,11 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
         .args(["--profile", programs.profile(), "--config", RUNNER])
         .args((scope == Scope::Everything).then_some("--workspace"))
         .args(args.cargo.iter());
+    // Some tests start stores of their own.
+    let cargo = args
+        .stores
+        .into_iter()
+        .fold(cargo, |cargo, release| cargo.env(STORES, release.name()));
     let status = Process::spawn(cargo)?.wait().await;
     // A test run that was killed by a signal has no code.
     Ok(status

@@ -1,13 +1,13 @@
-# Makes a Debian 13 with packages in the folder $1, downloaded from the mirror $2. The packages up
-# to "--" come from unstable, the ones after it from Debian 13.
+# Makes a Debian of the suite $3 with packages in the folder $1, downloaded from the mirror $2. The
+# packages up to "--" come from unstable, the ones after it from the suite.
 #
 # Runs in a mount and a process namespace of its own: what it mounts and starts ends with it.
 set -eu
-root=$1 mirror=$2
-shift 2
+root=$1 mirror=$2 suite=$3
+shift 3
 export DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8
 
-debootstrap --variant=minbase trixie "$root" "$mirror"
+debootstrap --variant=minbase "$suite" "$root" "$mirror"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 
@@ -19,8 +19,8 @@ chmod 755 "$root/usr/sbin/policy-rc.d"
 mkdir -p "$root/etc/postgresql-common"
 echo 'create_main_cluster = false' > "$root/etc/postgresql-common/createcluster.conf"
 
-cat > "$root/etc/apt/apt.conf.d/90stack" <<'END'
-APT::Default-Release "trixie";
+cat > "$root/etc/apt/apt.conf.d/90stack" <<END
+APT::Default-Release "$suite";
 APT::Install-Recommends "false";
 // A mirror may be a frozen copy, whose lists have run out.
 Acquire::Check-Valid-Until "false";

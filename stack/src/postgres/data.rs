@@ -3,13 +3,14 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use nix::unistd::{User, chown, geteuid};
+use nix::unistd::{chown, geteuid};
 
 use super::Durability;
 use crate::base;
+use crate::packages::Packages;
 use crate::process::{Process, Spec};
 
 /// The account to run as when we are root: Postgres refuses to be root. Debian's package makes it.
@@ -19,7 +20,7 @@ pub(super) const ROLE: &str = "pleo";
 
 pub(super) fn spawn(
     folder: &Path,
-    programs: &Path,
+    packages: &Packages,
     address: SocketAddr,
     durability: Durability,
 ) -> Result<Process> {
@@ -35,7 +36,7 @@ pub(super) fn spawn(
     if durability == Durability::ProcessOnly {
         settings.extend(["fsync=off".to_owned(), "full_page_writes=off".to_owned()]);
     }
-    let mut spec = as_account("postgres", folder, programs.join("postgres"));
+    let mut spec = as_account(packages, "postgres", folder);
     spec = spec.args(["-D".into(), folder.join("data").into_os_string()]);
     for setting in settings {
         spec = spec.args(["-c".to_owned(), setting]);
@@ -47,7 +48,7 @@ pub(super) fn spawn(
 /// Creates the data in a folder of another name first: an interrupted start leaves no half of it.
 pub(super) async fn initialise(
     folder: &Path,
-    programs: &Path,
+    packages: &Packages,
     durability: Durability,
 ) -> Result<()> {
     let fresh = folder.join("data.new");
@@ -55,8 +56,8 @@ pub(super) async fn initialise(
         fs::remove_dir_all(&fresh).with_context(|| format!("cannot delete {}", fresh.display()))?;
     }
     base::create(&fresh)?;
-    give(&fresh, 0o700)?;
-    let mut spec = as_account("initdb", folder, programs.join("initdb"))
+    give(&fresh, 0o700, packages)?;
+    let mut spec = as_account(packages, "initdb", folder)
         .args([
             "--auth=scram-sha-256",
             "--encoding=UTF8",
@@ -72,12 +73,14 @@ pub(super) async fn initialise(
     let process = Process::spawn(spec)?;
     let status = process.wait().await;
     if !status.success() {
-        let account = User::from_name(ACCOUNT)?.map_or(String::new(), |_| {
+        let account = if geteuid().is_root() {
             format!(
                 "; as root, {ACCOUNT} must be able to reach {}",
                 folder.display()
             )
-        });
+        } else {
+            String::new()
+        };
         bail!(
             "cannot create the postgres data{account}: {}",
             process.obituary()
@@ -86,31 +89,32 @@ pub(super) async fn initialise(
     fs::rename(&fresh, folder.join("data")).context("cannot name the new postgres data")
 }
 
-fn as_account(name: &str, folder: &Path, program: PathBuf) -> Spec {
-    let mut spec = Spec::new(name, program).log(folder.join("postgres.log"));
-    spec.clean_env = true;
+fn as_account(packages: &Packages, program: &str, folder: &Path) -> Spec {
+    let path = packages.postgres.join(program);
+    let mut spec = packages
+        .spec(program, path)
+        .log(folder.join("postgres.log"));
     spec.user = geteuid().is_root().then(|| ACCOUNT.to_owned());
     spec
 }
 
 /// The superuser's password, made up at the first start.
-pub(super) fn password(folder: &Path) -> Result<String> {
+pub(super) fn password(folder: &Path, packages: &Packages) -> Result<String> {
     let path = folder.join("password");
     if !path.exists() {
         fs::write(&path, format!("{:032x}", rand::random::<u128>()))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    give(&path, 0o600)?;
+    give(&path, 0o600, packages)?;
     Ok(fs::read_to_string(&path)?.trim().to_owned())
 }
 
 /// Sets the mode and, when we are root, makes the server's account the owner.
-fn give(path: &Path, mode: u32) -> Result<()> {
+fn give(path: &Path, mode: u32, packages: &Packages) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if geteuid().is_root() {
-        let account = User::from_name(ACCOUNT)?
-            .with_context(|| format!("the account {ACCOUNT} does not exist"))?;
-        chown(path, Some(account.uid), Some(account.gid))
+        let (user, group) = packages.account()?;
+        chown(path, Some(user), Some(group))
             .with_context(|| format!("cannot give {} to {ACCOUNT}", path.display()))?;
     }
     Ok(())

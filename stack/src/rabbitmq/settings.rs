@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::packages::Packages;
 use crate::process::{Process, Spec};
 
 /// The same in every start, as the broker's data belongs to it. Private port mappers keep brokers
@@ -24,17 +25,17 @@ pub(super) struct Settings<'a> {
 }
 
 impl Settings<'_> {
-    pub(super) fn spawn(&self, programs: &Path) -> Result<Process> {
-        let mut spec = self.environment(Spec::new("rabbitmq", programs.join("rabbitmq-server")));
+    pub(super) fn spawn(&self, packages: &Packages) -> Result<Process> {
+        let program = packages.rabbitmq.join("rabbitmq-server");
+        let mut spec = self.environment(packages.spec("rabbitmq", program));
         spec = spec.log(self.folder.join("rabbitmq.log"));
         spec.pid_file = Some(self.folder.join("rabbitmq.pid"));
         Process::spawn(spec)
     }
 
     /// Makes a program of RabbitMQ belong to this broker alone.
-    pub(super) fn environment(&self, mut spec: Spec) -> Spec {
+    pub(super) fn environment(&self, spec: Spec) -> Spec {
         let file = |name: &str| self.folder.join(name);
-        spec.clean_env = true;
         spec.env("HOME", self.folder)
             .env("LANG", "C.UTF-8")
             // Makes the script exec the Erlang machine, so that signals reach it and not a shell.

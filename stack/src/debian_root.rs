@@ -26,7 +26,15 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 /// Names a mirror that is nearer.
 const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
 /// What the tests and drills need, beside the stores: for clusters of them.
-const PACKAGES: [&str; 5] = ["patroni", "etcd-server", "haproxy", "pgbouncer", "iproute2"];
+const PACKAGES: [&str; 6] = [
+    "patroni",
+    // Patroni depends on any one of its clients, and apt takes another.
+    "python3-etcd",
+    "etcd-server",
+    "haproxy",
+    "pgbouncer",
+    "iproute2",
+];
 const STORES: [&str; 2] = ["rabbitmq-server", "postgresql"];
 /// After that, what was newest has become old.
 const NEWEST_FOR: Duration = Duration::from_secs(14 * 24 * 60 * 60);

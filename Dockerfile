@@ -1,10 +1,13 @@
 # All services and hookctl in one image; the command chooses:
 #   docker build -t pleo-webhooks . && docker run pleo-webhooks ingest
-# Works with BuildKit and with the older builder.
+# Works with BuildKit and with the older builder. RUST_IMAGE and DEBIAN_IMAGE name the images below it,
+# for instance copies in a registry of your own.
+ARG RUST_IMAGE=rust:1-bookworm
+ARG DEBIAN_IMAGE=debian:bookworm-slim
 
 # What dependencies are compiled from: the manifests, and of every program an empty one. It is the
 # same after a change of the sources, so the layer of the dependencies below stays cached.
-FROM rust:1-bookworm AS manifests
+FROM ${RUST_IMAGE} AS manifests
 WORKDIR /src
 COPY . .
 RUN echo 'fn main() {}' > /empty.rs \
@@ -14,7 +17,7 @@ RUN echo 'fn main() {}' > /empty.rs \
     && find . -type f ! -name '*.rs' ! -name Cargo.toml ! -name Cargo.lock -delete \
     && find . -type d -empty -delete
 
-FROM rust:1-bookworm AS build
+FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 # `dev` compiles faster and runs slower.
 ARG PROFILE=release
@@ -31,7 +34,7 @@ RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
          strip --strip-debug -o "/programs/$program" "target/$folder/$program" || exit 1; \
        done
 
-FROM debian:bookworm-slim
+FROM ${DEBIAN_IMAGE}
 COPY --from=build /programs /usr/local/bin
 # Inside a container the private port has to be reachable from its neighbours. Do not publish it.
 ENV LISTEN=0.0.0.0:8080 PRIVATE_LISTEN=0.0.0.0:9100

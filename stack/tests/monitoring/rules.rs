@@ -7,6 +7,15 @@ use stack::packages::Monitoring;
 
 use crate::files::{monitoring, read};
 
+const TESTS: [&str; 3] = ["alerts.test.yml", "alerts.days.test.yml", "stores.test.yml"];
+
+/// The files with alerts.
+fn alerts() -> String {
+    ["alerts.yml", "stores.yml"]
+        .map(|name| read(monitoring().join(name)))
+        .concat()
+}
+
 fn promtool(arguments: &[&str]) {
     let programs = Monitoring::find().expect("Prometheus is installed");
     let output = Command::new(programs.promtool)
@@ -33,20 +42,24 @@ fn values<'t>(text: &'t str, key: &str) -> Vec<&'t str> {
 #[test]
 fn prometheus_accepts_its_configuration_and_the_rules() {
     promtool(&["check", "config", "prometheus.yml"]);
-    promtool(&["check", "rules", "recording.yml", "alerts.yml"]);
+    promtool(&[
+        "check",
+        "rules",
+        "recording.yml",
+        "alerts.yml",
+        "stores.yml",
+    ]);
 }
 
 #[test]
 fn alerts_fire_for_what_they_are_about_and_for_nothing_similar() {
-    promtool(&["test", "rules", "alerts.test.yml", "alerts.days.test.yml"]);
+    promtool(&[&["test", "rules"], &TESTS[..]].concat());
 }
 
 #[test]
 fn every_alert_is_tested_both_ways() {
-    let alerts = read("monitoring/alerts.yml");
-    let tests = ["alerts.test.yml", "alerts.days.test.yml"]
-        .map(|name| read(monitoring().join(name)))
-        .concat();
+    let alerts = alerts();
+    let tests = TESTS.map(|name| read(monitoring().join(name))).concat();
     let expectations: Vec<(&str, bool)> = tests
         .split("alertname:")
         .skip(1)
@@ -74,7 +87,7 @@ fn every_alert_is_tested_both_ways() {
 
 #[test]
 fn every_alert_says_how_bad_it_is_and_has_its_runbook() {
-    let text = read("monitoring/alerts.yml");
+    let text = alerts();
     let alerts = values(&text, "alert:");
     let severities = values(&text, "labels:");
     assert_eq!(severities.len(), alerts.len());
@@ -84,7 +97,12 @@ fn every_alert_says_how_bad_it_is_and_has_its_runbook() {
     }
     let expected: Vec<_> = alerts
         .iter()
-        .map(|alert| format!("docs/runbooks.md#{}", alert.to_lowercase()))
+        .map(|alert| {
+            format!(
+                "'{{{{ $externalLabels.runbooks }}}}#{}'",
+                alert.to_lowercase()
+            )
+        })
         .collect();
     assert_eq!(values(&text, "runbook_url:"), expected);
 
@@ -95,5 +113,30 @@ fn every_alert_says_how_bad_it_is_and_has_its_runbook() {
         for part in ["Look:", "Mend:"] {
             assert!(section.contains(part), "no {part} in {section}");
         }
+    }
+}
+
+#[test]
+fn every_panel_asks_the_chosen_prometheus_and_has_a_whole_legend() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("monitoring/grafana/dashboards/pipeline.json")).expect("JSON");
+    let chosen = &dashboard["templating"]["list"][0];
+    assert_eq!(
+        (&chosen["name"], &chosen["type"]),
+        (&"datasource".into(), &"datasource".into())
+    );
+    let panels = dashboard["panels"].as_array().expect("panels");
+    for panel in panels.iter().filter(|panel| panel["type"] != "row") {
+        let title = &panel["title"];
+        let targets = panel["targets"].as_array().map_or(&[][..], Vec::as_slice);
+        for asks in [panel].into_iter().chain(targets) {
+            assert_eq!(asks["datasource"]["uid"], "${datasource}", "{title}");
+        }
+        // Grafana counts the entries of `calcs`.
+        let legend = &panel["options"]["legend"];
+        assert!(
+            legend.is_null() || legend["calcs"].is_array(),
+            "{title}: {legend}"
+        );
     }
 }

@@ -6,48 +6,31 @@
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use shared::AcceptedEvent;
+use shared::{
+    AcceptedEvent,
+    database::{Durability, TransactionMode},
+};
 use sqlx::{PgConnection, Row};
 
 use crate::acceptor::Layer;
 
-/// Expressions that set the time limits of a batch's transaction, which free the locks of an ingest
+/// A receipt may be lost in a crash of Postgres (then a repetition is published again, which the
+/// workers absorb), so its commit need not wait for the disk. The limits free the locks of an ingest
 /// that froze in the middle.
-macro_rules! limits {
-    () => {
-        "set_config('lock_timeout', '1s', true),
-         set_config('statement_timeout', '5s', true),
-         set_config('idle_in_transaction_session_timeout', '15s', true)"
-    };
-}
+pub const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed)
+    .lock_timeout(Duration::from_secs(1))
+    .statement_timeout(Duration::from_secs(5))
+    .idle_timeout(Duration::from_secs(15));
 
-/// Inserts the receipts that are not there yet.
-///
-/// The transaction's settings come with it, as a statement of their own would be another round trip
-/// and be planned anew for every batch. The sort needs all its input first, so they hold before the
-/// first row is inserted. A receipt may be lost in a crash of Postgres (then a repetition is published
-/// again, which the workers absorb), so its commit need not wait for the disk. The order of the ids
-/// makes two batches with the same ones wait instead of deadlocking.
-const INSERT: &str = concat!(
-    "with settings as materialized (
-         select set_config('synchronous_commit', 'off', true),",
-    limits!(),
-    ")
-     insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+/// Inserts the receipts that are not there yet. The order of the ids makes two batches with the same
+/// ones wait instead of deadlocking.
+const INSERT: &str =
+    "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
      select id, body_sha256, received_at, now()
-       from settings,
-            unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
+       from unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
       order by id
      on conflict do nothing
-     returning webhook_id"
-);
-
-/// Precedes spooling, also where nothing was claimed. The commit then waits for the disk: a spool row
-/// may be an event's only copy.
-pub const BEFORE_SPOOLING: &str = concat!(
-    "select set_config('synchronous_commit', 'on', true),",
-    limits!()
-);
+     returning webhook_id";
 
 /// Fails unless Postgres would take a receipt now, and writes nothing.
 pub const PROBE: &str = "insert into webhook_receipts (webhook_id, body_sha256, received_at)

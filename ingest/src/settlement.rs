@@ -1,20 +1,23 @@
 //! One batch of events on its way to safety: claim, publish, await confirms, spool what was not
 //! confirmed, commit. Either store alone is enough.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent,
-    database::{DeadlineTransaction, TransactionError},
+    database::{self, DeadlineTransaction, Durability, TransactionError, TransactionMode},
     message::Receipt,
     spool::{self, SpoolEntry},
 };
 use sqlx::PgPool;
-use tokio::time::Instant;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tracing::{debug, warn};
 
 use crate::{
-    acceptor::Outcome,
+    acceptor::{Layer, Outcome},
     breaker::{Breaker, Permit},
     metrics::{Metrics, POSTGRES, RABBITMQ},
     publisher::{PublishError, Publisher},
@@ -25,6 +28,12 @@ use crate::{
 /// to be answered in good time from the other one.
 const TRIAL: Duration = Duration::from_millis(500);
 
+/// For [`Settlement::prove`].
+const PROOF: TransactionMode = TransactionMode::write(Durability::Replicated);
+
+/// How long a proof waits for another one. Where that one hangs, publishing again is faster.
+const PROOF_TURN: Duration = Duration::from_millis(50);
+
 /// How long a commit may take that only receipts depend on. The events are safe and answered by then.
 const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
 
@@ -34,6 +43,8 @@ pub struct Settlement {
     publisher: Publisher,
     database_breaker: Breaker,
     broker_breaker: Breaker,
+    /// One at a time, as each may wait for a standby that is away.
+    proofs: Arc<Semaphore>,
     metrics: Metrics,
     deadline: Duration,
     receipt_trust: Duration,
@@ -71,6 +82,7 @@ impl Settlement {
             publisher,
             database_breaker: Breaker::default(),
             broker_breaker: Breaker::default(),
+            proofs: Arc::new(Semaphore::new(1)),
             metrics,
             deadline,
             receipt_trust,
@@ -105,6 +117,7 @@ impl Settlement {
             Some(_) => Receipt::Recorded,
             None => Receipt::Missing,
         };
+        let claims = self.without_unproven(claims).await;
         let ours: Vec<usize> = (0..events.len())
             .filter(|&i| claims[i] == Claim::Publish)
             .collect();
@@ -180,6 +193,43 @@ impl Settlement {
         }
     }
 
+    /// Duplicates that were found in `events` or the spool are safe only if what was found is. Where
+    /// that is not proven, they are published again, which the workers absorb.
+    async fn without_unproven(&self, mut claims: Vec<Claim>) -> Vec<Claim> {
+        let found = Claim::Duplicate(Layer::Stored);
+        if claims.contains(&found) && !self.prove().await {
+            for claim in claims.iter_mut().filter(|claim| **claim == found) {
+                *claim = Claim::Publish;
+            }
+        }
+        claims
+    }
+
+    /// Whether all that Postgres shows by now is on the synchronous standby as well, if there is one.
+    /// After a restart of the primary, a commit that still waited for the standby is visible.
+    async fn prove(&self) -> bool {
+        let turn = Arc::clone(&self.proofs).acquire_owned();
+        let Ok(Ok(turn)) = timeout(PROOF_TURN, turn).await else {
+            return false;
+        };
+        let deadline = Instant::now() + TRIAL;
+        let proof = async {
+            let mut transaction = DeadlineTransaction::begin(&self.pool, &PROOF, deadline).await?;
+            transaction.keep(turn);
+            transaction
+                .run(async |connection| database::make_commit_wait(connection).await)
+                .await?;
+            transaction.commit().await
+        };
+        match proof.await {
+            Ok(()) => true,
+            Err(error) => {
+                warn!(%error, "duplicates are published again: a failover might lose what is stored");
+                false
+            }
+        }
+    }
+
     async fn begin<'s>(&'s self, permit: Permit<'s>, deadline: Instant) -> Option<Claimed<'s>> {
         let now = Instant::now();
         let deadline = if permit.is_trial {
@@ -187,7 +237,7 @@ impl Settlement {
         } else {
             deadline
         };
-        match DeadlineTransaction::begin(&self.pool, "begin", deadline).await {
+        match DeadlineTransaction::begin(&self.pool, &receipts::MODE, deadline).await {
             Ok(transaction) => Some(Claimed {
                 transaction,
                 permit,
@@ -265,8 +315,9 @@ impl Settlement {
         let Some(mut claimed) = claimed else {
             return false;
         };
-        claimed.transaction.set_deadline(schedule.committed);
-        if let Err(error) = spool_events(&mut claimed.transaction, unconfirmed, receipt).await {
+        let transaction = &mut claimed.transaction;
+        transaction.set_deadline(schedule.committed);
+        if let Err(error) = spool_events(&self.pool, transaction, unconfirmed, receipt).await {
             claimed.failed(&error);
             return false;
         }
@@ -318,6 +369,7 @@ impl Claimed<'_> {
 }
 
 async fn spool_events(
+    pool: &PgPool,
     transaction: &mut DeadlineTransaction,
     events: &[&AcceptedEvent],
     receipt: Receipt,
@@ -334,7 +386,8 @@ async fn spool_events(
         })
         .collect();
     let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
-    transaction.execute(receipts::BEFORE_SPOOLING).await?;
+    // A spool row may be an event's only copy.
+    transaction.raise_durability(pool).await?;
     transaction
         .run(async |connection| {
             spool::insert(connection, &entries).await?;

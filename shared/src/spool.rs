@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use crate::{AcceptedEvent, message::Receipt};
+use crate::{AcceptedEvent, database, message::Receipt};
 
 /// An event to be spooled.
 #[derive(Debug)]
@@ -26,7 +26,8 @@ pub struct SpoolEntry<'a> {
 }
 
 /// Inserts the entries; an event that is spooled already is left as it is. The caller's transaction
-/// must commit synchronously (`synchronous_commit = on`), as the row may be the only copy.
+/// must have [`Durability::Replicated`](crate::database::Durability::Replicated), as the row may be
+/// the only copy. Its commit then waits also where every row is there already.
 pub async fn insert(
     connection: &mut PgConnection,
     entries: &[SpoolEntry<'_>],
@@ -51,7 +52,7 @@ pub async fn insert(
     let claims: Vec<i32> = entries.iter().map(|e| e.claims).collect();
     let delays: Vec<f64> = entries.iter().map(|e| e.delay.as_secs_f64()).collect();
     let reasons: Vec<&str> = entries.iter().map(|e| e.reason).collect();
-    sqlx::query(
+    let inserted = sqlx::query(
         "insert into webhook_spool
              (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
               secret_name, has_receipt, attempts, claims, due_at, last_error)
@@ -79,7 +80,10 @@ pub async fn insert(
     .bind(claims)
     .bind(delays)
     .bind(reasons)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?;
+    if inserted.rows_affected() == 0 {
+        database::make_commit_wait(connection).await?;
+    }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A private Postgres server with its own data, on a loopback port.
 
 mod data;
+mod standby;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

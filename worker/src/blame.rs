@@ -27,6 +27,8 @@ pub fn blame(error: &TransactionError) -> Blame {
         }
         TransactionError::Database(sqlx::Error::Encode(_)) => Blame::Row,
         TransactionError::Database(sqlx::Error::Io(_)) => Blame::Lost,
+        // A standby that is away, and no row's fault.
+        TransactionError::CommitDeadline => Blame::Environment,
         TransactionError::Database(_) | TransactionError::NotBegun(_) => Blame::Environment,
     }
 }

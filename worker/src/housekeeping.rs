@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus::{IntCounterVec, Opts};
 use shared::{
-    database::{DeadlineTransaction, TransactionError},
+    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
     metrics::ServiceMetrics,
 };
 use sqlx::PgPool;
@@ -23,10 +23,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(70);
 
 /// A swept row may come back after a crash, to be swept again.
-const BEGIN: &str = "begin;
-    set local synchronous_commit = off;
-    set local lock_timeout = '2s';
-    set local statement_timeout = '60s'";
+const MODE: TransactionMode =
+    TransactionMode::write(Durability::Relaxed).statement_timeout(Duration::from_secs(60));
 
 /// Rows of one transaction: small enough to hold no lock for long.
 const BATCH: i32 = 1_000;
@@ -148,7 +146,7 @@ impl Housekeeping {
         retention: Duration,
     ) -> Result<i64, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut transaction = DeadlineTransaction::begin(&self.pool, BEGIN, deadline).await?;
+        let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
         let swept = transaction
             .run(async |connection| {
                 sqlx::query_scalar(table.statement())

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts};
 use shared::{
     EventType, Family,
-    database::{DeadlineTransaction, TransactionError},
+    database::{DeadlineTransaction, TransactionError, TransactionMode},
     metrics::ServiceMetrics,
 };
 use sqlx::PgPool;
@@ -19,7 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// For one look; Postgres' own limit ends a statement earlier, so that none goes on unseen.
 const DEADLINE: Duration = Duration::from_secs(70);
 
-const BEGIN: &str = "begin read only; set local statement_timeout = '60s'";
+const MODE: TransactionMode = TransactionMode::read().statement_timeout(Duration::from_secs(60));
 
 /// A receipt shows up only when its transaction commits, some time after its `received_at`.
 const SHOWS_UP_WITHIN: Duration = Duration::from_secs(60);
@@ -88,7 +88,7 @@ impl Ledger {
     pub async fn look(&mut self) -> Result<(), TransactionError> {
         let (now, since) = (Utc::now(), self.since);
         let deadline = Instant::now() + DEADLINE;
-        let mut transaction = DeadlineTransaction::begin(&self.pool, BEGIN, deadline).await?;
+        let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
         let (count, oldest): (i64, Option<DateTime<Utc>>) = transaction
             .run(async |connection| {
                 sqlx::query_as(

@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::bail;
 use shared::{
     Family, Program, broker, config,
-    database::{self, DeadlineTransaction, TransactionError},
+    database::{self, DeadlineTransaction, TransactionError, TransactionMode},
     private_port::{self, Check, Readiness, ReadinessProbe},
     shutdown,
 };
@@ -186,9 +186,9 @@ async fn measure_spool(pool: PgPool, metrics: Metrics, family: Family) {
 
 /// The number of the family's rows, and for how many seconds the oldest has been due.
 async fn spool_state(pool: &PgPool, family: Family) -> Result<(i64, f64), TransactionError> {
-    let begin = "begin; set local statement_timeout = '5s'";
     let deadline = Instant::now() + MEASURE_EVERY;
-    let mut transaction = DeadlineTransaction::begin(pool, begin, deadline).await?;
+    let mut transaction =
+        DeadlineTransaction::begin(pool, &TransactionMode::read(), deadline).await?;
     let state = transaction
         .run(async |connection| {
             sqlx::query_as(

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent, EventType, Family,
-    database::{DeadlineTransaction, TransactionError},
+    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
     message::Receipt,
 };
 use sqlx::{PgPool, Row, postgres::PgRow};
@@ -39,10 +39,8 @@ const IDLE_POLL: Duration = Duration::from_secs(1);
 /// against its events.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
 
-const BEGIN_CLAIM: &str = "begin;
-    set local synchronous_commit = on;
-    set local lock_timeout = '2s';
-    set local statement_timeout = '5s'";
+/// The count of claims has to outlive this process, and need not outlive the server.
+const CLAIM: TransactionMode = TransactionMode::write(Durability::Local);
 
 // The bounds on `claims` are ISOLATE_AFTER, written out as the index on the isolated rows has them.
 const CLAIM_TOGETHER: &str = "update webhook_spool s
@@ -132,7 +130,7 @@ async fn claim(
     limit: i64,
 ) -> Result<Vec<Work>, TransactionError> {
     let deadline = Instant::now() + CLAIM_DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, BEGIN_CLAIM, deadline).await?;
+    let mut transaction = DeadlineTransaction::begin(pool, &CLAIM, deadline).await?;
     let due = transaction
         .run(async |connection| {
             let rows = sqlx::query(sql)

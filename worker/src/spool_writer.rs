@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use shared::{
-    database::{DeadlineTransaction, TransactionError},
+    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
     spool::{self, SpoolEntry},
 };
 use sqlx::{PgConnection, PgPool};
@@ -19,10 +19,15 @@ use crate::{
 /// For one transaction.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-const BEGIN: &str = "begin;
-    set local synchronous_commit = on;
-    set local lock_timeout = '5s';
-    set local statement_timeout = '10s'";
+/// What is spooled may be an event's only copy.
+const SPOOL: TransactionMode = TransactionMode::write(Durability::Replicated)
+    .lock_timeout(Duration::from_secs(5))
+    .statement_timeout(Duration::from_secs(10));
+
+/// A claim that a failover undoes costs nothing, and must not hang while the standby is away.
+const CLAIM: TransactionMode = TransactionMode::write(Durability::Local)
+    .lock_timeout(Duration::from_secs(5))
+    .statement_timeout(Duration::from_secs(10));
 
 /// Spools events unread, each to be handled alone.
 pub async fn isolate(pool: &PgPool, works: &[Work]) -> Result<(), TransactionError> {
@@ -37,7 +42,7 @@ pub async fn isolate(pool: &PgPool, works: &[Work]) -> Result<(), TransactionErr
             reason: "was redelivered more than once",
         })
         .collect();
-    write(pool, async |connection| {
+    write(pool, &SPOOL, async |connection| {
         spool::insert(connection, &entries).await
     })
     .await
@@ -51,7 +56,7 @@ pub async fn defer(
     delay: Duration,
 ) -> Result<(), TransactionError> {
     let attempts = work.attempts.saturating_add(1);
-    write(pool, async |connection| match work.source {
+    write(pool, &SPOOL, async |connection| match work.source {
         Source::Queue => {
             let entry = SpoolEntry {
                 event: &work.event,
@@ -134,7 +139,7 @@ impl<'b> Claims<'b> {
         if self.ids.is_empty() {
             return;
         }
-        let updated = write(self.pool, async |connection| {
+        let updated = write(self.pool, &CLAIM, async |connection| {
             sqlx::query(sql)
                 .bind(&self.ids)
                 .bind(&self.hashes)
@@ -152,10 +157,10 @@ impl<'b> Claims<'b> {
 /// One transaction, on disk when this returns.
 async fn write(
     pool: &PgPool,
+    mode: &TransactionMode,
     statements: impl AsyncFnOnce(&mut PgConnection) -> Result<(), sqlx::Error>,
 ) -> Result<(), TransactionError> {
-    let mut transaction =
-        DeadlineTransaction::begin(pool, BEGIN, Instant::now() + DEADLINE).await?;
+    let mut transaction = DeadlineTransaction::begin(pool, mode, Instant::now() + DEADLINE).await?;
     transaction.run(statements).await?;
     transaction.commit().await
 }

@@ -8,7 +8,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use shared::{
-    database::{DeadlineTransaction, TransactionError},
+    database::{self, DeadlineTransaction, Durability, TransactionError, TransactionMode},
     message::Receipt,
 };
 use sqlx::{PgConnection, PgPool, Row};
@@ -24,13 +24,10 @@ use crate::{
 /// For a whole transaction; Postgres' own limits below end it earlier and say why.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An acknowledgement follows, and the message is then gone, so the commit has to be on disk,
-/// whatever the server's default is.
-const BEGIN: &str = "begin;
-    set local synchronous_commit = on;
-    set local lock_timeout = '10s';
-    set local statement_timeout = '20s';
-    set local idle_in_transaction_session_timeout = '30s'";
+/// An acknowledgement follows, and the message is then gone.
+const MODE: TransactionMode = TransactionMode::write(Durability::Replicated)
+    .lock_timeout(Duration::from_secs(10))
+    .statement_timeout(Duration::from_secs(20));
 
 /// Fails unless a batch of any family could be stored now, and writes nothing.
 pub const PROBE: &str = "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
@@ -55,7 +52,7 @@ pub async fn store(
     batch: &[(&Work, &Record)],
 ) -> Result<Vec<Stored>, TransactionError> {
     let deadline = Instant::now() + DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, BEGIN, deadline).await?;
+    let mut transaction = DeadlineTransaction::begin(pool, &MODE, deadline).await?;
     let stored = transaction
         .run(async |connection| write(connection, batch).await)
         .await;
@@ -67,14 +64,14 @@ pub async fn store(
             transaction.rollback().await.ok();
             Err(error)
         }
-        Err(error @ (TransactionError::Deadline | TransactionError::NotBegun(_))) => Err(error),
+        Err(error) => Err(error),
     }
 }
 
 /// Does all that storing `work` takes, the commit included, and leaves nothing behind.
 pub async fn rehearse(pool: &PgPool, work: &Work, record: &Record) -> Result<(), TransactionError> {
     let deadline = Instant::now() + DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, BEGIN, deadline).await?;
+    let mut transaction = DeadlineTransaction::begin(pool, &MODE, deadline).await?;
     transaction.execute("savepoint rehearsal").await?;
     transaction
         .run(async |connection| write(connection, &[(work, record)]).await)
@@ -114,7 +111,10 @@ async fn write(
         .collect();
     families::upsert(connection, &typed).await?;
     insert_missing_receipts(connection, batch, &new).await?;
-    delete_spooled(connection, batch).await?;
+    let deleted = delete_spooled(connection, batch).await?;
+    if new.is_empty() && conflicts.is_empty() && deleted == 0 {
+        database::make_commit_wait(connection).await?;
+    }
 
     Ok((0..batch.len())
         .map(|i| {
@@ -292,17 +292,18 @@ async fn insert_missing_receipts(
     Ok(())
 }
 
+/// Answers with the number of deleted rows.
 async fn delete_spooled(
     connection: &mut PgConnection,
     batch: &[(&Work, &Record)],
-) -> Result<(), sqlx::Error> {
+) -> Result<u64, sqlx::Error> {
     let spooled: Vec<&Work> = batch
         .iter()
         .map(|(work, _)| *work)
         .filter(|work| work.source == Source::Spool)
         .collect();
     if spooled.is_empty() {
-        return Ok(());
+        return Ok(0);
     }
     let ids: Vec<&str> = spooled
         .iter()
@@ -317,6 +318,6 @@ async fn delete_spooled(
     .bind(ids)
     .bind(hashes)
     .execute(connection)
-    .await?;
-    Ok(())
+    .await
+    .map(|done| done.rows_affected())
 }

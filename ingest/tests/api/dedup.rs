@@ -9,7 +9,7 @@ use crate::{
     webhook::Webhook,
 };
 
-async fn store_event(pool: &PgPool, webhook: &Webhook) {
+pub(crate) async fn store_event(pool: &PgPool, webhook: &Webhook) {
     sqlx::query(
         "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
          values ($1, 'v1.vendor.created', now(), '', '')",
@@ -20,7 +20,7 @@ async fn store_event(pool: &PgPool, webhook: &Webhook) {
     .expect("an insert");
 }
 
-async fn age_receipts(pool: &PgPool) {
+pub(crate) async fn age_receipts(pool: &PgPool) {
     sqlx::query("update webhook_receipts set published_at = published_at - interval '1 hour'")
         .execute(pool)
         .await

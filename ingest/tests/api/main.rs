@@ -11,4 +11,5 @@ mod publishing;
 mod raw;
 mod rotation;
 mod standard_webhooks;
+mod standby;
 mod webhook;

@@ -89,7 +89,7 @@ pub(super) async fn initialise(
     fs::rename(&fresh, folder.join("data")).context("cannot name the new postgres data")
 }
 
-fn as_account(packages: &Packages, program: &str, folder: &Path) -> Spec {
+pub(super) fn as_account(packages: &Packages, program: &str, folder: &Path) -> Spec {
     let path = packages.postgres.join(program);
     let mut spec = packages
         .spec(program, path)
@@ -110,7 +110,7 @@ pub(super) fn password(folder: &Path, packages: &Packages) -> Result<String> {
 }
 
 /// Sets the mode and, when we are root, makes the server's account the owner.
-fn give(path: &Path, mode: u32, packages: &Packages) -> Result<()> {
+pub(super) fn give(path: &Path, mode: u32, packages: &Packages) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if geteuid().is_root() {
         let (user, group) = packages.account()?;

@@ -1,0 +1,189 @@
+//! What a transaction needs, stated by the transaction itself: the settings of a database or of a
+//! role must neither break nor weaken it.
+
+use std::{fmt::Write, time::Duration};
+
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The disk, and the synchronous standby where there is one. For every commit that an
+    /// acknowledgement or a 2xx rests on.
+    Replicated,
+    /// The disk of this server. The commit does not hang while the synchronous standby is away, and
+    /// a failover may undo it.
+    Local,
+    /// Nothing. A crash of Postgres may undo it.
+    Relaxed,
+}
+
+impl Durability {
+    /// The value of `synchronous_commit`.
+    const fn synchronous_commit(self) -> &'static str {
+        match self {
+            Self::Replicated => "on",
+            Self::Local => "local",
+            Self::Relaxed => "off",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isolation {
+    ReadCommitted,
+    RepeatableRead,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// Isolation, access, durability and time limits of a transaction.
+///
+/// Everything is set with `set local`, so that a pooler that shares connections between clients
+/// leaks nothing of it to the next transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransactionMode {
+    isolation: Isolation,
+    access: Access,
+    durability: Durability,
+    lock_timeout: Duration,
+    statement_timeout: Duration,
+    idle_timeout: Duration,
+}
+
+impl TransactionMode {
+    /// Reads and writes. Each statement sees what was committed before it.
+    pub const fn write(durability: Durability) -> Self {
+        Self {
+            isolation: Isolation::ReadCommitted,
+            access: Access::ReadWrite,
+            durability,
+            lock_timeout: Duration::from_secs(2),
+            statement_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(30),
+        }
+    }
+
+    /// Only reads. Each statement sees what was committed before it.
+    pub const fn read() -> Self {
+        Self {
+            access: Access::ReadOnly,
+            ..Self::write(Durability::Relaxed)
+        }
+    }
+
+    /// All statements see one state of the database.
+    pub const fn in_one_snapshot(self) -> Self {
+        Self {
+            isolation: Isolation::RepeatableRead,
+            ..self
+        }
+    }
+
+    /// How long a statement may wait for a lock.
+    pub const fn lock_timeout(self, lock_timeout: Duration) -> Self {
+        Self {
+            lock_timeout,
+            ..self
+        }
+    }
+
+    /// How long a statement may take.
+    pub const fn statement_timeout(self, statement_timeout: Duration) -> Self {
+        Self {
+            statement_timeout,
+            ..self
+        }
+    }
+
+    /// How long the transaction may stay open between two statements. It frees the locks of a client
+    /// that froze.
+    pub const fn idle_timeout(self, idle_timeout: Duration) -> Self {
+        Self {
+            idle_timeout,
+            ..self
+        }
+    }
+
+    /// What a commit waits for.
+    pub const fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// The statements that begin the transaction, for one round trip.
+    pub fn begin(&self) -> String {
+        let mut sql = format!(
+            "begin isolation level {} {}",
+            match self.isolation {
+                Isolation::ReadCommitted => "read committed",
+                Isolation::RepeatableRead => "repeatable read",
+            },
+            match self.access {
+                Access::ReadWrite => "read write",
+                Access::ReadOnly => "read only",
+            },
+        );
+        for (name, value) in self.settings() {
+            write!(sql, "; set local {name} = {value}").expect("a string takes everything");
+        }
+        sql
+    }
+
+    fn settings(&self) -> [(&'static str, String); 4] {
+        let milliseconds = |limit: Duration| limit.as_millis().to_string();
+        let durability = self.durability.synchronous_commit().to_owned();
+        [
+            ("synchronous_commit", durability),
+            ("lock_timeout", milliseconds(self.lock_timeout)),
+            ("statement_timeout", milliseconds(self.statement_timeout)),
+            (
+                "idle_in_transaction_session_timeout",
+                milliseconds(self.idle_timeout),
+            ),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const WRITE: TransactionMode = TransactionMode::write(Durability::Replicated);
+
+    #[rstest]
+    #[case(
+        WRITE,
+        "begin isolation level read committed read write; set local synchronous_commit = on; \
+         set local lock_timeout = 2000; set local statement_timeout = 5000; \
+         set local idle_in_transaction_session_timeout = 30000"
+    )]
+    #[case(
+        TransactionMode::read()
+            .in_one_snapshot()
+            .lock_timeout(Duration::from_millis(1))
+            .statement_timeout(Duration::from_millis(2))
+            .idle_timeout(Duration::from_millis(3)),
+        "begin isolation level repeatable read read only; set local synchronous_commit = off; \
+         set local lock_timeout = 1; set local statement_timeout = 2; \
+         set local idle_in_transaction_session_timeout = 3"
+    )]
+    fn a_mode_is_rendered_whole(#[case] mode: TransactionMode, #[case] sql: &str) {
+        assert_eq!(mode.begin(), sql);
+    }
+
+    #[rstest]
+    #[case(Durability::Replicated, "synchronous_commit = on;")]
+    #[case(Durability::Local, "synchronous_commit = local;")]
+    #[case(Durability::Relaxed, "synchronous_commit = off;")]
+    fn durability_decides_what_a_commit_waits_for(
+        #[case] durability: Durability,
+        #[case] expected: &str,
+    ) {
+        let sql = TransactionMode::write(durability).begin();
+        assert!(sql.contains(expected), "{sql}");
+    }
+}

@@ -1,0 +1,227 @@
+//! A transaction in which every step is held to one deadline.
+
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, pool::PoolConnection};
+use thiserror::Error;
+use tokio::{
+    runtime::Handle,
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    hung_commit::{self, Backend},
+    mode::{Durability, TransactionMode},
+};
+
+/// Why a transaction did not come to its end.
+#[derive(Debug, Error)]
+pub enum TransactionError {
+    /// The deadline passed; the connection was thrown away.
+    #[error("postgres did not answer in time")]
+    Deadline,
+    /// The deadline passed during the commit, whose outcome is unknown.
+    #[error("postgres did not commit in time; is a synchronous standby away?")]
+    CommitDeadline,
+    /// It did not even begin.
+    #[error(transparent)]
+    NotBegun(sqlx::Error),
+    /// Postgres or the connection to it reported an error.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+impl TransactionError {
+    /// The SQLSTATE, where Postgres gave one.
+    pub fn sqlstate(&self) -> Option<String> {
+        match self {
+            Self::NotBegun(sqlx::Error::Database(error))
+            | Self::Database(sqlx::Error::Database(error)) => error.code().map(Into::into),
+            _ => None,
+        }
+    }
+
+    fn before_the_beginning(self) -> Self {
+        match self {
+            Self::Database(error) => Self::NotBegun(error),
+            other => other,
+        }
+    }
+
+    fn of_the_commit(self) -> Self {
+        match self {
+            Self::Deadline => Self::CommitDeadline,
+            other => other,
+        }
+    }
+}
+
+/// A transaction in which every step is held to one deadline.
+///
+/// Dropped before [`commit`](Self::commit) or [`rollback`](Self::rollback) it closes its connection
+/// instead of returning it to the pool: a connection on which a statement hangs would otherwise
+/// block a place in the pool until TCP gives up on it.
+///
+/// A commit that waits for a synchronous standby is different. Its backend outlives the connection,
+/// and no timeout of Postgres ends it. So it keeps its place in the pool until the backend has
+/// finished, which bounds the number of backends by the size of the pool.
+pub struct DeadlineTransaction {
+    connection: Option<PoolConnection<Postgres>>,
+    deadline: Instant,
+    /// Known where the commit may wait for a standby.
+    backend: Option<Backend>,
+    permit: Option<OwnedSemaphorePermit>,
+    committing: bool,
+}
+
+impl DeadlineTransaction {
+    /// Begins as `mode` says, in one round trip.
+    pub async fn begin(
+        pool: &PgPool,
+        mode: &TransactionMode,
+        deadline: Instant,
+    ) -> Result<Self, TransactionError> {
+        Self::connect_and_begin(pool, mode, deadline)
+            .await
+            .map_err(TransactionError::before_the_beginning)
+    }
+
+    async fn connect_and_begin(
+        pool: &PgPool,
+        mode: &TransactionMode,
+        deadline: Instant,
+    ) -> Result<Self, TransactionError> {
+        let connection = within(deadline, pool.acquire()).await?;
+        let mut transaction = Self {
+            connection: Some(connection),
+            deadline,
+            backend: None,
+            permit: None,
+            committing: false,
+        };
+        let mut begin = mode.begin();
+        if mode.durability() == Durability::Replicated {
+            begin.push_str("; select pg_backend_pid()");
+        }
+        let rows = transaction
+            .run(async |connection| {
+                sqlx::raw_sql(AssertSqlSafe(begin))
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        if let Some(row) = rows.last() {
+            let pid = row.try_get(0)?;
+            transaction.backend = Some(Backend::new(pool, pid));
+        }
+        Ok(transaction)
+    }
+
+    /// Moves the deadline of the steps that follow.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
+    /// Keeps `permit` for as long as the transaction is at work in Postgres, which may be longer than
+    /// this value lives.
+    pub fn keep(&mut self, permit: OwnedSemaphorePermit) {
+        self.permit = Some(permit);
+    }
+
+    /// Runs statements without parameters or results.
+    pub async fn execute(&mut self, sql: &'static str) -> Result<(), TransactionError> {
+        self.run(async |connection| {
+            sqlx::raw_sql(sql).execute(connection).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs one step on the connection, held to the deadline.
+    pub async fn run<T>(
+        &mut self,
+        step: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, TransactionError> {
+        let connection = self
+            .connection
+            .as_mut()
+            .expect("the connection is taken only by commit, rollback and drop");
+        within(self.deadline, step(connection)).await
+    }
+
+    /// Makes a transaction that began with a lower durability wait for the disk and the standby when
+    /// it commits.
+    pub async fn raise_durability(&mut self, pool: &PgPool) -> Result<(), TransactionError> {
+        let (pid, _): (i32, String) = self
+            .run(async |connection| {
+                sqlx::query_as(
+                    "select pg_backend_pid(), set_config('synchronous_commit', 'on', true)",
+                )
+                .fetch_one(connection)
+                .await
+            })
+            .await?;
+        self.backend = Some(Backend::new(pool, pid));
+        Ok(())
+    }
+
+    /// Commits and gives the connection back. After an error the outcome is unknown.
+    pub async fn commit(mut self) -> Result<(), TransactionError> {
+        self.committing = true;
+        self.end("commit")
+            .await
+            .map_err(TransactionError::of_the_commit)
+    }
+
+    /// Rolls back and gives the connection back.
+    pub async fn rollback(self) -> Result<(), TransactionError> {
+        self.end("rollback").await
+    }
+
+    async fn end(mut self, sql: &'static str) -> Result<(), TransactionError> {
+        self.execute(sql).await?;
+        // Only a connection with no transaction open on it may go back to the pool.
+        drop(self.connection.take());
+        Ok(())
+    }
+}
+
+impl Drop for DeadlineTransaction {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else {
+            return;
+        };
+        match (self.committing, self.backend.take(), Handle::try_current()) {
+            (true, Some(backend), Ok(runtime)) => {
+                let permit = self.permit.take();
+                runtime.spawn(async move {
+                    hung_commit::wait(connection, backend).await;
+                    drop(permit);
+                });
+            }
+            _ => drop(connection.detach()),
+        }
+    }
+}
+
+/// Makes the commit of a transaction that may have written nothing wait as one that has written.
+///
+/// What it has read may be the rows of a commit that no standby has yet: after a restart of the
+/// primary they are visible. A transaction that wrote nothing waits for no standby, so an
+/// acknowledgement that rests on what it has read would lose the event with the primary. The message
+/// is an entry in the write-ahead log that nothing reads.
+pub async fn make_commit_wait(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("select pg_logical_emit_message(true, 'pleo', '')")
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn within<T>(
+    deadline: Instant,
+    step: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, TransactionError> {
+    match timeout_at(deadline, step).await {
+        Ok(result) => Ok(result?),
+        Err(_elapsed) => Err(TransactionError::Deadline),
+    }
+}

@@ -1,0 +1,170 @@
+//! A synchronous standby that is away: nothing counts as safe before it is there.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use shared::{AcceptedEvent, Family};
+use sqlx::PgPool;
+use stack::{
+    base::Base,
+    packages::Packages,
+    ports,
+    postgres::{Durability, Postgres},
+};
+use tokio::{task::JoinHandle, time::sleep};
+use tokio_util::sync::CancellationToken;
+use worker::{
+    persistence::{Abandoned, Persistence},
+    work::Work,
+};
+
+use crate::sample::{count, persist, persistence, until_count, vendor, work};
+
+/// Long enough that a commit that waits for nothing would be over, also on a busy machine.
+const A_WHILE: Duration = Duration::from_secs(3);
+
+const WAITING: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+
+/// A server with a synchronous standby, which this test may take away.
+struct Pair {
+    primary: Postgres,
+    standby: Postgres,
+    pool: PgPool,
+    _base: Base,
+}
+
+impl Pair {
+    async fn start() -> Self {
+        let packages = Packages::find().expect("the packages");
+        let base = Base::temporary().expect("a folder");
+        let folder = |name: &str| -> PathBuf { base.path().join(name) };
+        let address = || ports::free().expect("a port");
+        let primary = Postgres::start(
+            &packages,
+            &folder("primary"),
+            address(),
+            Durability::ProcessOnly,
+        )
+        .await
+        .expect("a primary");
+        primary.create_database("pleo").await.expect("a database");
+        let pool = pool(&primary);
+        migrations::MIGRATOR.run(&pool).await.expect("the schema");
+        let standby = primary
+            .standby(&folder("standby"), address())
+            .await
+            .expect("a standby");
+        primary
+            .wait_for_standby(true)
+            .await
+            .expect("it is synchronous");
+        Self {
+            primary,
+            standby,
+            pool,
+            _base: base,
+        }
+    }
+
+    /// The primary crashes and comes back. What it wrote is visible then, also what no standby has.
+    async fn restart_primary(&mut self) {
+        self.primary.restart().await.expect("it starts again");
+        self.pool = pool(&self.primary);
+    }
+}
+
+fn pool(server: &Postgres) -> PgPool {
+    let options = shared::database::parse_url(&server.url("pleo")).expect("an address");
+    shared::database::pool(options, "test", 4)
+}
+
+fn storing(
+    persistence: &Arc<Persistence>,
+    events: &[AcceptedEvent],
+) -> JoinHandle<Result<(), Abandoned>> {
+    let persistence = Arc::clone(persistence);
+    let batch: Vec<Work> = events.iter().cloned().map(work).collect();
+    tokio::spawn(async move { persistence.persist(batch, &CancellationToken::new()).await })
+}
+
+fn isolating(
+    persistence: &Arc<Persistence>,
+    events: &[AcceptedEvent],
+) -> JoinHandle<Result<(), Abandoned>> {
+    let persistence = Arc::clone(persistence);
+    let batch: Vec<Work> = events.iter().cloned().map(work).collect();
+    tokio::spawn(async move { persistence.isolate(&batch, &CancellationToken::new()).await })
+}
+
+/// The loss of the primary after its restart: what the standby does not have was acknowledged by
+/// nobody, so it comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_found_stored_is_acknowledged_only_once_the_standby_has_it() {
+    let mut pair = Pair::start().await;
+    let events: Vec<_> = (0..60).map(|i| vendor(&format!("m{i}"))).collect();
+    pair.standby.kill();
+    let first = storing(&persistence(&pair.pool, Family::Vendor), &events);
+    until_count(&pair.pool, WAITING, 1).await;
+    assert!(!first.is_finished());
+    first.abort();
+    pair.restart_primary().await;
+    until_count(&pair.pool, "select count(*) from events", 60).await;
+
+    let (some, one) = (&events[..30], &events[30..31]);
+    let again = [
+        storing(&persistence(&pair.pool, Family::Vendor), some),
+        storing(&persistence(&pair.pool, Family::Vendor), one),
+    ];
+    until_count(&pair.pool, WAITING, 2).await;
+    sleep(A_WHILE).await;
+    for again in &again {
+        assert!(!again.is_finished(), "no standby has them");
+    }
+
+    pair.primary.kill();
+    pair.standby.restart().await.expect("it starts again");
+    pair.standby.promote().await.expect("it is a primary now");
+    pair.standby
+        .wait_for_standby(false)
+        .await
+        .expect("it has none");
+    let promoted = pool(&pair.standby);
+    assert_eq!(count(&promoted, "select count(*) from events").await, 0);
+    persist(&promoted, events).await;
+    assert_eq!(count(&promoted, "select count(*) from vendors").await, 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_found_spooled_is_acknowledged_only_once_the_standby_has_it() {
+    let mut pair = Pair::start().await;
+    let events: Vec<_> = (0..10).map(|i| vendor(&format!("m{i}"))).collect();
+    let refuse = "alter table vendors add constraint none check (false)";
+    crate::sample::sql(&pair.pool, refuse).await;
+    pair.standby.kill();
+    // One is refused and put off, the others are isolated.
+    let first = [
+        storing(&persistence(&pair.pool, Family::Vendor), &events[..1]),
+        isolating(&persistence(&pair.pool, Family::Vendor), &events[1..]),
+    ];
+    until_count(&pair.pool, WAITING, 2).await;
+    for first in first {
+        first.abort();
+    }
+    pair.restart_primary().await;
+    until_count(&pair.pool, "select count(*) from webhook_spool", 10).await;
+
+    let again = [
+        storing(&persistence(&pair.pool, Family::Vendor), &events[..1]),
+        isolating(&persistence(&pair.pool, Family::Vendor), &events[1..]),
+    ];
+    until_count(&pair.pool, WAITING, 2).await;
+    sleep(A_WHILE).await;
+    for again in &again {
+        assert!(!again.is_finished(), "no standby has them");
+    }
+
+    // The standby comes back, and with it everything goes on.
+    pair.standby.restart().await.expect("it starts again");
+    for again in again {
+        again.await.expect("no panic").expect("not abandoned");
+    }
+}

@@ -2,6 +2,7 @@
 //! and the SQL that fills it.
 
 mod export_job;
+mod mismatch;
 mod row;
 mod sort_key;
 mod text;
@@ -53,7 +54,7 @@ impl Typed {
         }
         parse(data.get(), webhook_id)
             .map(Some)
-            .map_err(|error| format!("{WRONG_DATA} {family} its type names: {error}"))
+            .map_err(|reason| format!("{WRONG_DATA} {family} its type names: {reason}"))
     }
 }
 

@@ -70,7 +70,7 @@ impl Record {
         };
         Self {
             webhook_id: work.event.webhook_id.clone(),
-            event_id: envelope.event_id.and_then(|id| Text::new(id.into_owned())),
+            event_id: envelope.event_id.and_then(|id| id_of(id.into_owned())),
             event_type: envelope.event_type,
             company_id,
             resource_id,
@@ -114,7 +114,12 @@ fn storable(problem: String) -> String {
     problem
 }
 
-/// `companyId` and `id`, where they are text: events of every type can be found by them.
+/// An id, unless it is blank or Postgres cannot hold it.
+fn id_of(text: String) -> Option<Text> {
+    Text::new(text).filter(|text| !text.is_blank())
+}
+
+/// `companyId` and `id`, where they are ids: events of every type can be found by them.
 fn identify(data: &RawValue) -> (Option<Text>, Option<Text>) {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -124,13 +129,13 @@ fn identify(data: &RawValue) -> (Option<Text>, Option<Text>) {
         #[serde(borrow)]
         id: Option<&'a RawValue>,
     }
-    let text = |value: Option<&RawValue>| serde_json::from_str(value?.get()).ok();
+    let id = |value: Option<&RawValue>| id_of(serde_json::from_str(value?.get()).ok()?);
     // Only an object has fields; serde would also read an array as one.
     if !data.get().starts_with('{') {
         return (None, None);
     }
     serde_json::from_str::<Ids<'_>>(data.get())
-        .map(|ids| (text(ids.company_id), text(ids.id)))
+        .map(|ids| (id(ids.company_id), id(ids.id)))
         .unwrap_or_default()
 }
 
@@ -210,8 +215,8 @@ mod tests {
     }
 
     #[rstest]
-    #[case("v1.export-job.created", VENDOR, "missing field `status`")]
-    #[case("v1.vendor.created", EXPORT_JOB, "missing field `name`")]
+    #[case("v1.export-job.created", VENDOR, "`data.status` is missing")]
+    #[case("v1.vendor.created", EXPORT_JOB, "`data.name` is missing")]
     #[case("v1.vendor.created", "null", "no `data`")]
     #[case("v1.vendor.created", "[]", "`data` is not that of the vendor")]
     #[case(
@@ -234,6 +239,91 @@ mod tests {
         assert!(problem.contains(expected), "{problem}");
         assert!(record.typed.is_none());
         assert_eq!(record.event_type.as_str(), event_type);
+    }
+
+    #[rstest]
+    #[case(r#""id":"""#, "`data.id`: expected an id, found a blank string")]
+    #[case(r#""id":"  ""#, "`data.id`: expected an id, found a blank string")]
+    #[case(
+        r#""companyId":"""#,
+        "`data.companyId`: expected an id, found a blank string"
+    )]
+    #[case(r#""id":4711"#, "`data.id`: expected a string, found an integer")]
+    #[case(r#""id":null"#, "`data.id`: expected a string, found null")]
+    #[case(
+        r#""companyId":["4711"]"#,
+        "`data.companyId`: expected a string, found an array"
+    )]
+    #[case(
+        r#""name":{"secret":"4711"}"#,
+        "`data.name`: expected a string, found an object"
+    )]
+    #[case(r#""state":true"#, "`data.state`: expected a string, found a boolean")]
+    #[case(
+        r#""createdAt":"4711""#,
+        "`data.createdAt`: expected an RFC 3339 formatted date and time string, found a string"
+    )]
+    #[case(r#""deletedAt":4711.5"#, "`data.deletedAt`: expected an RFC 3339")]
+    #[case(r#""code":"4711","code":5"#, "duplicate field `data.code`")]
+    fn a_problem_names_the_field_and_the_kinds_and_no_value(
+        #[case] field: &str,
+        #[case] expected: &str,
+    ) {
+        let name = field.split_once(':').expect("a field").0;
+        let others = [
+            r#""id":"v1""#,
+            r#""companyId":"c1""#,
+            r#""name":"Acme""#,
+            r#""state":"DRAFT""#,
+        ];
+        let others = others.into_iter().filter(|other| !other.starts_with(name));
+        let fields: Vec<_> = others.chain([field]).collect();
+        let record = event("v1.vendor.created", &format!("{{{}}}", fields.join(",")));
+        let problem = record.problem.expect("a problem");
+        assert!(problem.contains(expected), "{problem}");
+        for quoted in ["4711", "secret", "Acme", "line 1"] {
+            assert!(!problem.contains(quoted), "{problem}");
+        }
+        assert!(record.typed.is_none());
+    }
+
+    #[rstest]
+    #[case(
+        r#"{"id":"j1","companyId":"c1","status":"pending","numberOfItems":"4711"}"#,
+        "`data.numberOfItems`: expected i64, found a string"
+    )]
+    #[case(
+        r#"{"id":"j1","companyId":"c1","status":"pending","expiresIn":1.5}"#,
+        "`data.expiresIn`: expected i64, found a number with a fraction"
+    )]
+    #[case(
+        r#"{"id":"j1","companyId":"c1","status":"pending","isInteractive":"4711"}"#,
+        "`data.isInteractive`: expected a boolean, found a string"
+    )]
+    fn so_does_the_problem_of_an_export_job(#[case] data: &str, #[case] expected: &str) {
+        let problem = event("v1.export-job.created", data).problem;
+        let problem = problem.expect("a problem");
+        assert!(problem.contains(expected), "{problem}");
+        assert!(!problem.contains("4711"), "{problem}");
+    }
+
+    #[test]
+    fn a_problem_is_found_also_beside_what_is_nested_deeply() {
+        let nested = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
+        let data = format!(r#"{{"id":"","companyId":"c1","status":"pending","x":{nested}}}"#);
+        let problem = event("v1.export-job.created", &data).problem;
+        let problem = problem.expect("a problem");
+        assert!(
+            problem.contains("it cannot be read: recursion limit"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_blank_id_is_no_id_of_an_event() {
+        let record = event("v1.card.created", r#"{"id":"","companyId":" "}"#);
+        assert_eq!(record.problem, None);
+        assert_eq!((record.resource_id, record.company_id), (None, None));
     }
 
     #[rstest]

@@ -115,7 +115,7 @@ async fn a_row_says_what_is_wrong_with_which_event_and_for_how_long(pool: PgPool
     );
     assert!(row["age_s"].as_f64().expect("seconds") < 60.0);
     let table = text(&run(&pool, &["list"], 0).await);
-    for expected in ["m1", "v1.vendor.created", "c2", "missing field `name`"] {
+    for expected in ["m1", "v1.vendor.created", "c2", "`data.name` is missing"] {
         assert!(table.contains(expected), "{expected} is not in {table}");
     }
 }
@@ -148,10 +148,10 @@ async fn a_summary_counts_equal_problems_wherever_in_the_body_they_are(pool: PgP
     );
     assert_eq!(groups[0]["kind"], "wrong-data");
     let problem = groups[0]["problem"].as_str().expect("text");
-    assert!(problem.ends_with("missing field `name`"), "{problem}");
+    assert!(problem.ends_with("`data.name` is missing"), "{problem}");
     assert!(groups[0]["oldest_s"].as_f64() >= groups[0]["newest_s"].as_f64());
     let table = text(&run(&pool, &["list", "--summary"], 0).await);
-    assert!(table.contains("missing field `name`"), "{table}");
+    assert!(table.contains("`data.name` is missing"), "{table}");
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

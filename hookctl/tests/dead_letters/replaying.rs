@@ -104,7 +104,7 @@ async fn what_is_still_wrong_stays_and_is_told(pool: PgPool) {
     }
     assert_eq!(all_events(&pool).await, before);
     let table = text(&run(&pool, &["replay"], 3).await);
-    for expected in ["refused by postgres", "no_poison", "missing field `name`"] {
+    for expected in ["refused by postgres", "no_poison", "`data.name` is missing"] {
         assert!(table.contains(expected), "{expected} is not in {table}");
     }
     assert!(table.contains("nothing was changed"), "{table}");

@@ -41,7 +41,11 @@ async fn an_event_is_shown_with_its_history_its_body_and_its_resources_row(pool:
         "numbers stay exact"
     );
     let page = text(&run(&pool, &["show", "bad"], 0).await);
-    for expected in ["invalid type", "\"name\": 12345678901234567890123", "Acme"] {
+    for expected in [
+        "`data.name`: expected a string, found",
+        "\"name\": 12345678901234567890123",
+        "Acme",
+    ] {
         assert!(page.contains(expected), "{expected} is not in {page}");
     }
     let raw = run(&pool, &["show", "bad", "--raw"], 0).await;

@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::{
     Text,
     row::{Resource, Row, column, sort_keys, webhook_ids},
+    text::not_blank,
 };
 
 /// An export job as Pleo sends it; fields as in its API (OpenAPI v32.1). Only what makes it an
@@ -14,7 +15,9 @@ use super::{
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportJob {
+    #[serde(deserialize_with = "not_blank")]
     id: Text,
+    #[serde(deserialize_with = "not_blank")]
     company_id: Text,
     status: Text,
     number_of_items: Option<i64>,
@@ -32,14 +35,21 @@ pub struct ExportJob {
 }
 
 impl Resource for ExportJob {
-    const HARMLESS: &'static str = r#"{"id":"rehearsal","companyId":"","status":"pending"}"#;
+    const HARMLESS: &'static str =
+        r#"{"id":"rehearsal","companyId":"rehearsal","status":"pending"}"#;
 
     fn id(&self) -> &Text {
         &self.id
     }
 
-    fn changed_at(&self) -> Option<DateTime<Utc>> {
-        self.last_updated_at.or(self.created_at)
+    fn times(&self) -> impl IntoIterator<Item = Option<DateTime<Utc>>> {
+        [
+            self.created_at,
+            self.started_at,
+            self.completed_at,
+            self.expired_at,
+            self.last_updated_at,
+        ]
     }
 
     /// A status that is new to us is somewhere on the way.

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
-use super::{SortKey, Text};
+use super::{SortKey, Text, mismatch};
 
 /// A resource as an event's `data` gives it, and the table that holds its newest state.
 pub trait Resource: DeserializeOwned + Send + Sync {
@@ -14,8 +14,9 @@ pub trait Resource: DeserializeOwned + Send + Sync {
     /// The table's key.
     fn id(&self) -> &Text;
 
-    /// The newest time that the resource gives for its own last change.
-    fn changed_at(&self) -> Option<DateTime<Utc>>;
+    /// All times at which the resource says that something happened to it. The latest of them is the
+    /// time of the state: a deletion need not touch the time of the last update.
+    fn times(&self) -> impl IntoIterator<Item = Option<DateTime<Utc>>>;
 
     /// How far along its status is, for two events that name the same time.
     fn rank(&self) -> u8;
@@ -40,11 +41,12 @@ pub struct Row<R> {
 }
 
 impl<R: Resource> Row<R> {
-    /// Reads an event's `data`.
-    pub fn parse(data: &str, webhook_id: &str) -> Result<Self, serde_json::Error> {
-        let resource: R = serde_json::from_str(data)?;
+    /// Reads an event's `data`, a JSON object. The error names the field that is wrong, and no value.
+    pub fn parse(data: &str, webhook_id: &str) -> Result<Self, String> {
+        let resource: R = serde_json::from_str(data).map_err(|_| mismatch::explain::<R>(data))?;
+        let latest = resource.times().into_iter().flatten().max();
         Ok(Self {
-            sort_key: SortKey::new(resource.changed_at(), resource.rank(), webhook_id),
+            sort_key: SortKey::new(latest, resource.rank(), webhook_id),
             webhook_id: webhook_id.to_owned(),
             resource,
         })

@@ -2,17 +2,17 @@
 
 use chrono::{DateTime, Utc};
 
-/// Bytes that compare as the states they stand for: when the resource last changed (nanoseconds),
-/// then the status' rank, then the webhook id, so that two different events are never equal. The
-/// attempt's time plays no part: a late retry of an old event has a new one.
+/// Bytes that compare as the states they stand for: the latest time that the state gives, in
+/// nanoseconds, then the status' rank, then the webhook id, so that two different events are never
+/// equal. The attempt's time plays no part: a late retry of an old event has a new one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SortKey(Vec<u8>);
 
 impl SortKey {
-    /// `changed_at` is the newest time that the resource gives; without one it is older than all
-    /// that have one.
-    pub fn new(changed_at: Option<DateTime<Utc>>, rank: u8, webhook_id: &str) -> Self {
-        let nanoseconds = changed_at.map_or(i64::MIN, |at| {
+    /// `latest` is the latest time that the state gives. A state without any time is older than all
+    /// states that have one.
+    pub fn new(latest: Option<DateTime<Utc>>, rank: u8, webhook_id: &str) -> Self {
+        let nanoseconds = latest.map_or(i64::MIN, |at| {
             // A time beyond the years 1677 to 2262 is clamped: no resource changed then.
             at.timestamp_nanos_opt()
                 .unwrap_or(if at < DateTime::UNIX_EPOCH {

@@ -22,6 +22,11 @@ impl Text {
         text.as_ref().map(Self::as_str)
     }
 
+    /// Whether it has nothing but white space.
+    pub fn is_blank(&self) -> bool {
+        self.0.trim().is_empty()
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -39,4 +44,14 @@ impl<'de> Deserialize<'de> for Text {
         Self::new(String::deserialize(deserializer)?)
             .ok_or_else(|| D::Error::custom("a text with \\u0000, which Postgres cannot hold"))
     }
+}
+
+/// Reads an id: text that is not blank. A resource with a blank id would share its row with all others
+/// of that kind.
+pub(super) fn not_blank<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+    let text = Text::deserialize(deserializer)?;
+    if text.is_blank() {
+        return Err(D::Error::custom("expected an id, found a blank string"));
+    }
+    Ok(text)
 }

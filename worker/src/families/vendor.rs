@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use super::{
     Text,
     row::{Resource, Row, column, sort_keys, webhook_ids},
+    text::not_blank,
 };
 
 /// A vendor as Pleo sends it; fields as in its API (OpenAPI v34.17). Only what makes it a vendor
@@ -14,7 +15,9 @@ use super::{
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Vendor {
+    #[serde(deserialize_with = "not_blank")]
     id: Text,
+    #[serde(deserialize_with = "not_blank")]
     company_id: Text,
     name: Text,
     state: Text,
@@ -32,14 +35,15 @@ pub struct Vendor {
 }
 
 impl Resource for Vendor {
-    const HARMLESS: &'static str = r#"{"id":"rehearsal","companyId":"","name":"","state":"DRAFT"}"#;
+    const HARMLESS: &'static str =
+        r#"{"id":"rehearsal","companyId":"rehearsal","name":"","state":"DRAFT"}"#;
 
     fn id(&self) -> &Text {
         &self.id
     }
 
-    fn changed_at(&self) -> Option<DateTime<Utc>> {
-        self.updated_at.or(self.created_at)
+    fn times(&self) -> impl IntoIterator<Item = Option<DateTime<Utc>>> {
+        [self.created_at, self.updated_at, self.deleted_at]
     }
 
     /// A state that is new to us is somewhere on the way.

@@ -7,7 +7,7 @@ use proptest::{
 };
 use sqlx::{PgPool, Row};
 
-use crate::sample::{event, export_job_body, persist, sql, vendor_body};
+use crate::sample::{count, event, export_job_body, persist, sql, vendor_body};
 
 const TIMES: [&str; 3] = [
     "2025-01-01T00:00:00Z",
@@ -20,7 +20,10 @@ struct Change {
     id: usize,
     resource: u8,
     state: usize,
+    /// Position of the time of the last update in `TIMES`.
     time: usize,
+    /// Position of the time of the end: a vendor's deletion, a job's completion.
+    ended: Option<usize>,
 }
 
 impl Change {
@@ -32,14 +35,31 @@ impl Change {
             state,
             TIMES[self.time],
         );
-        event(&format!("vendor{}", self.id), body)
+        event(&format!("vendor{}", self.id), self.end(body, "deletedAt"))
+    }
+
+    /// Adds the time of the end to `data`, if there is one.
+    fn end(&self, body: String, field: &str) -> String {
+        match self.ended {
+            Some(time) => with_time(&body, field, TIMES[time]),
+            None => body,
+        }
     }
 
     fn export_job(&self) -> shared::AcceptedEvent {
         let status = ["pending", "in_progress", "completed", "new_one"][self.state];
         let body = export_job_body(&format!("j{}", self.resource), status, TIMES[self.time]);
-        event(&format!("job{}", self.id), body)
+        event(&format!("job{}", self.id), self.end(body, "completedAt"))
     }
+}
+
+/// Adds a time to the `data` of a body.
+fn with_time(body: &str, field: &str, time: &str) -> String {
+    body.replacen(
+        "\"data\":{",
+        &format!("\"data\":{{\"{field}\":\"{time}\","),
+        1,
+    )
 }
 
 async fn tables(pool: &PgPool) -> Vec<String> {
@@ -57,20 +77,25 @@ async fn tables(pool: &PgPool) -> Vec<String> {
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn order_repetition_and_batching_do_not_matter(pool: PgPool) {
-    let changes = proptest::collection::vec((0..3_u8, 0..4_usize, 0..3_usize), 1..12).prop_map(
-        |changes| -> Vec<Change> {
-            changes
-                .into_iter()
-                .enumerate()
-                .map(|(id, (resource, state, time))| Change {
-                    id,
-                    resource,
-                    state,
-                    time,
-                })
-                .collect()
-        },
+    let change = (
+        0..3_u8,
+        0..4_usize,
+        0..3_usize,
+        proptest::option::of(0..3_usize),
     );
+    let changes = proptest::collection::vec(change, 1..12).prop_map(|changes| -> Vec<Change> {
+        changes
+            .into_iter()
+            .enumerate()
+            .map(|(id, (resource, state, time, ended))| Change {
+                id,
+                resource,
+                state,
+                time,
+                ended,
+            })
+            .collect()
+    });
     let cases = changes.prop_flat_map(|changes| {
         let repeated: Vec<Change> = changes.iter().chain(&changes).cloned().collect();
         (Just(changes), Just(repeated).prop_shuffle(), 1..6_usize)
@@ -84,6 +109,7 @@ async fn order_repetition_and_batching_do_not_matter(pool: PgPool) {
             persist(&pool, [change.vendor(), change.export_job()]).await;
         }
         let expected = tables(&pool).await;
+        assert_eq!(states_older_than_another(&pool).await, 0, "{in_order:?}");
         sql(&pool, "truncate events, vendors, export_jobs").await;
         for batch in shuffled.chunks(batch) {
             persist(
@@ -97,6 +123,76 @@ async fn order_repetition_and_batching_do_not_matter(pool: PgPool) {
             expected,
             "{in_order:?} as {shuffled:?}"
         );
+    }
+}
+
+/// Rows of the typed tables beside which `events` has a state with a later time. Text with nine digits
+/// of a second compares as the time does.
+async fn states_older_than_another(pool: &PgPool) -> i64 {
+    count(
+        pool,
+        r"with states as (
+              select e.webhook_id, e.event_type, e.resource_id,
+                     (select max(to_char(t::timestamptz at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS')
+                                 || rpad(coalesce(substring(t from '\.(\d+)'), ''), 9, '0'))
+                        from unnest(array[d->>'updatedAt', d->>'deletedAt', d->>'lastUpdatedAt',
+                                          d->>'completedAt']) t) as at
+                from events e, jsonb_extract_path(e.payload, 'data') d),
+          kept as (select webhook_id from vendors union all select webhook_id from export_jobs)
+          select count(*)
+            from kept join states k using (webhook_id)
+            join states o on o.event_type = k.event_type and o.resource_id = k.resource_id
+           where o.at > k.at",
+    )
+    .await
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn the_latest_of_all_times_that_a_state_gives_decides(pool: PgPool) {
+    const AT: &str = "2025-01-01T00:00:00.000000001Z";
+    const LATER: &str = "2025-01-01T00:00:00.000000002Z";
+    let job = |status| export_job_body("j", status, AT);
+    let vendor = |name, state| vendor_body("v", name, state, AT);
+    // The newer state has the smaller webhook id, and the same time of its last update.
+    let cases = [
+        (
+            with_time(&vendor("deleted", "DRAFT"), "deletedAt", LATER),
+            vendor("older", "ARCHIVED"),
+            "select count(*) from vendors where name = 'deleted'",
+        ),
+        (
+            with_time(&vendor("created", "DRAFT"), "createdAt", LATER),
+            vendor("older", "DRAFT"),
+            "select count(*) from vendors where name = 'created'",
+        ),
+        (
+            with_time(&job("failed"), "completedAt", LATER),
+            job("completed"),
+            "select count(*) from export_jobs where status = 'failed'",
+        ),
+        (
+            with_time(&job("in_progress"), "startedAt", LATER),
+            job("completed"),
+            "select count(*) from export_jobs where status = 'in_progress'",
+        ),
+        (
+            with_time(&job("pending"), "expiredAt", LATER),
+            job("completed"),
+            "select count(*) from export_jobs where status = 'pending'",
+        ),
+    ];
+    for (newer, older, is_kept) in cases {
+        for newer_first in [true, false] {
+            sql(&pool, "truncate events, vendors, export_jobs").await;
+            let mut events = [event("a", newer.clone()), event("z", older.clone())];
+            if !newer_first {
+                events.reverse();
+            }
+            for event in events {
+                persist(&pool, [event]).await;
+            }
+            assert_eq!(count(&pool, is_kept).await, 1, "{newer} before {older}");
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
     collections::HashSet,
     io::{self, Write},
     path::PathBuf,
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -21,6 +22,7 @@ use shared::{
     topology::{Declare, Drift},
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
+use tokio::time::Instant;
 
 use self::postgres::Place;
 use crate::{
@@ -73,6 +75,9 @@ pub struct Args {
     #[arg(long)]
     pub dry_run: bool,
 }
+
+/// For as long a migration that does not get its locks is tried again.
+const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
 
 /// What is to be done, from settings that were checked.
 struct Setup {
@@ -147,9 +152,7 @@ impl Setup {
         self.management.check().await?;
         let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
 
-        migrations::run(postgres)
-            .await
-            .context("cannot bring the schema up to date")?;
+        self.migrate(postgres).await?;
         let existed = postgres::existing(postgres, prefix).await?;
         let password = |program| passwords.of(program).clone();
         postgres::apply(postgres, &place, prefix, password).await?;
@@ -176,6 +179,16 @@ impl Setup {
             rights,
             drifts,
         })
+    }
+
+    #[expect(clippy::print_stderr, reason = "standard output is the report")]
+    async fn migrate(&self, postgres: &mut PgConnection) -> anyhow::Result<()> {
+        let mut observer = database::connect(&self.database).await?;
+        let deadline = Instant::now() + MIGRATION_DEADLINE;
+        let on_wait = |error: &migrations::Error| eprintln!("{error}; it is tried again");
+        migrations::run(postgres, &mut observer, deadline, on_wait)
+            .await
+            .context("cannot bring the schema up to date")
     }
 
     fn report(&self, done: &Done) -> io::Result<()> {

@@ -2,22 +2,194 @@
 //!
 //! Within a major version migrations only expand, and a service accepts a database that newer ones
 //! were already applied to, so that replicas of two versions can run side by side.
+//!
+//! A migration that changes a table needs it alone. While it waits for that, everything that comes
+//! after it waits as well. So it waits for half a second only, gives up, and tries again later; and a
+//! wait that is this short needs nobody to end it when the migrating process has been killed.
+//!
+//! Each migration and its lock are one transaction, with no setting and no lock that outlives it. So
+//! migrations work behind a pool of connections that is shared by transaction, such as PgBouncer's.
 
+mod blocker;
+
+use std::{convert::Infallible, time::Duration};
+
+pub use blocker::Blocker;
 use sqlx::{
-    PgConnection,
-    migrate::{MigrateError, Migrator},
+    Connection, PgConnection,
+    migrate::{Migrate, MigrateError, Migrator},
 };
+use thiserror::Error;
+use tokio::time::{Instant, sleep};
 
 /// The migrations that this build knows.
 pub static MIGRATOR: Migrator = {
     let mut migrator = sqlx::migrate!("../migrations");
     migrator.ignore_missing = true;
+    // sqlx's lock belongs to a session; `LOCK` belongs to a transaction.
+    migrator.locking = false;
     migrator
 };
 
-/// Applies what is missing, under a lock in the database, so that any number of services may do
-/// this at once.
-/// The lock belongs to the connection and outlives an error, so close it in every case.
-pub async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    MIGRATOR.run_direct(None, connection, false).await
+/// Ends each wait for a lock, and what a process that froze or died has left behind. A statement may
+/// take as long as it needs. Defaults of the database or the role do not count. Postgres 13 cannot look
+/// whether its client is still there.
+const LIMITS: &str = "
+    set transaction isolation level read committed, read write;
+    set local lock_timeout = '500ms';
+    set local statement_timeout = 0;
+    set local idle_in_transaction_session_timeout = '30s';
+    select set_config(name, '2s', true) from pg_settings
+     where name = 'client_connection_check_interval'";
+
+/// Only one process migrates a database at a time; any number will do that nobody else uses.
+const LOCK: &str = "select pg_advisory_xact_lock(7236839910422)";
+
+/// The waits between two attempts; the last one is repeated.
+const DELAYS: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+    Duration::from_secs(15),
+];
+
+/// How often it is looked who holds the lock that a migration waits for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Why the schema is not up to date.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A lock was not to be had until the deadline.
+    #[error("a migration waits for a lock{}", blocker::list(.0))]
+    Blocked(Vec<Blocker>),
+    /// A migration failed, or differs from the one that was applied.
+    #[error(transparent)]
+    Failed(#[from] MigrateError),
+}
+
+/// Applies what is missing. Any number of services may do this at once.
+///
+/// An attempt that does not get its locks in time is repeated until `deadline`; `on_wait` is told each
+/// time who holds them, which the connection `observer` finds out.
+pub async fn run(
+    connection: &mut PgConnection,
+    observer: &mut PgConnection,
+    deadline: Instant,
+    mut on_wait: impl FnMut(&Error),
+) -> Result<(), Error> {
+    let mut failures = 0;
+    loop {
+        match attempt(connection, observer).await {
+            Ok(Attempt::UpToDate) => return Ok(()),
+            Ok(Attempt::Applied) => failures = 0,
+            Err(error @ Error::Blocked(_)) => {
+                let delay = DELAYS[failures.min(DELAYS.len() - 1)];
+                failures += 1;
+                if Instant::now() + delay > deadline {
+                    return Err(error);
+                }
+                on_wait(&error);
+                sleep(delay).await;
+            }
+            Err(error @ Error::Failed(_)) => return Err(error),
+        }
+    }
+}
+
+/// How one attempt ended.
+enum Attempt {
+    /// One migration was applied; there may be more.
+    Applied,
+    /// There was none to apply.
+    UpToDate,
+}
+
+/// Applies the next migration, and watches who holds the locks that it waits for.
+async fn attempt(
+    connection: &mut PgConnection,
+    observer: &mut PgConnection,
+) -> Result<Attempt, Error> {
+    let mut blockers = Vec::new();
+    let mut transaction = connection.begin().await.map_err(MigrateError::from)?;
+    let outcome = async {
+        sqlx::raw_sql(LIMITS)
+            .execute(&mut *transaction)
+            .await
+            .map_err(MigrateError::from)?;
+        let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(MigrateError::from)?;
+        tokio::select! {
+            biased;
+            outcome = apply_next(&mut transaction) => outcome,
+            never = watch(observer, backend, &mut blockers) => match never {},
+        }
+    }
+    .await;
+    let outcome = match outcome {
+        Ok(applied) => transaction
+            .commit()
+            .await
+            .map(|()| applied)
+            .map_err(MigrateError::from),
+        // The error says more than a rollback that fails; the next `begin` would say that again.
+        Err(error) => {
+            transaction.rollback().await.ok();
+            Err(error)
+        }
+    };
+    outcome.map_err(|error| match lacks_a_lock(&error) {
+        true => Error::Blocked(blockers),
+        false => Error::Failed(error),
+    })
+}
+
+/// Applies the first migration that is missing, and checks those that are not.
+async fn apply_next(connection: &mut PgConnection) -> Result<Attempt, MigrateError> {
+    sqlx::raw_sql(LOCK).execute(&mut *connection).await?;
+    let table = &MIGRATOR.table_name;
+    connection.ensure_migrations_table(table).await?;
+    let applied = connection.list_applied_migrations(table).await?;
+    let next = MIGRATOR
+        .iter()
+        .map(|migration| migration.version)
+        .find(|version| applied.iter().all(|applied| applied.version != *version));
+    MIGRATOR.run_direct(next, connection, false).await?;
+    Ok(match next {
+        Some(_) => Attempt::Applied,
+        None => Attempt::UpToDate,
+    })
+}
+
+/// Keeps the last sight of who holds up the backend.
+async fn watch(
+    observer: &mut PgConnection,
+    backend: i32,
+    blockers: &mut Vec<Blocker>,
+) -> Infallible {
+    loop {
+        sleep(LOOK_EVERY).await;
+        // Without an answer the error names nobody, and the migration goes on.
+        if let Ok(found) = Blocker::of(observer, backend).await
+            && !found.is_empty()
+        {
+            *blockers = found;
+        }
+    }
+}
+
+/// Whether it is only a lock that the migration did not get: in time, or because of a deadlock.
+fn lacks_a_lock(error: &MigrateError) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    const DEADLOCK_DETECTED: &str = "40P01";
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else {
+        return false;
+    };
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(
+        code.as_deref(),
+        Some(LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED)
+    )
 }

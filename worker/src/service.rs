@@ -143,10 +143,13 @@ async fn migrate(pool: &PgPool, stop: &CancellationToken) {
     }
 }
 
-/// On a connection of its own, which ends with the attempt and its lock with it.
+/// On connections of its own, which end with the attempt.
 async fn migrate_once(pool: &PgPool) -> anyhow::Result<()> {
     let mut connection = pool.acquire().await?.detach();
-    migrations::run(&mut connection).await?;
+    let mut observer = pool.acquire().await?.detach();
+    let deadline = Instant::now() + MIGRATION_DEADLINE;
+    let on_wait = |error: &migrations::Error| warn!(%error, "it is tried again");
+    migrations::run(&mut connection, &mut observer, deadline, on_wait).await?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod crashes;
 mod delays;
 mod events;
 mod failures;
+mod migrating;
 mod order;
 mod properties;
 mod retention;

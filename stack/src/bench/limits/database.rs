@@ -59,7 +59,7 @@ impl Database {
         postgres.create_database(NAME).await?;
         let url = postgres.url(NAME);
         let mut connection = PgConnection::connect(&url).await?;
-        migrations::run(&mut connection).await?;
+        migrations::MIGRATOR.run(&mut connection).await?;
         sqlx::raw_sql("truncate events, vendors, webhook_receipts")
             .execute(&mut connection)
             .await?;

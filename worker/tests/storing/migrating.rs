@@ -1,0 +1,214 @@
+//! Bringing the schema up to date beside a running pipeline.
+
+use std::{path::Path, process::Stdio, sync::mpsc, time::Duration};
+
+use migrations::Error;
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use tokio::{process::Command, time::Instant};
+
+use crate::sample::{SOON, count, event, export_job_body, persist, sql, until_count, vendor_body};
+
+/// The migration after this one changes `events`, for which it needs the table alone.
+const BEFORE_A_CHANGE_OF_EVENTS: i64 = 5;
+
+/// Reads `events` in a transaction that stays open, as somebody's forgotten session does.
+async fn forgotten_session(pool: &PgPool) -> PgConnection {
+    let options = pool.connect_options();
+    let options = options.as_ref().clone().application_name("forgotten");
+    let mut session = options.connect().await.expect("a session");
+    sqlx::raw_sql("begin; select from events")
+        .execute(&mut session)
+        .await
+        .expect("a transaction that reads events");
+    session
+}
+
+/// Stores an event as a worker does, which waits for a lock as long as a worker waits.
+async fn insert_event(pool: &PgPool) {
+    let mut worker = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql(
+        "set local lock_timeout = '10s';
+         insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+         values (gen_random_uuid()::text, 'v1.x.y', now(), '', '')",
+    )
+    .execute(&mut *worker)
+    .await
+    .expect("nothing holds up an insert");
+    worker.commit().await.expect("committed");
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_killed_migrator_leaves_nothing_that_others_wait_for(pool: PgPool) {
+    migrations::MIGRATOR
+        .run_to(BEFORE_A_CHANGE_OF_EVENTS, &pool)
+        .await
+        .expect("an older schema");
+    let session = forgotten_session(&pool).await;
+    let waiting = "select count(*) from pg_stat_activity
+                    where datname = current_database() and wait_event_type = 'Lock'";
+    let database = pool.connect_options().to_url_lossy();
+    let mut worker = Command::new(Path::new(env!("CARGO_BIN_EXE_vendor-worker")))
+        .env("DATABASE_URL", database.as_str())
+        .env("AMQP_URL", "amqp://127.0.0.1:1")
+        .env("PRIVATE_LISTEN", "127.0.0.1:0")
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("a worker");
+    until_count(&pool, waiting, 1).await;
+    worker
+        .kill()
+        .await
+        .expect("killed while its migration waits");
+
+    insert_event(&pool).await;
+    until_count(&pool, waiting, 0).await;
+    drop(session);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_migration_that_waits_says_for_whom_and_goes_on_when_it_can(pool: PgPool) {
+    migrations::MIGRATOR
+        .run_to(BEFORE_A_CHANGE_OF_EVENTS, &pool)
+        .await
+        .expect("an older schema");
+    let session = forgotten_session(&pool).await;
+    let (told, waits) = mpsc::channel();
+    let migrating = tokio::spawn({
+        let pool = pool.clone();
+        async move {
+            let mut connection = pool.acquire().await.expect("a connection").detach();
+            let mut observer = pool.acquire().await.expect("a connection").detach();
+            let on_wait = |error: &Error| told.send(error.to_string()).expect("a listener");
+            migrations::run(
+                &mut connection,
+                &mut observer,
+                Instant::now() + 3 * SOON,
+                on_wait,
+            )
+            .await
+        }
+    });
+    let deadline = Instant::now() + SOON;
+    let said = loop {
+        insert_event(&pool).await;
+        match waits.try_recv() {
+            Ok(said) => break said,
+            Err(_) => assert!(Instant::now() < deadline, "it never says that it waits"),
+        }
+    };
+    for expected in [
+        "a migration waits for a lock that others hold: pid ",
+        "application forgotten, state idle in transaction, transaction since 20",
+    ] {
+        assert!(said.contains(expected), "{said}");
+    }
+    assert!(!said.contains("select"), "no text of a query: {said}");
+
+    session.close().await.expect("the end of the session");
+    migrating.await.expect("no panic").expect("migrated");
+    let missing = migrations::MIGRATOR.iter().count() as i64
+        - count(&pool, "select count(*) from _sqlx_migrations where success").await;
+    assert_eq!(missing, 0);
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_migration_gives_up_at_its_deadline_with_nothing_half_done(pool: PgPool) {
+    migrations::MIGRATOR
+        .run_to(BEFORE_A_CHANGE_OF_EVENTS, &pool)
+        .await
+        .expect("an older schema");
+    let _session = forgotten_session(&pool).await;
+    let mut connection = pool.acquire().await.expect("a connection");
+    let mut observer = pool.acquire().await.expect("a connection");
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let outcome = migrations::run(&mut connection, &mut observer, deadline, |_| {}).await;
+    assert!(
+        matches!(&outcome, Err(Error::Blocked(blockers)) if blockers.len() == 1),
+        "{outcome:?}"
+    );
+    insert_event(&pool).await;
+    let half_done = "select count(*) from pg_attribute
+                      where attrelid = 'events'::regclass and attname = 'dismissed_at'";
+    assert_eq!(count(&pool, half_done).await, 0);
+}
+
+#[sqlx::test(migrations = false)]
+async fn many_may_migrate_an_empty_database_at_once(pool: PgPool) {
+    let migrate = async || {
+        let mut connection = pool.acquire().await.expect("a connection").detach();
+        let mut observer = pool.acquire().await.expect("a connection").detach();
+        migrations::run(
+            &mut connection,
+            &mut observer,
+            Instant::now() + 3 * SOON,
+            |_| {},
+        )
+        .await
+    };
+    let outcomes = tokio::join!(migrate(), migrate(), migrate());
+    assert!(matches!(outcomes, (Ok(()), Ok(()), Ok(()))), "{outcomes:?}");
+}
+
+/// The keys that were stored by the rule of before: the time of the last update, or of the creation.
+const OLDER_KEYS: &str = r"
+    update vendors
+       set sort_key = int8send((extract(epoch from coalesce(updated_at, created_at)) * 1000000000)::bigint
+                               # (-9223372036854775808)::bigint) || substr(sort_key, 9);
+    update export_jobs
+       set sort_key = int8send((extract(epoch from coalesce(last_updated_at, created_at)) * 1000000000)::bigint
+                               # (-9223372036854775808)::bigint) || substr(sort_key, 9)";
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn stored_sort_keys_follow_the_newer_rule_to_the_nanosecond(pool: PgPool) {
+    const AT: &str = "2025-02-21T10:05:43.530450Z";
+    let with = |body: String, fields: &str| {
+        body.replacen(r#""data":{"#, &format!(r#""data":{{{fields},"#), 1)
+    };
+    let vendor = |id, fields| event(id, with(vendor_body(id, "n", "DRAFT", AT), fields));
+    let job = |id, fields| event(id, with(export_job_body(id, "pending", AT), fields));
+    persist(
+        &pool,
+        [
+            vendor("v1", r#""deletedAt":"2025-02-21T10:05:43.530450712Z""#),
+            vendor("v2", r#""deletedAt":"2025-02-22T11:00:00+05:30""#),
+            vendor("v3", r#""deletedAt":"9999-12-31T23:59:59.999999999Z""#),
+            vendor("v4", r#""createdAt":"2025-02-21T10:05:43.5304509Z""#),
+            vendor("v5", r#""createdAt":"2024-01-01T00:00:00.123456789Z""#),
+            job("j1", r#""completedAt":"2025-02-21T10:05:43.530450001Z""#),
+            job(
+                "j2",
+                r#""startedAt":"2025-02-21T10:05:50Z","expiredAt":"2025-02-21T10:05:44.1Z""#,
+            ),
+        ],
+    )
+    .await;
+    sql(
+        &pool,
+        "create table expected as
+                select id, sort_key from vendors union all select id, sort_key from export_jobs",
+    )
+    .await;
+    sql(&pool, OLDER_KEYS).await;
+    let differing = "select count(*) from expected e
+        join (select id, sort_key from vendors union all select id, sort_key from export_jobs) now
+       using (id) where now.sort_key <> e.sort_key";
+    assert_eq!(count(&pool, differing).await, 6, "all but v5");
+    sql(
+        &pool,
+        include_str!("../../../migrations/0009_latest_times.sql"),
+    )
+    .await;
+    // v4 was created later than updated, within one microsecond, which columns cannot tell.
+    assert_eq!(count(&pool, differing).await, 1);
+
+    // Without their events only the microseconds of the columns are left.
+    sql(&pool, OLDER_KEYS).await;
+    sql(&pool, "delete from events").await;
+    sql(
+        &pool,
+        include_str!("../../../migrations/0009_latest_times.sql"),
+    )
+    .await;
+    assert_eq!(count(&pool, differing).await, 3, "v1, v4 and j1");
+}

@@ -17,6 +17,7 @@ pub mod management;
 pub mod output;
 pub mod passwords;
 pub mod printable;
+pub mod receipts;
 pub mod reconcile;
 pub mod sample;
 pub mod secrets;

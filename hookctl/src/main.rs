@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use hookctl::{
-    completions, dead_letters, doctor, health, load, reconcile, send, setup, tail, verdict,
+    completions, dead_letters, doctor, health, load, receipts, reconcile, send, setup, tail,
+    verdict,
 };
 use shared::config;
 
@@ -23,6 +24,7 @@ struct Cli {
 enum Command {
     Setup(setup::Args),
     DeadLetters(dead_letters::Args),
+    Receipts(receipts::Args),
     Reconcile(reconcile::Args),
     Health(health::Args),
     Send(send::Args),
@@ -38,6 +40,7 @@ async fn main() -> ExitCode {
     verdict::exit_code(match &cli.command {
         Command::Setup(args) => setup::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
+        Command::Receipts(args) => receipts::run(args).await,
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Send(args) => send::run(args).await,

@@ -40,6 +40,10 @@ pub struct Args {
     #[arg(long, default_value = "15m", value_parser = parse_duration)]
     pub missing_after: Duration,
 
+    /// For how long ingest takes a repetition for a duplicate by its receipt alone, as ingest has it
+    #[arg(long, env = "RECEIPT_TRUST", default_value = "5m", value_parser = parse_duration)]
+    pub receipt_trust: Duration,
+
     /// At most so many ids of each finding
     #[arg(long, default_value_t = 20)]
     pub limit: u32,
@@ -96,6 +100,7 @@ async fn snapshot(postgres: &mut PgConnection, args: &Args) -> anyhow::Result<Le
     let ledger = Ledger::read(
         &mut transaction,
         args.missing_after,
+        args.receipt_trust,
         args.event_retention,
         args.limit,
     )

@@ -5,7 +5,6 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use chrono::{DateTime, Utc};
 use shared::{
     AcceptedEvent,
     database::{Durability, TransactionMode},
@@ -23,11 +22,12 @@ pub const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed)
     .idle_timeout(Duration::from_secs(15));
 
 /// Inserts the receipts that are not there yet. The order of the ids makes two batches with the same
-/// ones wait instead of deadlocking.
+/// ones wait instead of deadlocking. Times are the database's: one clock for all that looks at
+/// receipts, whatever machine ingest runs on.
 const INSERT: &str =
     "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
-     select id, body_sha256, received_at, now()
-       from unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
+     select id, body_sha256, now(), now()
+       from unnest($1::text[], $2::bytea[]) as r (id, body_sha256)
       order by id
      on conflict do nothing
      returning webhook_id";
@@ -83,11 +83,9 @@ async fn insert(
 ) -> Result<HashMap<String, Claim>, sqlx::Error> {
     let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
     let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
-    let received: Vec<DateTime<Utc>> = events.iter().map(|e| e.received_at).collect();
     let rows = sqlx::query(INSERT)
         .bind(ids)
         .bind(hashes)
-        .bind(received)
         .fetch_all(connection)
         .await?;
     rows.iter()

@@ -33,9 +33,11 @@ pub static MIGRATOR: Migrator = {
 
 /// Ends each wait for a lock, and what a process that froze or died has left behind. A statement may
 /// take as long as it needs. Defaults of the database or the role do not count. Postgres 13 cannot look
-/// whether its client is still there.
+/// whether its client is still there. A commit that waited for a synchronous standby would hold the locks
+/// meanwhile; what a failover undoes is applied again.
 const LIMITS: &str = "
     set transaction isolation level read committed, read write;
+    set local synchronous_commit = local;
     set local lock_timeout = '500ms';
     set local statement_timeout = 0;
     set local idle_in_transaction_session_timeout = '30s';

@@ -1,9 +1,11 @@
 //! What one worker shows for all: the ledger of receipts without an event, and the dead letters. It
 //! belongs to the worker of the `other` family, which every deployment runs.
 
+mod receipts;
+
 use std::{collections::HashMap, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts};
 use shared::{
     EventType, Family,
@@ -14,21 +16,19 @@ use sqlx::PgPool;
 use tokio::time::Instant;
 use tracing::warn;
 
+use self::receipts::Receipts;
+
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// For one look; Postgres' own limit ends a statement earlier, so that none goes on unseen.
+/// For the dead letters; Postgres' own limit ends the statement earlier, so that none goes on unseen.
 const DEADLINE: Duration = Duration::from_secs(70);
 
 const MODE: TransactionMode = TransactionMode::read().statement_timeout(Duration::from_secs(60));
 
-/// A receipt shows up only when its transaction commits, some time after its `received_at`.
-const SHOWS_UP_WITHIN: Duration = Duration::from_secs(60);
-
 /// Looks at the database and shows what it found.
 pub struct Ledger {
     pool: PgPool,
-    /// Stored receipts stay stored, so each look starts at the oldest one that was not.
-    since: DateTime<Utc>,
+    receipts: Receipts,
     unstored: IntGauge,
     oldest_seconds: Gauge,
     dead_letters: IntGaugeVec,
@@ -40,10 +40,11 @@ impl Ledger {
     pub fn new(pool: PgPool, metrics: &ServiceMetrics) -> Self {
         let this = Self {
             pool,
-            since: DateTime::UNIX_EPOCH,
+            receipts: Receipts::unknown(),
             unstored: IntGauge::new(
                 "pleo_ledger_unstored_receipts",
-                "Accepted events that are neither stored nor spooled, so they must be in RabbitMQ",
+                "Accepted events that are neither stored nor spooled nor written off, so they must be in \
+                 RabbitMQ",
             )
             .expect("a valid name"),
             oldest_seconds: Gauge::new(
@@ -86,21 +87,22 @@ impl Ledger {
 
     /// Looks once; after an error the last figures stay.
     pub async fn look(&mut self) -> Result<(), TransactionError> {
-        let (now, since) = (Utc::now(), self.since);
+        let unstored = self.receipts.look(&self.pool).await?;
+        let dead_letters = self.count_dead_letters().await?;
+        self.unstored
+            .set(i64::try_from(unstored.count).unwrap_or(i64::MAX));
+        self.oldest_seconds
+            .set(unstored.oldest_age.as_seconds_f64());
+        self.show_dead_letters(&dead_letters);
+        self.looked_at
+            .set(Utc::now().timestamp_millis() as f64 / 1_000.0);
+        Ok(())
+    }
+
+    async fn count_dead_letters(&self) -> Result<HashMap<Family, i64>, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
         let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
-        let (count, oldest): (i64, Option<DateTime<Utc>>) = transaction
-            .run(async |connection| {
-                sqlx::query_as(
-                    "select count(*), min(received_at) from unstored_receipts
-                      where received_at >= $1",
-                )
-                .bind(since)
-                .fetch_one(connection)
-                .await
-            })
-            .await?;
-        let dead_letters: Vec<(String, i64)> = transaction
+        let by_type: Vec<(String, i64)> = transaction
             .run(async |connection| {
                 sqlx::query_as("select event_type, count(*) from dead_letters group by event_type")
                     .fetch_all(connection)
@@ -108,21 +110,12 @@ impl Ledger {
             })
             .await?;
         transaction.rollback().await?;
-
-        self.unstored.set(count);
-        self.oldest_seconds
-            .set(oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64()));
         let mut by_family = HashMap::new();
-        for (event_type, count) in dead_letters {
+        for (event_type, count) in by_type {
             let family = EventType::parse(&event_type).map_or(Family::Other, |t| t.family());
             *by_family.entry(family).or_default() += count;
         }
-        self.show_dead_letters(&by_family);
-        self.looked_at.set(now.timestamp_millis() as f64 / 1_000.0);
-        // Spooled events have left the view, yet their receipts may be swept only with the event; the
-        // sweep looks for itself.
-        self.since = oldest.unwrap_or(now).min(now - SHOWS_UP_WITHIN);
-        Ok(())
+        Ok(by_family)
     }
 
     fn show_dead_letters(&self, by_family: &HashMap<Family, i64>) {

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
 use shared::{
     database::{self, DeadlineTransaction, Durability, TransactionError, TransactionMode},
     message::Receipt,
@@ -276,17 +275,15 @@ async fn insert_missing_receipts(
         .map(|w| w.event.webhook_id.as_str())
         .collect();
     let hashes: Vec<&[u8]> = missing.iter().map(|w| &w.event.body_sha256[..]).collect();
-    let received: Vec<DateTime<Utc>> = missing.iter().map(|w| w.event.received_at).collect();
     sqlx::query(
         "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
-         select id, body_sha256, received_at, now()
-           from unnest($1::text[], $2::bytea[], $3::timestamptz[]) as r (id, body_sha256, received_at)
+         select id, body_sha256, now(), now()
+           from unnest($1::text[], $2::bytea[]) as r (id, body_sha256)
           order by id
          on conflict do nothing",
     )
     .bind(ids)
     .bind(hashes)
-    .bind(received)
     .execute(connection)
     .await?;
     Ok(())

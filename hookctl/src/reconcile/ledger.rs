@@ -32,6 +32,10 @@ pub(super) struct Ledger {
     pub(super) late: i64,
     /// The first of those.
     pub(super) late_receipts: Vec<LateReceipt>,
+    /// Accepted, nowhere, and written off by an operator.
+    pub(super) written_off: i64,
+    /// The first of those.
+    pub(super) written_off_receipts: Vec<WrittenOff>,
     pub(super) typed_tables: Vec<Agreement>,
     /// The first ids of second bodies under an id that was taken.
     pub(super) second_bodies: Vec<String>,
@@ -66,6 +70,18 @@ pub(super) struct LateReceipt {
     /// When RabbitMQ last confirmed it.
     pub(super) published_at: Option<DateTime<Utc>>,
     pub(super) age_s: f64,
+    /// Until then ingest takes a repetition for a duplicate; `None` if it accepts one now.
+    pub(super) duplicate_until: Option<DateTime<Utc>>,
+}
+
+/// A receipt that an operator has written off.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub(super) struct WrittenOff {
+    pub(super) webhook_id: String,
+    pub(super) received_at: DateTime<Utc>,
+    pub(super) written_off_at: DateTime<Utc>,
+    pub(super) written_off_by: Option<String>,
+    pub(super) write_off_reason: Option<String>,
 }
 
 impl Ledger {
@@ -73,6 +89,7 @@ impl Ledger {
     pub(super) async fn read(
         connection: &mut PgConnection,
         late_after: Duration,
+        receipt_trust: Duration,
         event_retention: EventRetention,
         limit: u32,
     ) -> Result<Self, sqlx::Error> {
@@ -83,7 +100,8 @@ impl Ledger {
             .fetch_one(&mut *connection)
             .await?;
         let unstored_by_age = unstored_by_age(connection).await?;
-        let (late, late_receipts) = late(connection, late_after, limit).await?;
+        let (late, late_receipts) = late(connection, late_after, receipt_trust, limit).await?;
+        let (written_off, written_off_receipts) = written_off(connection, limit).await?;
         Ok(Self {
             receipts,
             events: Events::count(connection).await?,
@@ -92,6 +110,8 @@ impl Ledger {
             unstored_by_age,
             late,
             late_receipts,
+            written_off,
+            written_off_receipts,
             typed_tables: typed_tables::compare(connection, event_retention, limit).await?,
             second_bodies: second_bodies(connection, limit).await?,
         })
@@ -153,6 +173,7 @@ async fn unstored_by_age(connection: &mut PgConnection) -> Result<Vec<Bucket>, s
 async fn late(
     connection: &mut PgConnection,
     after: Duration,
+    receipt_trust: Duration,
     limit: u32,
 ) -> Result<(i64, Vec<LateReceipt>), sqlx::Error> {
     let count = sqlx::query_scalar(
@@ -163,13 +184,16 @@ async fn late(
     .fetch_one(&mut *connection)
     .await?;
     let rows = sqlx::query(
-        "select webhook_id, received_at, published_at, extract(epoch from age)::float8 as age
+        "select webhook_id, received_at, published_at, extract(epoch from age)::float8 as age,
+                case when published_at > now() - make_interval(secs => $3)
+                     then published_at + make_interval(secs => $3) end as duplicate_until
            from unstored_receipts
           where received_at < now() - make_interval(secs => $1)
           order by received_at, webhook_id limit $2",
     )
     .bind(after.as_secs_f64())
     .bind(i64::from(limit))
+    .bind(receipt_trust.as_secs_f64())
     .fetch_all(connection)
     .await?;
     let receipts = rows.iter().map(|row| {
@@ -178,9 +202,27 @@ async fn late(
             received_at: row.try_get("received_at")?,
             published_at: row.try_get("published_at")?,
             age_s: row.try_get("age")?,
+            duplicate_until: row.try_get("duplicate_until")?,
         })
     });
     Ok((count, receipts.collect::<Result<_, sqlx::Error>>()?))
+}
+
+async fn written_off(
+    connection: &mut PgConnection,
+    limit: u32,
+) -> Result<(i64, Vec<WrittenOff>), sqlx::Error> {
+    let count = sqlx::query_scalar("select count(*) from written_off_receipts")
+        .fetch_one(&mut *connection)
+        .await?;
+    let receipts = sqlx::query_as(
+        "select webhook_id, received_at, written_off_at, written_off_by, write_off_reason
+           from written_off_receipts order by written_off_at desc, webhook_id limit $1",
+    )
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    Ok((count, receipts))
 }
 
 async fn second_bodies(

@@ -5,7 +5,11 @@ use std::time::Duration;
 use serde::Serialize;
 use shared::bundle;
 
-use super::{ledger::Ledger, queues::Queues, typed_tables::Agreement};
+use super::{
+    ledger::{Ledger, WrittenOff},
+    queues::Queues,
+    typed_tables::Agreement,
+};
 use crate::{age, printable::printable};
 
 /// What was found.
@@ -104,6 +108,7 @@ impl Report {
                 queues.join(", ")
             ),
             format!("unstored    {} receipts{ages}", ledger.unstored),
+            format!("written off {} receipts", ledger.written_off),
         ]
     }
 
@@ -118,7 +123,11 @@ impl Report {
                 ledger.late,
                 self.queues.hold()
             ));
-            lines.push("ask Pleo to send them again; their repetitions are accepted:".to_owned());
+            lines.push(
+                "ask Pleo to send them again; ingest accepts them now, or from the time that is \
+                 given:"
+                    .to_owned(),
+            );
         } else if ledger.late > 0 {
             lines.push(format!(
                 "late: {} events were accepted more than {after} ago; the queues may hold them",
@@ -129,9 +138,21 @@ impl Report {
             let at = receipt.received_at.format("%F %T");
             let age = age::words(receipt.age_s);
             let id = printable(&receipt.webhook_id, false);
-            lines.push(format!("  {id}  accepted {at} UTC, {age} ago"));
+            let until = receipt.duplicate_until.map_or_else(String::new, |until| {
+                format!(
+                    ", a repetition counts as a duplicate until {} UTC",
+                    until.format("%F %T")
+                )
+            });
+            lines.push(format!("  {id}  accepted {at} UTC, {age} ago{until}"));
         }
         lines.extend(more(ledger.late, ledger.late_receipts.len()));
+        if ledger.written_off > 0 {
+            lines.push(format!("{} receipts were written off:", ledger.written_off));
+            lines.extend(ledger.written_off_receipts.iter().map(written_off));
+            let shown = ledger.written_off_receipts.len();
+            lines.extend(more(ledger.written_off, shown));
+        }
         for table in &ledger.typed_tables {
             disagreement(table, &mut lines);
         }
@@ -154,6 +175,18 @@ impl Report {
         });
         lines
     }
+}
+
+fn written_off(receipt: &WrittenOff) -> String {
+    let text = |text: &Option<String>| printable(text.as_deref().unwrap_or_default(), false);
+    format!(
+        "  {}  accepted {} UTC, written off {} UTC by {}: {}",
+        printable(&receipt.webhook_id, false),
+        receipt.received_at.format("%F %T"),
+        receipt.written_off_at.format("%F %T"),
+        text(&receipt.written_off_by),
+        text(&receipt.write_off_reason)
+    )
 }
 
 fn disagreement(table: &Agreement, lines: &mut Vec<String>) {

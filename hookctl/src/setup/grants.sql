@@ -9,7 +9,8 @@
 revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
-    unstored_receipts, _sqlx_migrations
+    export_jobs_reported_pending, vendors_reported_draft, unstored_receipts,
+    written_off_receipts, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 revoke all on function sweep_events(timestamptz, integer)
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
@@ -55,9 +56,10 @@ grant select,
 grant insert (webhook_id, body_sha256, received_at, published_at)
    on webhook_receipts to :"export_job_worker", :"vendor_worker", :"other_worker";
 
--- One worker keeps house: it sweeps receipts and looks at the ledger and the dead letters. To lock the rows that it is
--- about to delete it needs the right to update some column.
-grant select (webhook_id, received_at), update (published_at), delete
+-- One worker keeps house: it sweeps receipts and looks at the ledger and the dead letters. To lock the
+-- rows that it is about to delete it needs the right to update some column. It sees what was written
+-- off, and writes nothing off.
+grant select (webhook_id, received_at, published_at, written_off_at), update (published_at), delete
    on webhook_receipts to :"other_worker";
 grant select on unstored_receipts to :"other_worker";
 grant select (event_type) on dead_letters to :"other_worker";

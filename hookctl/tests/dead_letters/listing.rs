@@ -69,7 +69,7 @@ async fn every_filter_keeps_what_it_says(pool: PgPool) {
             vec!["--newer-than", "2h", "--problem", "wrong-data"],
             vec!["nameless", "nul"],
         ),
-        (vec!["--problem", "MISSING field"], vec!["nameless"]),
+        (vec!["--problem", "IS missing"], vec!["nameless"]),
         (vec!["--problem", "refused"], vec!["poison"]),
         (vec!["--problem", "no_poison"], vec!["poison"]),
         (vec!["--problem", "stopped-worker"], vec!["killer"]),

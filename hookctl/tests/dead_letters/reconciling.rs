@@ -235,7 +235,9 @@ async fn a_sound_pipeline_is_fine_and_every_figure_is_told(pool: PgPool) {
                 "typed_tables",
                 "unstored",
                 "unstored_by_age",
-                "verdict"
+                "verdict",
+                "written_off",
+                "written_off_receipts"
             ])
         );
         assert_eq!(report["verdict"], "fine");
@@ -303,6 +305,22 @@ async fn a_purged_queue_is_a_loss_and_its_events_are_named(pool: PgPool) {
     for expected in ["40 accepted events are missing", "and 38 more", "m1"] {
         assert!(page.contains(expected), "{expected} is not in {page}");
     }
+
+    // Published less than RECEIPT_TRUST ago: ingest would call a repetition a duplicate.
+    assert!(late[0]["duplicate_until"].is_string(), "{}", late[0]);
+    assert!(
+        page.contains("a repetition counts as a duplicate until 20"),
+        "{page}"
+    );
+    sql(
+        &pool,
+        "update webhook_receipts set published_at = published_at - interval '1 hour'",
+    )
+    .await;
+    let report = site.report(&["--limit", "2"], 3).await;
+    assert_eq!(report["late_receipts"][0]["duplicate_until"], Value::Null);
+    let page = text(&site.reconcile(&["--limit", "2"], 3).await);
+    assert!(!page.contains("duplicate"), "{page}");
     assert_eq!(site.report(&["--missing-after", "2h"], 0).await["late"], 0);
 
     // What is young may be on its way, and one message can hold only 32 of the late ones.
@@ -423,5 +441,88 @@ async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool
     site.reconcile(&["--event-retention", "60d"], 0).await;
     site.reconcile(&["--event-retention", "120d"], 3).await;
     assert!(is(&pool, "select count(*) = 2 from vendors").await);
+    site.clean_up().await;
+}
+
+/// Runs `hookctl receipts …`, which must end with this code.
+async fn receipts(pool: &PgPool, arguments: &[&str], code: i32) -> Output {
+    let mut command = hookctl(pool, &[&["receipts"], arguments].concat());
+    let output = command.output().await.expect("hookctl runs");
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    output
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_receipt_that_is_written_off_counts_no_more_until_that_is_taken_back(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select id, '', now() - interval '1 day', now() - interval '1 day'
+           from unnest(array['gone', 'kept', 'stored']) id",
+    )
+    .await;
+    store_events(&pool, [vendor("stored")]).await;
+    assert_eq!(site.report(&[], 3).await["missing"], 2);
+
+    let write_off = ["write-off", "--id", "gone", "--id", "stored", "--reason"];
+    receipts(&pool, &["write-off", "--reason", "x", "--yes"], 2).await;
+    receipts(&pool, &[&write_off[..], &[""]].concat(), 2).await;
+    let reason = "Pleo cannot send it\u{1b}[2J";
+    let trial = receipts(&pool, &[&write_off[..], &[reason]].concat(), 0).await;
+    assert!(
+        text(&trial).contains("1 would be written off"),
+        "{}",
+        text(&trial)
+    );
+    assert_eq!(site.report(&[], 3).await["missing"], 2);
+    let done = receipts(&pool, &[&write_off[..], &[reason, "--yes"]].concat(), 0).await;
+    assert!(text(&done).contains("1 written off"), "{}", text(&done));
+
+    let report = site.report(&[], 3).await;
+    assert_eq!(
+        (&report["missing"], &report["unstored"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(report["written_off"], 1);
+    let receipt = &report["written_off_receipts"][0];
+    assert_eq!(receipt["webhook_id"], "gone");
+    assert_eq!(receipt["write_off_reason"], reason);
+    assert!(receipt["written_off_by"].is_string() && receipt["written_off_at"].is_string());
+    let page = text(&site.reconcile(&[], 3).await);
+    for expected in [
+        "1 receipts were written off:",
+        "  gone  accepted",
+        "Pleo cannot send it",
+    ] {
+        assert!(page.contains(expected), "{expected} is not in {page}");
+    }
+    assert!(!page.contains('\u{1b}'), "{page}");
+    let unstored = lines(&receipts(&pool, &["list", "--json"], 0).await);
+    assert_eq!(unstored.len(), 1);
+    assert_eq!(unstored[0]["webhook_id"], "kept");
+    let listed = lines(&receipts(&pool, &["list", "--written-off", "--json"], 0).await);
+    assert_eq!(listed[0]["write_off_reason"], reason);
+
+    // Accepted again, and lost again.
+    sql(
+        &pool,
+        "update webhook_receipts set published_at = now() where webhook_id = 'gone'",
+    )
+    .await;
+    assert_eq!(site.report(&[], 3).await["unstored"], 2);
+    sql(
+        &pool,
+        "update webhook_receipts set published_at = written_off_at where webhook_id = 'gone'",
+    )
+    .await;
+    assert_eq!(site.report(&[], 3).await["unstored"], 1);
+
+    receipts(&pool, &["restore", "--id", "gone", "--yes"], 0).await;
+    let report = site.report(&[], 3).await;
+    assert_eq!(
+        (&report["unstored"], &report["written_off"]),
+        (&2.into(), &0.into())
+    );
     site.clean_up().await;
 }

@@ -142,3 +142,22 @@ async fn two_replicas_heal_an_id_once(pool: PgPool) {
     }
     stores.clean_up().await;
 }
+
+/// One clock for all that looks at receipts, whatever machine ingest runs on.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_receipt_has_the_time_of_the_database(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    let (status, answer) = app.send(&Webhook::vendor("msg_1")).await;
+    assert_eq!(status, 202, "{answer}");
+    // The receipt commits after the answer.
+    app.stop().await;
+    // The database's clock at the beginning of the transaction is written twice, to the microsecond.
+    let of_the_database: bool =
+        sqlx::query_scalar("select received_at = published_at from webhook_receipts")
+            .fetch_one(&pool)
+            .await
+            .expect("the receipt");
+    assert!(of_the_database);
+    stores.clean_up().await;
+}

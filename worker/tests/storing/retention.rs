@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{TimeDelta, Utc};
 use prometheus::TextEncoder;
 use shared::{AcceptedEvent, Family, Program, metrics::ServiceMetrics};
-use sqlx::PgPool;
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::time::timeout;
 use worker::{
     config::EventRetention,
@@ -269,4 +269,120 @@ async fn the_ledger_shows_unstored_receipts_and_dead_letters_by_family(pool: PgP
         exposed.contains("pleo_ledger_oldest_unstored_seconds 360"),
         "{exposed}"
     );
+}
+
+/// A look's own figure.
+fn unstored(metrics: &ServiceMetrics) -> u64 {
+    let name = "pleo_ledger_unstored_receipts ";
+    let exposed = exposed(metrics);
+    let figure = exposed.lines().find_map(|line| line.strip_prefix(name));
+    figure.expect("the metric").parse().expect("a number")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_receipt_counts_whatever_time_it_has(pool: PgPool) {
+    let metrics = metrics();
+    let mut ledger = Ledger::new(pool.clone(), &metrics);
+    ledger.look().await.expect("a look");
+    assert_eq!(unstored(&metrics), 0);
+    // As of an ingest of an older version whose clock is wrong, or of a commit that came late.
+    for (count, receipt) in [
+        "values ('slow', '', now() - interval '7 minutes', now())",
+        "values ('fast', '', now() + interval '7 minutes', now())",
+        "values ('now', '', now(), now())",
+        "values ('late', '', now() - interval '2 days', now() - interval '2 days')",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let insert = format!(
+            "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at) {receipt}"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(insert))
+            .execute(&pool)
+            .await
+            .expect("a receipt");
+        for _ in 0..2 {
+            ledger.look().await.expect("a look");
+            assert_eq!(unstored(&metrics), count as u64 + 1, "{receipt}");
+        }
+    }
+    persist(&pool, ["slow", "fast", "late"].map(vendor)).await;
+    ledger.look().await.expect("a look");
+    assert_eq!(unstored(&metrics), 1);
+}
+
+/// Rows of `events` that were looked at so far, by whichever way.
+const ROWS_READ: &str = "select coalesce(seq_tup_read, 0) + coalesce(idx_scan, 0)
+    from pg_stat_user_tables where relname = 'events'";
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_receipt_that_is_never_stored_makes_no_look_read_the_whole_table(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+         select 'm' || n, 'v1.x.y', now() - n * interval '1 second', '', ''
+           from generate_series(100, 30000) n;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select webhook_id, '', received_at, received_at from events;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         values ('nowhere', '', now() - interval '2 days', now() - interval '2 days');
+         analyze",
+    )
+    .await;
+    let metrics = metrics();
+    let looks = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(pool.connect_options().as_ref().clone())
+        .await
+        .expect("a pool");
+    let mut ledger = Ledger::new(looks.clone(), &metrics);
+    ledger.look().await.expect("the first look");
+    assert_eq!(unstored(&metrics), 1);
+    // A backend's figures show when it has ended at the latest.
+    let counted = async || {
+        sql(&looks, "select pg_sleep(1.1)").await;
+        count(&pool, ROWS_READ).await
+    };
+    let before = counted().await;
+    for _ in 0..5 {
+        ledger.look().await.expect("a look");
+        assert_eq!(unstored(&metrics), 1);
+    }
+    let read = counted().await - before;
+    assert!(read < 5 * 10_000, "five looks read {read} rows of 29,901");
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_was_written_off_counts_only_when_it_is_published_again(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select id, '', now() - interval '1 day', now() - interval '1 day'
+           from unnest(array['m1', 'm2']) id",
+    )
+    .await;
+    let metrics = metrics();
+    let mut ledger = Ledger::new(pool.clone(), &metrics);
+    for (change, expected) in [
+        ("select", 2),
+        (
+            "update webhook_receipts set written_off_at = now() where webhook_id = 'm1'",
+            1,
+        ),
+        (
+            "update webhook_receipts set published_at = null where webhook_id = 'm1'",
+            1,
+        ),
+        (
+            "update webhook_receipts set published_at = now() where webhook_id = 'm1'",
+            2,
+        ),
+        ("update webhook_receipts set written_off_at = now()", 0),
+        ("update webhook_receipts set written_off_at = null", 2),
+    ] {
+        sql(&pool, change).await;
+        ledger.look().await.expect("a look");
+        assert_eq!(unstored(&metrics), expected, "{change}");
+    }
 }

@@ -1,0 +1,297 @@
+//! `hookctl receipts`: receipts whose events are nowhere, and the decision that one of them will not
+//! come any more.
+
+use std::time::Duration;
+
+use anyhow::anyhow;
+use chrono::{DateTime, Utc};
+use clap::builder::NonEmptyStringValueParser;
+use serde::Serialize;
+use shared::config::{DatabaseArgs, parse_duration};
+use sqlx::{Connection, PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
+
+use crate::{
+    age, database,
+    output::{OutputArgs, Row},
+    printable::printable,
+    verdict::{Verdict, WrongSettings},
+};
+
+/// See receipts whose events are nowhere, and write off those that will not come any more.
+///
+/// A receipt says that ingest accepted an event. Without its event in `events` or the spool, the event
+/// must be in RabbitMQ, or is lost.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Command {
+    List(ListArgs),
+    WriteOff(WriteOffArgs),
+    Restore(RestoreArgs),
+}
+
+/// List receipts whose events are neither stored nor spooled, the oldest first.
+#[derive(Clone, Debug, clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    which: Which,
+
+    /// Those that were written off instead
+    #[arg(long)]
+    written_off: bool,
+}
+
+/// Write receipts off: the ledger no longer counts them, and the reason is kept.
+///
+/// If the event is sent and accepted again, its receipt counts again.
+#[derive(Clone, Debug, clap::Args)]
+struct WriteOffArgs {
+    /// Why the event will not come, for whoever looks at the ledger later
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    reason: String,
+
+    /// Do it. Without this it is only shown which they are
+    #[arg(long)]
+    yes: bool,
+
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Take write-offs back: the receipts count as unstored again.
+#[derive(Clone, Debug, clap::Args)]
+struct RestoreArgs {
+    /// Do it. Without this it is only shown which they are
+    #[arg(long)]
+    yes: bool,
+
+    #[command(flatten)]
+    which: Which,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+struct Which {
+    #[command(flatten)]
+    database: DatabaseArgs,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    /// Only this webhook id; may be repeated
+    #[arg(long = "id", value_name = "WEBHOOK_ID")]
+    ids: Vec<String>,
+
+    /// Only those that were accepted longer ago than this, such as 2h
+    #[arg(long, value_parser = parse_duration)]
+    older_than: Option<Duration>,
+}
+
+/// Which list a receipt is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Unstored,
+    WrittenOff,
+}
+
+/// Runs the subcommand.
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    match &args.command {
+        Command::List(args) => {
+            let state = match args.written_off {
+                true => State::WrittenOff,
+                false => State::Unstored,
+            };
+            let mut connection = connect(&args.which).await?;
+            let receipts = find(&mut connection, &args.which, state).await?;
+            args.which.output.print_rows(&receipts)?;
+        }
+        Command::WriteOff(args) => {
+            let change = Change::WriteOff(&args.reason);
+            change.run(&args.which, args.yes).await?;
+        }
+        Command::Restore(args) => Change::Restore.run(&args.which, args.yes).await?,
+    }
+    Ok(Verdict::Fine)
+}
+
+async fn connect(which: &Which) -> anyhow::Result<PgConnection> {
+    let options = which.database.postgres().map_err(WrongSettings::new)?;
+    let limits = [("statement_timeout", "5min"), ("lock_timeout", "10s")];
+    database::connect(&options.options(limits)).await
+}
+
+/// A receipt whose event is nowhere.
+#[derive(Debug, Serialize)]
+struct Receipt {
+    webhook_id: String,
+    received_at: DateTime<Utc>,
+    published_at: Option<DateTime<Utc>>,
+    age_s: f64,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    write_off: Option<WriteOff>,
+}
+
+#[derive(Debug, Serialize)]
+struct WriteOff {
+    written_off_at: DateTime<Utc>,
+    written_off_by: Option<String>,
+    write_off_reason: Option<String>,
+}
+
+const COLUMNS: &str = "webhook_id, received_at, published_at, written_off_at, written_off_by,
+    write_off_reason, extract(epoch from now() - received_at)::float8 as age";
+
+impl Receipt {
+    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let written_off_at: Option<DateTime<Utc>> = row.try_get("written_off_at")?;
+        Ok(Self {
+            webhook_id: row.try_get("webhook_id")?,
+            received_at: row.try_get("received_at")?,
+            published_at: row.try_get("published_at")?,
+            age_s: row.try_get("age")?,
+            write_off: match written_off_at {
+                None => None,
+                Some(written_off_at) => Some(WriteOff {
+                    written_off_at,
+                    written_off_by: row.try_get("written_off_by")?,
+                    write_off_reason: row.try_get("write_off_reason")?,
+                }),
+            },
+        })
+    }
+}
+
+impl Row for Receipt {
+    const HEADER: &'static [&'static str] = &["webhook id", "accepted (UTC)", "age", "written off"];
+
+    fn cells(&self) -> Vec<String> {
+        let write_off = self.write_off.as_ref().map(|write_off| {
+            format!(
+                "{} UTC by {}: {}",
+                write_off.written_off_at.format("%F %R"),
+                printable(
+                    write_off.written_off_by.as_deref().unwrap_or_default(),
+                    false
+                ),
+                printable(
+                    write_off.write_off_reason.as_deref().unwrap_or_default(),
+                    false
+                )
+            )
+        });
+        vec![
+            printable(&self.webhook_id, false),
+            self.received_at.format("%F %T").to_string(),
+            age::words(self.age_s),
+            write_off.unwrap_or_default(),
+        ]
+    }
+}
+
+impl Which {
+    fn is_empty(&self) -> bool {
+        self.ids.is_empty() && self.older_than.is_none()
+    }
+
+    /// Appends the ids of the chosen receipts as a query.
+    fn push(&self, state: State, query: &mut QueryBuilder<Postgres>) {
+        query.push("select webhook_id from ");
+        query.push(match state {
+            State::Unstored => "unstored_receipts",
+            State::WrittenOff => "written_off_receipts",
+        });
+        query.push(" where true");
+        if !self.ids.is_empty() {
+            query.push(" and webhook_id = any(").push_bind(&self.ids);
+            query.push(")");
+        }
+        if let Some(age) = self.older_than {
+            query.push(" and received_at < now() - make_interval(secs => ");
+            query.push_bind(age.as_secs_f64()).push(")");
+        }
+    }
+}
+
+async fn find(
+    connection: &mut PgConnection,
+    which: &Which,
+    state: State,
+) -> Result<Vec<Receipt>, sqlx::Error> {
+    let mut query = QueryBuilder::new(format!(
+        "select {COLUMNS} from webhook_receipts where webhook_id in ("
+    ));
+    which.push(state, &mut query);
+    query.push(") order by received_at, webhook_id");
+    let rows = query.build().fetch_all(connection).await?;
+    rows.iter().map(Receipt::read).collect()
+}
+
+/// What is done to receipts.
+#[derive(Clone, Copy, Debug)]
+enum Change<'a> {
+    /// With the reason.
+    WriteOff(&'a str),
+    Restore,
+}
+
+impl Change<'_> {
+    #[expect(clippy::print_stderr, reason = "JSON on standard output stays JSON")]
+    async fn run(self, which: &Which, yes: bool) -> anyhow::Result<()> {
+        if which.is_empty() {
+            let error = anyhow!("say which ones, with --id or --older-than");
+            return Err(WrongSettings::new(error).into());
+        }
+        let mut connection = connect(which).await?;
+        let (from, verb) = match self {
+            Self::WriteOff(_) => (State::Unstored, "written off"),
+            Self::Restore => (State::WrittenOff, "restored"),
+        };
+        if !yes {
+            let receipts = find(&mut connection, which, from).await?;
+            which.output.print_rows(&receipts)?;
+            let count = receipts.len();
+            eprintln!("{count} would be {verb}; nothing was changed, do it with --yes");
+            return Ok(());
+        }
+        let receipts = self.apply(&mut connection, which, from).await?;
+        which.output.print_rows(&receipts)?;
+        eprintln!("{} {verb}", receipts.len());
+        Ok(())
+    }
+
+    /// Leaves out what ingest has published anew since it was chosen: that is on its way again.
+    async fn apply(
+        self,
+        connection: &mut PgConnection,
+        which: &Which,
+        from: State,
+    ) -> Result<Vec<Receipt>, sqlx::Error> {
+        let mut query = QueryBuilder::new(
+            "with chosen as materialized (
+                 select webhook_id as id, published_at as published from webhook_receipts
+                  where webhook_id in (",
+        );
+        which.push(from, &mut query);
+        query.push(") order by webhook_id) update webhook_receipts set ");
+        match self {
+            Self::WriteOff(reason) => query
+                .push("written_off_at = now(), written_off_by = session_user, write_off_reason = ")
+                .push_bind(reason),
+            Self::Restore => {
+                query.push("written_off_at = null, written_off_by = null, write_off_reason = null")
+            }
+        };
+        query.push(format!(
+            " from chosen where webhook_id = id and published_at is not distinct from published
+             returning {COLUMNS}"
+        ));
+        let mut transaction = connection.begin().await?;
+        let rows = query.build().fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        rows.iter().map(Receipt::read).collect()
+    }
+}

@@ -8,7 +8,7 @@ use shared::Program;
 
 use crate::process::{Process, Spec};
 use crate::programs::Programs;
-use crate::stores::{Login, Stores};
+use crate::stores::{Login, OwnerUrls, Stores};
 
 /// What the accounts' names start with, as the services' own default has it.
 const PREFIX: &str = "pleo";
@@ -43,6 +43,20 @@ impl Accounts {
     /// # Errors
     /// With the end of that log when it fails.
     pub async fn set_up(&self, programs: &Programs, stores: &Stores, folder: &Path) -> Result<()> {
+        self.set_up_at(programs, &stores.owner_urls()?, folder)
+            .await
+    }
+
+    /// As [`Accounts::set_up`], for stores that the owner reaches at these addresses.
+    ///
+    /// # Errors
+    /// As [`Accounts::set_up`].
+    pub async fn set_up_at(
+        &self,
+        programs: &Programs,
+        owner: &OwnerUrls,
+        folder: &Path,
+    ) -> Result<()> {
         let passwords = self
             .0
             .iter()
@@ -51,9 +65,9 @@ impl Accounts {
             .join(",");
         let mut spec = Spec::new("hookctl setup", programs.hookctl())
             .args(["setup"])
-            .env("DATABASE_URL", stores.database_url())
-            .env("AMQP_URL", stores.amqp_url())
-            .env("RABBITMQ_MANAGEMENT_URL", stores.management_url()?)
+            .env("DATABASE_URL", &owner.database)
+            .env("AMQP_URL", &owner.amqp)
+            .env("RABBITMQ_MANAGEMENT_URL", &owner.management)
             .env("TOPOLOGY_PREFIX", PREFIX)
             .env("ACCOUNT_PASSWORDS", passwords)
             .log(folder.join("hookctl-setup.log"));

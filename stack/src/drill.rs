@@ -2,6 +2,7 @@
 //! a ledger shows that every event answered 2xx is stored, once.
 
 mod audit;
+pub mod cluster;
 mod event;
 pub mod machine;
 mod report;
@@ -28,6 +29,9 @@ use crate::progress::Progress;
 
 /// Also for spool rows that were claimed twice in vain, each time for 60 s.
 const DRAINED_WITHIN: Duration = Duration::from_secs(240);
+
+/// On its way from its answer to its row an event spends less than this when all is well.
+const RECEIVED_WITHIN: Duration = Duration::from_secs(20);
 
 /// What a drill is held with.
 #[derive(Debug, Clone, Copy)]
@@ -172,6 +176,32 @@ impl<S: Site> Drill<S> {
             self.excuses.push((began, Instant::now()));
         }
         Ok(course)
+    }
+
+    /// Waits until the queues and the spool have been emptied, and gives the numbers of the events that
+    /// were answered 2xx before and are nowhere.
+    ///
+    /// # Errors
+    /// When a store cannot be asked.
+    pub async fn lost(&self) -> Result<Vec<u64>> {
+        let mut lost = self.sender.accepted_numbers();
+        let end = Instant::now() + RECEIVED_WITHIN;
+        loop {
+            let stored = audit::stored(&self.pool, self.seed).await?;
+            let before = lost.len();
+            lost.retain(|number| !stored.contains(number));
+            // Those under way become fewer, and the lost ones do not.
+            if lost.len() == before && Instant::now() > end || lost.is_empty() {
+                lost.sort_unstable();
+                return Ok(lost);
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Sends these again until each is accepted, or found a duplicate.
+    pub async fn send_again(&self, numbers: &[u64]) {
+        self.sender.send_again(numbers).await;
     }
 
     /// Stops sending, lets everything come to rest and draws up the ledger.

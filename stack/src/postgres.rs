@@ -77,7 +77,7 @@ impl Postgres {
 
     /// Connection URL for a database of this server, as the superuser.
     pub fn url(&self, database: &str) -> String {
-        url(self.address, &self.owner(), database)
+        url(&self.address.to_string(), &self.owner(), database)
     }
 
     /// The superuser.
@@ -205,7 +205,7 @@ impl Postgres {
     }
 }
 
-pub(crate) fn url(address: SocketAddr, login: &Login, database: &str) -> String {
+pub(crate) fn url(hosts: &str, login: &Login, database: &str) -> String {
     let Login { user, password } = login;
-    format!("postgres://{user}:{password}@{address}/{database}")
+    format!("postgres://{user}:{password}@{hosts}/{database}")
 }

@@ -194,6 +194,16 @@ impl Process {
         }
     }
 
+    /// What a service did that it never should: it ended by itself, or panicked.
+    pub fn failure(&self) -> Option<String> {
+        if !self.is_running() {
+            return Some(self.obituary());
+        }
+        let log = std::fs::read_to_string(self.log()?).ok()?;
+        let line = log.lines().find(|line| line.contains("panicked"))?;
+        Some(format!("{}: {line}", self.name()))
+    }
+
     fn signal_tree(&self, signal: Signal) -> Result<()> {
         let mut child = self.lock();
         if !matches!(child.try_wait(), Ok(None)) {

@@ -132,16 +132,12 @@ impl RabbitMq {
 
     /// Connection URL of the default virtual host, as the default user.
     pub fn amqp_url(&self) -> String {
-        url(self.address, &self.administrator())
+        url(&self.address.to_string(), &self.administrator())
     }
 
     /// The default user, whom the broker trusts on loopback only.
     pub fn administrator(&self) -> Login {
-        let guest = || "guest".to_owned();
-        Login {
-            user: guest(),
-            password: guest(),
-        }
+        administrator()
     }
 
     /// Where it speaks AMQP.
@@ -261,27 +257,37 @@ impl RabbitMq {
                 "rabbitmq does not answer within {READY_WITHIN:?}; its log ends:\n{}",
                 self.process.log_tail(15)
             );
-            if self.handshake().await.is_ok() {
+            if handshake(self.address).await.is_ok() {
                 return Ok(());
             }
             sleep(Duration::from_millis(100)).await;
         }
     }
+}
 
-    /// The port opens before the broker lets clients in, so a plain connect proves too little.
-    async fn handshake(&self) -> Result<()> {
-        // lapin would retry silently where nobody listens.
-        tokio::net::TcpStream::connect(self.address).await?;
-        let url = self.amqp_url();
-        let connect = Connection::connect(&url, ConnectionProperties::default());
-        let Ok(connection) = timeout(Duration::from_secs(5), connect).await else {
-            bail!("no answer to the handshake");
-        };
-        connection?
-            .close(200, "ready".into())
-            .await
-            .context("cannot close the connection")
+/// The user that every new broker has.
+pub(crate) fn administrator() -> Login {
+    let guest = || "guest".to_owned();
+    Login {
+        user: guest(),
+        password: guest(),
     }
+}
+
+/// Connects as the default user. The port opens before the broker lets clients in, so a plain
+/// connect proves too little.
+pub(crate) async fn handshake(address: SocketAddr) -> Result<()> {
+    // lapin would retry silently where nobody listens.
+    tokio::net::TcpStream::connect(address).await?;
+    let url = url(&address.to_string(), &administrator());
+    let connect = Connection::connect(&url, ConnectionProperties::default());
+    let Ok(connection) = timeout(Duration::from_secs(5), connect).await else {
+        bail!("no answer to the handshake");
+    };
+    connection?
+        .close(200, "ready".into())
+        .await
+        .context("cannot close the connection")
 }
 
 /// The sum of what [`COUNT_MESSAGES`] printed.
@@ -299,9 +305,9 @@ pub fn sum_of_counts(listed: &str) -> Result<u64> {
         .sum()
 }
 
-pub(crate) fn url(address: SocketAddr, login: &Login) -> String {
+pub(crate) fn url(hosts: &str, login: &Login) -> String {
     let Login { user, password } = login;
-    format!("amqp://{user}:{password}@{address}/%2f")
+    format!("amqp://{user}:{password}@{hosts}/%2f")
 }
 
 /// Exists once the broker has come up; see [`RabbitMq::start`].

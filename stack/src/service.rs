@@ -15,14 +15,15 @@ use crate::accounts::Accounts;
 use crate::ports;
 use crate::process::{Process, Spec};
 use crate::programs::Programs;
-use crate::stores::{Addresses, Login, Stores};
+use crate::stores::{Hosts, Login, Stores};
 
 /// What services are started with.
 #[derive(Debug, Clone)]
 pub struct Launcher {
     programs: Programs,
     folder: PathBuf,
-    addresses: Addresses,
+    hosts: Hosts,
+    enter: Vec<String>,
     identity: Identity,
     env: Vec<(String, String)>,
 }
@@ -59,14 +60,28 @@ impl Launcher {
     /// their logs go to `folder`, which must exist. They see nothing of our environment. The webhook
     /// secret is [`DEVELOPMENT_SECRET`].
     pub fn new(programs: Programs, stores: &Stores, folder: impl Into<PathBuf>) -> Self {
+        Self::as_owner(
+            programs,
+            stores.addresses().into(),
+            (stores.postgres.owner(), stores.rabbitmq.administrator()),
+            folder,
+        )
+    }
+
+    /// As [`Launcher::new`], for stores at these hosts, of which this is the owner in Postgres and the
+    /// administrator in RabbitMQ.
+    pub fn as_owner(
+        programs: Programs,
+        hosts: Hosts,
+        (postgres, rabbitmq): (Login, Login),
+        folder: impl Into<PathBuf>,
+    ) -> Self {
         Self {
             programs,
             folder: folder.into(),
-            addresses: stores.addresses(),
-            identity: Identity::Owner {
-                postgres: stores.postgres.owner(),
-                rabbitmq: stores.rabbitmq.administrator(),
-            },
+            hosts,
+            enter: Vec::new(),
+            identity: Identity::Owner { postgres, rabbitmq },
             env: Vec::new(),
         }
         .env(
@@ -87,8 +102,17 @@ impl Launcher {
 
     /// Reaching the stores at other addresses than their own, such as those of proxies.
     #[must_use]
-    pub fn through(self, addresses: Addresses) -> Self {
-        Self { addresses, ..self }
+    pub fn through(self, hosts: impl Into<Hosts>) -> Self {
+        Self {
+            hosts: hosts.into(),
+            ..self
+        }
+    }
+
+    /// Runs each service by this program and arguments, which have to become it, such as `nsenter`.
+    #[must_use]
+    pub fn entered_by(self, enter: Vec<String>) -> Self {
+        Self { enter, ..self }
     }
 
     /// Sets an environment variable of the services, also in place of an earlier value.
@@ -120,7 +144,11 @@ impl Launcher {
     /// # Errors
     /// As [`Launcher::start`].
     pub fn start_at(&self, program: Program, name: &str, listen: Listen) -> Result<Service> {
-        let mut spec = Spec::new(name, self.programs.path(program))
+        let path = self.programs.path(program).into_os_string();
+        let mut command = self.enter.iter().map(OsString::from).chain([path]);
+        let first = command.next().expect("the service is always there");
+        let mut spec = Spec::new(name, first)
+            .args(command)
             .log(self.folder.join(format!("{name}.log")))
             .env("PRIVATE_LISTEN", listen.private.to_string());
         if program == Program::Ingest {
@@ -153,8 +181,8 @@ impl Launcher {
             }
         };
         [
-            ("DATABASE_URL", self.addresses.database_url(&postgres)),
-            ("AMQP_URL", self.addresses.amqp_url(&rabbitmq)),
+            ("DATABASE_URL", self.hosts.database_url(&postgres)),
+            ("AMQP_URL", self.hosts.amqp_url(&rabbitmq)),
             ("DECLARE_TOPOLOGY", may_create.to_string()),
             ("MIGRATE", may_create.to_string()),
         ]

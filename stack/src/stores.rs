@@ -51,16 +51,52 @@ impl Addresses {
             amqp: ports::free()?,
         })
     }
+}
 
-    /// Value for a `DATABASE_URL`: [`DATABASE`] behind the address for Postgres.
+/// Where clients reach the stores: a host and port, or several separated by commas.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hosts {
+    /// For Postgres.
+    pub postgres: String,
+    /// For AMQP.
+    pub amqp: String,
+}
+
+impl Hosts {
+    /// One address for each.
+    pub fn one(postgres: SocketAddr, amqp: SocketAddr) -> Self {
+        Self {
+            postgres: postgres.to_string(),
+            amqp: amqp.to_string(),
+        }
+    }
+
+    /// Value for a `DATABASE_URL`: [`DATABASE`] behind these hosts.
     pub fn database_url(&self, login: &Login) -> String {
-        postgres::url(self.postgres, login, DATABASE)
+        postgres::url(&self.postgres, login, DATABASE)
     }
 
-    /// Value for an `AMQP_URL`: the default virtual host behind the address for AMQP.
+    /// Value for an `AMQP_URL`: the default virtual host behind these hosts.
     pub fn amqp_url(&self, login: &Login) -> String {
-        rabbitmq::url(self.amqp, login)
+        rabbitmq::url(&self.amqp, login)
     }
+}
+
+impl From<Addresses> for Hosts {
+    fn from(addresses: Addresses) -> Self {
+        Self::one(addresses.postgres, addresses.amqp)
+    }
+}
+
+/// How the owner of both stores reaches them, for `hookctl`.
+#[derive(Debug, Clone)]
+pub struct OwnerUrls {
+    /// `DATABASE_URL`.
+    pub database: String,
+    /// `AMQP_URL`.
+    pub amqp: String,
+    /// `RABBITMQ_MANAGEMENT_URL`.
+    pub management: String,
 }
 
 impl Stores {
@@ -102,6 +138,18 @@ impl Stores {
     /// `AMQP_URL` of the administrator.
     pub fn amqp_url(&self) -> String {
         self.rabbitmq.amqp_url()
+    }
+
+    /// All three for the owner.
+    ///
+    /// # Errors
+    /// As [`Stores::management_url`].
+    pub fn owner_urls(&self) -> Result<OwnerUrls> {
+        Ok(OwnerUrls {
+            database: self.database_url(),
+            amqp: self.amqp_url(),
+            management: self.management_url()?,
+        })
     }
 
     /// `RABBITMQ_MANAGEMENT_URL`: the broker's HTTP API.

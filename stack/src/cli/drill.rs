@@ -1,21 +1,25 @@
 //! `cargo stack drill`.
 
+mod cluster;
+
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use stack::base::{self, Base};
-use stack::drill::machine::{Fault, Machine};
-use stack::drill::{Drill, Incident, Schedule, Settings};
+use stack::drill::machine::{self, Machine};
+use stack::drill::{Drill, Incident, Schedule, Settings, Site};
 use stack::packages::Packages;
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
 
 use super::signals::Signals;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
     /// How long things go wrong
     #[arg(long, default_value_t = 10)]
@@ -31,7 +35,7 @@ pub(super) struct Args {
 
     /// Only these faults, such as `kill:rabbitmq,half-open:postgres`
     #[arg(long, value_delimiter = ',')]
-    only: Vec<Fault>,
+    only: Vec<String>,
 
     /// All faults of `--only` at once, a single time, for so many seconds
     #[arg(long, requires = "only", conflicts_with = "minutes")]
@@ -44,57 +48,107 @@ pub(super) struct Args {
     /// Optimised services
     #[arg(long)]
     release: bool,
+
+    #[command(flatten)]
+    cluster: cluster::ClusterArgs,
 }
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
-    let ended = signals.unless_stopped(drill(args)).await;
+    if let Some(confined) = args.cluster.confined() {
+        return cluster::hold(args, confined).await;
+    }
+    let ended = if args.cluster.is_wanted() {
+        signals.unless_stopped(cluster::confine(args)).await
+    } else {
+        signals.unless_stopped(on_one_machine(args)).await
+    };
     base::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
     }
 }
 
-async fn drill(args: &Args) -> Result<ExitCode> {
+async fn on_one_machine(args: &Args) -> Result<ExitCode> {
     let progress = Progress::Shown;
+    let faults = args.faults(machine::Fault::all())?;
     let base = Base::temporary()?;
     let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
-    let profile = if args.release {
-        Profile::Release
-    } else {
-        Profile::Own
-    };
-    let programs =
-        Programs::build(&super::workspace()?, Scope::Services, profile, progress).await?;
-    let seed = args
-        .seed
-        .unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    progress.say(&format!("seed {seed}"));
-
-    let settings = Settings {
-        seed,
-        rate: args.rate,
-    };
+    let programs = args.programs(progress).await?;
+    let settings = args.settings(progress);
     let step = progress.step("starting the stores, two replicas of ingest and the workers");
     let machine = Machine::start(&packages, programs, args.logs.as_deref()).await?;
-    let mut drill = Drill::start(machine, settings, progress)?;
+    let drill = Drill::start(machine, settings, progress)?;
     step.done("everything is up and under load");
-    if let Some(seconds) = args.together {
-        let incident = Incident::together(&args.only, Duration::from_secs(seconds));
-        drill.incident(&incident).await?;
-    } else {
-        let faults = if args.only.is_empty() {
-            Fault::all()
+    args.hold(drill, settings.seed, faults).await
+}
+
+impl Args {
+    async fn programs(&self, progress: Progress) -> Result<Programs> {
+        let profile = if self.release {
+            Profile::Release
         } else {
-            args.only.clone()
+            Profile::Own
         };
-        let during = Duration::from_secs(60 * args.minutes);
-        drill.run(Schedule::new(seed, faults), during).await?;
+        Programs::build(&super::workspace()?, Scope::Services, profile, progress).await
     }
-    let report = drill.finish().await?;
-    writeln!(io::stdout(), "{report}").context("cannot print the report")?;
-    Ok(if report.verdict().is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+
+    fn settings(&self, progress: Progress) -> Settings {
+        let seed = self
+            .seed
+            .unwrap_or_else(|| u64::from(rand::random::<u32>()));
+        progress.say(&format!("seed {seed}"));
+        Settings {
+            seed,
+            rate: self.rate,
+        }
+    }
+
+    /// Those of `--only`, else `all`.
+    fn faults<F: FromStr<Err = anyhow::Error>>(&self, all: Vec<F>) -> Result<Vec<F>> {
+        if self.only.is_empty() {
+            return Ok(all);
+        }
+        self.only.iter().map(|name| name.parse()).collect()
+    }
+
+    async fn hold<S: Site>(
+        &self,
+        mut drill: Drill<S>,
+        seed: u64,
+        faults: Vec<S::Fault>,
+    ) -> Result<ExitCode> {
+        if let Some(seconds) = self.together {
+            let incident = Incident::together(&faults, Duration::from_secs(seconds));
+            drill.incident(&incident).await?;
+        } else {
+            let during = Duration::from_secs(60 * self.minutes);
+            drill.run(Schedule::new(seed, faults), during).await?;
+        }
+        let report = drill.finish().await?;
+        writeln!(io::stdout(), "{report}").context("cannot print the report")?;
+        Ok(if report.verdict().is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+
+    /// The command line that gives these, without what is only for the confined program.
+    fn to_command_line(&self, seed: u64) -> Vec<OsString> {
+        let mut line: Vec<OsString> = vec!["drill".into()];
+        let mut add = |name: &str, value: OsString| line.extend([name.into(), value]);
+        match self.together {
+            Some(seconds) => add("--together", seconds.to_string().into()),
+            None => add("--minutes", self.minutes.to_string().into()),
+        }
+        add("--seed", seed.to_string().into());
+        add("--rate", self.rate.to_string().into());
+        if !self.only.is_empty() {
+            add("--only", self.only.join(",").into());
+        }
+        if let Some(logs) = &self.logs {
+            add("--logs", logs.into());
+        }
+        line
+    }
 }

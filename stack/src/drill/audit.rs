@@ -100,6 +100,20 @@ pub(super) async fn audit(
     Ok(audit)
 }
 
+/// Numbers of the events in `events`.
+///
+/// # Errors
+/// When Postgres cannot be asked.
+pub(super) async fn stored(pool: &PgPool, seed: u64) -> Result<BTreeSet<u64>> {
+    let ids: Vec<String> = sqlx::query_scalar("select webhook_id from events")
+        .fetch_all(pool)
+        .await?;
+    Ok(ids
+        .iter()
+        .filter_map(|id| event::number_of(seed, id))
+        .collect())
+}
+
 /// Waits until all of these are in `events`, however often that cannot be asked.
 pub(super) async fn until_stored(pool: &PgPool, webhook_ids: &[String]) {
     loop {

@@ -95,17 +95,8 @@ impl Site for Machine {
 
     fn failures(&self) -> Vec<String> {
         let mut failures = self.failures.clone();
-        for process in self.services() {
-            if !process.is_running() {
-                failures.push(process.obituary());
-            }
-            let log = process.log().map(std::fs::read_to_string);
-            if let Some(Ok(log)) = log
-                && let Some(line) = log.lines().find(|line| line.contains("panicked"))
-            {
-                failures.push(format!("{}: {line}", process.name()));
-            }
-        }
+        let services = self.services();
+        failures.extend(services.into_iter().filter_map(Process::failure));
         failures
     }
 

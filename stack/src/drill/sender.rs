@@ -112,6 +112,18 @@ impl Sender {
         self.shared.sent().accepted.len()
     }
 
+    /// The numbers of those.
+    pub(super) fn accepted_numbers(&self) -> Vec<u64> {
+        self.shared.sent().accepted.iter().copied().collect()
+    }
+
+    /// Sends these once more, as Pleo's replay does.
+    pub(super) async fn send_again(&self, numbers: &[u64]) {
+        for number in numbers {
+            self.shared.until_accepted(*number, 0).await;
+        }
+    }
+
     /// How many attempts were answered 503 or 408 so far.
     pub fn refusals(&self) -> usize {
         self.shared.sent().refusals.len()

@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::process::Process;
 
 /// Something that goes wrong for a while.
-pub trait AnyFault: Copy + Ord + Debug + Display {
+pub trait AnyFault: Copy + Debug + Display {
     /// What a fault can hit.
     type Part: PartialEq;
 

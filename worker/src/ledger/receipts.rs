@@ -21,7 +21,7 @@ const MODE: TransactionMode = TransactionMode::read().statement_timeout(Duration
 const SHOWS_UP_WITHIN: TimeDelta = TimeDelta::seconds(60);
 
 /// The most receipts of one statement.
-const SLICE: i64 = 5_000;
+const SLICE: i64 = 2_000;
 
 /// The most receipts without an event that are remembered by their ids. Beyond, their whole range is
 /// read again with each look.

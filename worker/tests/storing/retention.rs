@@ -386,3 +386,35 @@ async fn what_was_written_off_counts_only_when_it_is_published_again(pool: PgPoo
         assert_eq!(unstored(&metrics), expected, "{change}");
     }
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn more_unstored_receipts_than_are_remembered_are_counted_all_the_same(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select 'm' || n, '', now() - interval '2 days' + n * interval '1 second', now()
+           from generate_series(1, 10050) n",
+    )
+    .await;
+    let metrics = metrics();
+    let mut ledger = Ledger::new(pool.clone(), &metrics);
+    for (change, expected) in [
+        ("select", 10_050),
+        ("select", 10_050),
+        (
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             select 'm' || n, 'v1.x.y', now(), '', '' from generate_series(21, 80) n",
+            9_990,
+        ),
+        (
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             select 'm' || n, 'v1.x.y', now(), '', '' from generate_series(10001, 10050) n",
+            9_940,
+        ),
+        ("update webhook_receipts set written_off_at = now()", 0),
+    ] {
+        sql(&pool, change).await;
+        ledger.look().await.expect("a look");
+        assert_eq!(unstored(&metrics), expected, "{change}");
+    }
+}

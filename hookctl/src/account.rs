@@ -27,10 +27,11 @@ pub fn name(program: Program, prefix: &str) -> String {
 pub fn permissions(program: Program, topology: &Topology) -> Permissions {
     let nothing = || "^$".to_owned();
     let only = |name: &str| format!("^{}$", escape(name));
+    let either = |one: &str, other: &str| format!("^({}|{})$", escape(one), escape(other));
     match program {
         Program::Ingest => Permissions {
             configure: nothing(),
-            write: only(&topology.events_exchange()),
+            write: either(&topology.events_exchange(), &topology.probe()),
             read: nothing(),
         },
         Program::Worker(family) => Permissions {
@@ -75,7 +76,7 @@ mod tests {
     fn patterns_match_one_name_even_where_the_prefix_has_dots() {
         let topology = Topology::new("a.b-c_d");
         let ingest = permissions(Program::Ingest, &topology);
-        assert_eq!(ingest.write, r"^a\.b-c_d\.events$");
+        assert_eq!(ingest.write, r"^(a\.b-c_d\.events|a\.b-c_d\.probe)$");
         assert_eq!((&*ingest.configure, &*ingest.read), ("^$", "^$"));
         let worker = permissions(Program::Worker(Family::ExportJob), &topology);
         assert_eq!(worker.read, r"^a\.b-c_d\.export-job$");

@@ -16,6 +16,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Breaker {
     state: Mutex<State>,
+    /// When the store last answered or failed to.
+    heard: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -71,6 +73,14 @@ impl Breaker {
         })
     }
 
+    /// As [`Self::permit`], where no batch has told for as long as `silence` how the store fares: for
+    /// one who asks only to know.
+    pub fn permit_if_silent(&self, now: Instant, silence: Duration) -> Option<Permit<'_>> {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let silent = heard.is_none_or(|heard| heard + silence <= now);
+        silent.then(|| self.permit(now)).flatten()
+    }
+
     /// Whether the store is being left alone or tried.
     pub fn is_open(&self) -> bool {
         *self.lock() != State::Closed
@@ -90,6 +100,10 @@ impl Breaker {
         };
     }
 
+    fn hear(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // The state is a plain value, whole at every moment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -100,6 +114,7 @@ impl Permit<'_> {
     /// The store answered.
     pub fn succeeded(mut self) {
         self.reported = true;
+        self.breaker.hear();
         if self.is_trial {
             *self.breaker.lock() = State::Closed;
         }
@@ -109,6 +124,7 @@ impl Permit<'_> {
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if !self.reported {
+            self.breaker.hear();
             self.breaker.failed(self.is_trial);
         }
     }
@@ -166,6 +182,23 @@ mod tests {
         let trial = breaker.permit(later).expect("a trial");
         late.succeeded();
         assert!(breaker.is_open(), "only the trial closes it");
+        trial.succeeded();
+        assert!(!breaker.is_open());
+    }
+
+    #[test]
+    fn who_only_asks_waits_until_batches_are_silent() {
+        let breaker = Breaker::default();
+        let silence = Duration::from_secs(3);
+        let now = Instant::now();
+        let asked = breaker.permit_if_silent(now, silence);
+        asked.expect("nothing was heard yet").succeeded();
+        assert!(breaker.permit_if_silent(now, silence).is_none());
+        let later = Instant::now() + silence;
+        drop(breaker.permit_if_silent(later, silence).expect("silence"));
+        assert!(breaker.is_open());
+        let later = Instant::now() + silence;
+        let trial = breaker.permit_if_silent(later, silence).expect("a trial");
         trial.succeeded();
         assert!(!breaker.is_open());
     }

@@ -4,7 +4,7 @@
 //!
 //! The way of a request: [`endpoint`] → [`headers`], [`secrets`], [`signature`] → [`acceptor`] →
 //! [`settlement`] → [`receipts`] and [`publisher`] → [`answer`]. Beside it, [`rotation`] replaces
-//! the secrets.
+//! the secrets, and [`watch`] asks the stores how they fare while no event comes.
 
 pub mod acceptor;
 pub mod answer;
@@ -22,3 +22,4 @@ pub mod service;
 pub mod settlement;
 pub mod signature;
 pub mod unread;
+pub mod watch;

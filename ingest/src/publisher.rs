@@ -2,30 +2,37 @@
 //! lives.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::future::try_join_all;
 use lapin::{
-    Channel, Confirmation, Connection,
+    BasicProperties, Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions},
     types::FieldTable,
 };
 use shared::{
     AcceptedEvent,
     broker::{self, BrokerUrl, Reconnects},
+    database,
     message::{Message, Receipt},
     metrics::ServiceMetrics,
     topology::{Declare, Topology},
 };
+use sqlx::PgPool;
 use thiserror::Error;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
+
+use crate::receipts;
 
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -57,6 +64,9 @@ pub enum PublishError {
     /// The connection or channel broke.
     #[error("publishing failed: {0}")]
     Broken(lapin::Error),
+    /// The exchange of events is gone, or may not be used.
+    #[error("RabbitMQ does not let ingest use its exchange: {0}")]
+    NoExchange(lapin::Error),
 }
 
 /// A connection that is open now, and its channels that no batch is using.
@@ -67,6 +77,9 @@ pub enum PublishError {
 struct Link {
     connection: Connection,
     idle_channels: Mutex<Vec<Channel>>,
+    /// The exchange for probes is not there, or is not ours to use: an older `hookctl setup` made
+    /// the topology. Asking again would leave an error in the broker's log each time.
+    cannot_probe: AtomicBool,
 }
 
 impl Link {
@@ -97,6 +110,7 @@ pub struct Publisher {
     link: watch::Receiver<Option<Arc<Link>>>,
     redeclare: Arc<Notify>,
     exchange: String,
+    probe_exchange: String,
 }
 
 /// Keeps a [`Publisher`] connected.
@@ -107,6 +121,8 @@ pub struct Supervisor {
     metrics: ServiceMetrics,
     link: watch::Sender<Option<Arc<Link>>>,
     redeclare: Arc<Notify>,
+    /// Where events go while there is no connection.
+    spool: PgPool,
 }
 
 /// A publisher and the supervisor that must run for it.
@@ -115,6 +131,7 @@ pub fn new(
     topology: Topology,
     declare: Declare,
     metrics: ServiceMetrics,
+    spool: PgPool,
 ) -> (Publisher, Supervisor) {
     let (sender, receiver) = watch::channel(None);
     let redeclare = Arc::new(Notify::new());
@@ -122,6 +139,7 @@ pub fn new(
         link: receiver,
         redeclare: Arc::clone(&redeclare),
         exchange: topology.events_exchange(),
+        probe_exchange: topology.probe(),
     };
     let supervisor = Supervisor {
         url,
@@ -130,6 +148,7 @@ pub fn new(
         metrics,
         link: sender,
         redeclare,
+        spool,
     };
     (publisher, supervisor)
 }
@@ -232,32 +251,81 @@ impl Publisher {
         Ok(confirmations)
     }
 
-    /// Asks the broker for the exchange; an error says why nothing can be published now.
+    /// Looks at the exchange of events and has the broker confirm a message in the queue for probes,
+    /// as it would have to confirm an event. An error says why nothing can be published now.
     pub async fn probe(&self) -> Result<(), PublishError> {
         let link = self.link.borrow().clone();
         let link = link.ok_or(PublishError::Disconnected)?;
         if link.connection.status().blocked() {
             return Err(PublishError::Blocked);
         }
-        let ask = async {
-            let channel = link.connection.create_channel().await?;
-            let options = ExchangeDeclareOptions {
-                passive: true,
-                ..ExchangeDeclareOptions::default()
-            };
-            channel
-                .exchange_declare(
-                    self.exchange.as_str().into(),
-                    Topology::EVENTS_KIND,
-                    options,
-                    FieldTable::default(),
-                )
-                .await
+        match timeout(PROBE_DEADLINE, self.probe_on(&link)).await {
+            Ok(outcome) => outcome,
+            // The broker tells of an alarm only once something was published.
+            Err(_elapsed) if link.connection.status().blocked() => Err(PublishError::Blocked),
+            Err(_elapsed) => Err(PublishError::Deadline),
+        }
+    }
+
+    async fn probe_on(&self, link: &Link) -> Result<(), PublishError> {
+        let channel = link.channel().await.map_err(PublishError::Broken)?;
+        let passive = ExchangeDeclareOptions {
+            passive: true,
+            ..ExchangeDeclareOptions::default()
         };
-        timeout(PROBE_DEADLINE, ask)
+        let found = channel
+            .exchange_declare(
+                self.exchange.as_str().into(),
+                Topology::EVENTS_KIND,
+                passive,
+                FieldTable::default(),
+            )
+            .await;
+        if let Err(error) = found {
+            self.redeclare.notify_one();
+            return Err(if broker::is_refusal(&error) {
+                PublishError::NoExchange(error)
+            } else {
+                PublishError::Broken(error)
+            });
+        }
+        if !link.cannot_probe.load(Ordering::Relaxed) {
+            match self.publish_probe(&channel).await {
+                Ok(Confirmation::Nack(_)) => return Err(PublishError::Nack),
+                // Returned for want of a queue, it was confirmed all the same. A channel that had a
+                // message returned is not used again.
+                Ok(Confirmation::Ack(Some(_))) => return Ok(()),
+                Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => {}
+                Err(error) if broker::is_refusal(&error) => {
+                    link.cannot_probe.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                Err(error) => return Err(PublishError::Broken(error)),
+            }
+        }
+        link.idle().push(channel);
+        Ok(())
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that publishes"
+    )]
+    async fn publish_probe(&self, channel: &Channel) -> Result<Confirmation, lapin::Error> {
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..BasicPublishOptions::default()
+        };
+        channel
+            .basic_publish(
+                self.probe_exchange.as_str().into(),
+                "".into(),
+                options,
+                b"",
+                BasicProperties::default(),
+            )
+            .await?
             .await
-            .map_err(|_elapsed| PublishError::Deadline)?
-            .map_err(PublishError::Broken)
     }
 }
 
@@ -276,10 +344,7 @@ impl Supervisor {
                 Ok(reason) => {
                     warn!(reason, "the connection to RabbitMQ ended; connecting again");
                 }
-                Err(error) => warn!(
-                    error = format!("{error:#}"),
-                    "RabbitMQ is away; events are spooled in Postgres meanwhile"
-                ),
+                Err(error) => self.report_absence(&error).await,
             }
             let delay = reconnects.delay_after(started.elapsed());
             tokio::select! {
@@ -303,6 +368,7 @@ impl Supervisor {
         let link = Arc::new(Link {
             connection,
             idle_channels: Mutex::default(),
+            cannot_probe: AtomicBool::new(false),
         });
         self.link.send_replace(Some(Arc::clone(&link)));
         let mut ended = std::pin::pin!(broker::ended(&link.connection));
@@ -319,6 +385,22 @@ impl Supervisor {
                 reason = &mut ended => return Ok(reason),
                 () = tokio::time::sleep(REDECLARE_PAUSE) => {}
             }
+        }
+    }
+
+    /// Says what becomes of events meanwhile, which depends on Postgres.
+    async fn report_absence(&self, error: &anyhow::Error) {
+        let error = shared::reason::one_line(error);
+        match database::probe(&self.spool, receipts::PROBE).await {
+            Ok(()) => warn!(
+                error,
+                "RabbitMQ is away; events are spooled in Postgres meanwhile"
+            ),
+            Err(postgres) => error!(
+                error,
+                %postgres,
+                "RabbitMQ is away, and Postgres takes no event either; senders are answered 503"
+            ),
         }
     }
 

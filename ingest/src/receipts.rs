@@ -32,9 +32,12 @@ const INSERT: &str =
      on conflict do nothing
      returning webhook_id";
 
-/// Fails unless Postgres would take a receipt now, and writes nothing.
+/// Fails unless an event could be claimed and spooled now, and writes nothing.
 pub const PROBE: &str = "insert into webhook_receipts (webhook_id, body_sha256, received_at)
-    select '', '', now() where false";
+    select '', '', now() where false;
+    insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                               has_receipt, due_at)
+    select '', '', '', '', '', now(), false, now() where false";
 
 /// What is to be done with an event, by its receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -144,7 +144,7 @@ impl Rotation {
             }
             Err(error) => {
                 self.metrics.secrets_rejected.set(1);
-                let (path, error) = (self.path.display(), format!("{error:#}"));
+                let (path, error) = (self.path.display(), shared::reason::one_line(&error));
                 error!(%path, error, "the secrets file is refused; the secrets loaded before it stay in use");
             }
         }

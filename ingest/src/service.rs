@@ -1,6 +1,6 @@
 //! The service put together: start, serve, stop.
 
-use std::{net::SocketAddr, num::NonZero, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZero, time::Duration};
 
 use actix_web::{
     App, HttpResponse, HttpServer,
@@ -9,11 +9,7 @@ use actix_web::{
     web,
 };
 use anyhow::{Context, bail};
-use shared::{
-    Program, database,
-    private_port::{self, Check, Readiness, ReadinessProbe},
-};
-use sqlx::PgPool;
+use shared::{Program, database, private_port};
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -23,11 +19,11 @@ use crate::{
     config::Config,
     endpoint::{self, Endpoint},
     metrics::Metrics,
-    publisher::{self, Publisher, Supervisor},
-    receipts,
+    publisher::{self, Supervisor},
     rotation::{self, Rotation},
     settlement::Settlement,
     unread::{self, HoldingUnread},
+    watch::Watch,
 };
 
 /// From a connection's first byte to the end of its headers.
@@ -54,6 +50,7 @@ pub struct Service {
     private_address: SocketAddr,
     batcher: Batcher,
     supervisor: Supervisor,
+    watch: Watch,
     rotation: Option<Rotation>,
     shutdown_deadline: Duration,
 }
@@ -79,6 +76,7 @@ impl Service {
             config.stores.topology(),
             config.stores.declare(),
             metrics.service.clone(),
+            pool.clone(),
         );
         let settlement = Settlement::new(
             pool.clone(),
@@ -87,12 +85,18 @@ impl Service {
             config.accept_deadline,
             config.receipt_trust,
         );
+        let watch = Watch {
+            pool,
+            publisher,
+            breakers: settlement.breakers(),
+            metrics: metrics.clone(),
+        };
         let (entrance, batcher) =
             acceptor::new(settlement, config.batch_size, config.batches_in_flight);
         let (private, private_address) = private_port::serve(
             config.process.private_listen(Program::Ingest),
             metrics.service.registry.clone(),
-            readiness(pool, publisher),
+            watch.readiness(),
         )?;
         let endpoint = web::Data::new(Endpoint::new(
             secrets,
@@ -136,6 +140,7 @@ impl Service {
             private_address,
             batcher,
             supervisor,
+            watch,
             rotation,
             shutdown_deadline: config.process.shutdown_deadline,
         })
@@ -158,6 +163,7 @@ impl Service {
         let stop_broker = CancellationToken::new();
         let mut supervisor = tokio::spawn(self.supervisor.run(stop_broker.clone()));
         let mut batcher = tokio::spawn(self.batcher.run());
+        let mut watch = tokio::spawn(self.watch.run());
         let stop_rotation = stop.clone();
         let mut rotation = tokio::spawn(async move {
             match self.rotation {
@@ -169,6 +175,7 @@ impl Service {
         let mut private = tokio::spawn(self.private);
         let public_handle = self.public.handle();
         let mut public = tokio::spawn(self.public);
+        shared::systemd::started();
         // Without one of its parts the service is better off restarted than half alive.
         tokio::select! {
             biased;
@@ -176,10 +183,12 @@ impl Service {
             ended = &mut rotation => bail!("the watch on the secrets ended: {ended:?}"),
             ended = &mut public => bail!("the public port failed: {ended:?}"),
             ended = &mut private => bail!("the private port failed: {ended:?}"),
+            ended = &mut watch => bail!("the watch on the stores ended: {ended:?}"),
             ended = &mut batcher => bail!("the batcher ended: {ended:?}"),
             ended = &mut supervisor => bail!("the publisher's supervisor ended: {ended:?}"),
         }
         let drained = timeout(self.shutdown_deadline, drain(&public_handle, batcher)).await;
+        watch.abort();
         stop_broker.cancel();
         supervisor.await.context("the publisher's supervisor")?;
         private_handle.stop(false).await;
@@ -204,23 +213,4 @@ async fn drain(
 ) -> Result<(), tokio::task::JoinError> {
     public.stop(true).await;
     batcher.await
-}
-
-/// Ready when an event could be accepted: one store is enough.
-fn readiness(pool: PgPool, publisher: Publisher) -> ReadinessProbe {
-    Arc::new(move || {
-        let (pool, publisher) = (pool.clone(), publisher.clone());
-        Box::pin(async move {
-            let (postgres, rabbitmq) =
-                tokio::join!(database::probe(&pool, receipts::PROBE), publisher.probe());
-            let ready = postgres.is_ok() || rabbitmq.is_ok();
-            Readiness {
-                ready,
-                checks: vec![
-                    Check::new("postgres", postgres),
-                    Check::new("rabbitmq", rabbitmq),
-                ],
-            }
-        })
-    })
 }

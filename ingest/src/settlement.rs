@@ -14,14 +14,15 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     acceptor::{Layer, Outcome},
-    breaker::{Breaker, Permit},
-    metrics::{Metrics, POSTGRES, RABBITMQ},
+    breaker::Permit,
+    metrics::Metrics,
     publisher::{PublishError, Publisher},
     receipts::{self, Claim},
+    watch::Breakers,
 };
 
 /// How long a store that failed before may take to prove itself: the batch that tries it still has
@@ -41,8 +42,7 @@ const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
 pub struct Settlement {
     pool: PgPool,
     publisher: Publisher,
-    database_breaker: Breaker,
-    broker_breaker: Breaker,
+    breakers: Breakers,
     /// One at a time, as each may wait for a standby that is away.
     proofs: Arc<Semaphore>,
     metrics: Metrics,
@@ -80,13 +80,17 @@ impl Settlement {
         Self {
             pool,
             publisher,
-            database_breaker: Breaker::default(),
-            broker_breaker: Breaker::default(),
+            breakers: Breakers::default(),
             proofs: Arc::new(Semaphore::new(1)),
             metrics,
             deadline,
             receipt_trust,
         }
+    }
+
+    /// What batches find of the stores.
+    pub fn breakers(&self) -> Breakers {
+        self.breakers.clone()
     }
 
     /// How long a batch may take.
@@ -136,6 +140,7 @@ impl Settlement {
             (false, claimed)
         } else {
             let spooled = self.spool(claimed, &unconfirmed, receipt, &schedule).await;
+            report_unconfirmed(&confirms, spooled);
             (spooled, None)
         };
 
@@ -155,7 +160,7 @@ impl Settlement {
                 outcomes[i] = Outcome::Unavailable;
             }
         }
-        self.show_breakers();
+        self.breakers.show(&self.metrics);
         (outcomes, Receipts(receipts))
     }
 
@@ -166,7 +171,7 @@ impl Settlement {
                 .transaction
                 .set_deadline(Instant::now() + RECEIPTS_COMMIT);
             claimed.commit().await;
-            self.show_breakers();
+            self.breakers.show(&self.metrics);
         }
     }
 
@@ -177,7 +182,7 @@ impl Settlement {
         events: &[&AcceptedEvent],
         schedule: &Schedule,
     ) -> Option<(Claimed<'_>, Vec<Claim>)> {
-        let permit = self.database_breaker.permit(Instant::now())?;
+        let permit = self.breakers.postgres.permit(Instant::now())?;
         let mut claimed = self.begin(permit, schedule.claimed).await?;
         let trust = self.receipt_trust;
         let claims = claimed
@@ -266,10 +271,10 @@ impl Settlement {
             // One that is just being made, as after a start, is better than a refusal.
             self.publisher.connected(TRIAL).await;
         }
-        let permit = match self.broker_breaker.permit(started) {
+        let permit = match self.breakers.rabbitmq.permit(started) {
             Some(permit) => permit,
             None if can_spool => return vec![Err(PublishError::LeftAlone); events.len()],
-            None => self.broker_breaker.last_resort(started),
+            None => self.breakers.rabbitmq.last_resort(started),
         };
         let deadline = if permit.is_trial {
             schedule.confirmed.min(started + TRIAL)
@@ -285,7 +290,6 @@ impl Settlement {
                     .observe(started.elapsed().as_secs_f64());
             }
             Some(error) => {
-                warn!(%error, events = events.len(), "not confirmed; spooling instead");
                 match error {
                     // The broker is well; what is missing is a queue for some type of event.
                     PublishError::Unroutable => permit.succeeded(),
@@ -308,7 +312,7 @@ impl Settlement {
             Some(claimed) => Some(claimed),
             // The claim failed, over a lock perhaps: the spool may still be reached.
             None => {
-                let permit = self.database_breaker.last_resort(Instant::now());
+                let permit = self.breakers.postgres.last_resort(Instant::now());
                 self.begin(permit, schedule.committed).await
             }
         };
@@ -326,18 +330,6 @@ impl Settlement {
             self.metrics.spooled.inc_by(unconfirmed.len() as u64);
         }
         spooled
-    }
-
-    fn show_breakers(&self) {
-        for (store, breaker) in [
-            (POSTGRES, &self.database_breaker),
-            (RABBITMQ, &self.broker_breaker),
-        ] {
-            self.metrics
-                .breaker_open
-                .with_label_values(&[store])
-                .set(breaker.is_open().into());
-        }
     }
 }
 
@@ -365,6 +357,18 @@ impl Claimed<'_> {
             Some(LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED) => self.permit.succeeded(),
             _ => drop(self.permit),
         }
+    }
+}
+
+/// What is left alone after a failure was reported with that failure.
+fn report_unconfirmed(confirms: &[Result<(), PublishError>], spooled: bool) {
+    let mut errors = confirms.iter().filter_map(|c| c.as_ref().err());
+    let events = errors.clone().count();
+    match errors.next() {
+        Some(PublishError::LeftAlone) if spooled => {}
+        Some(error) if spooled => warn!(%error, events, "not confirmed, and spooled instead"),
+        Some(error) => error!(%error, events, "neither confirmed nor spooled: answered 503"),
+        None => {}
     }
 }
 

@@ -16,7 +16,8 @@ use anyhow::Context;
 use backon::ExponentialBuilder;
 use futures_util::StreamExt;
 use lapin::{
-    Connection, ConnectionProperties, Event,
+    Connection, ConnectionProperties, ErrorKind, Event,
+    protocol::AMQPErrorKind,
     uri::{AMQPQueryString, AMQPUri},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -141,6 +142,13 @@ pub async fn ended(connection: &Connection) -> String {
         }
     }
     reason
+}
+
+/// Whether the broker refused a request with a reason (403, 404, 406), which costs only its channel.
+/// Anything else is a broken connection.
+pub fn is_refusal(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(refusal)
+        if matches!(refusal.kind(), AMQPErrorKind::Soft(_)))
 }
 
 /// A connection that lived for longer was a good one.

@@ -14,8 +14,10 @@ pub mod metrics;
 pub mod password_file;
 pub mod private_port;
 pub mod program;
+pub mod reason;
 pub mod shutdown;
 pub mod spool;
+pub mod systemd;
 pub mod telemetry;
 pub mod topology;
 

@@ -38,6 +38,9 @@ impl Check {
 pub struct Readiness {
     /// Whether the service can do its work now.
     pub ready: bool,
+    /// How it does its work where something it depends on cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<&'static str>,
     /// What it depends on.
     pub checks: Vec<Check>,
 }

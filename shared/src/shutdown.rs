@@ -8,6 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::systemd;
+
 /// A token that is cancelled by the first SIGTERM or SIGINT. Call it inside the runtime.
 pub fn on_signal() -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
@@ -20,6 +22,7 @@ pub fn on_signal() -> anyhow::Result<CancellationToken> {
             _ = interrupt.recv() => "SIGINT",
         };
         info!(signal, "stopping");
+        systemd::stopping();
         cancel.cancel();
     });
     Ok(token)
@@ -34,7 +37,7 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", crate::reason::one_line(&error));
             ExitCode::FAILURE
         }
     }

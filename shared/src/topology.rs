@@ -70,19 +70,51 @@ impl Topology {
         format!("{}.unrouted", self.prefix)
     }
 
+    /// The exchange, and the queue behind it, of messages that only ask whether the broker confirms.
+    /// No event passes through them. Ingest may publish to the exchange.
+    pub fn probe(&self) -> String {
+        format!("{}.probe", self.prefix)
+    }
+
     /// The work queue of a family.
     pub fn queue(&self, family: Family) -> String {
         format!("{}.{}", self.prefix, family.name())
     }
 
-    /// The names of all exchanges and queues.
-    pub fn entities(&self) -> Vec<String> {
-        let exchanges = [self.events_exchange(), self.unrouted_exchange()];
-        let queues = Family::ALL.map(|family| self.queue(family));
-        exchanges.into_iter().chain(queues).collect()
+    /// The names of all exchanges.
+    pub fn exchanges(&self) -> [String; 3] {
+        [
+            self.events_exchange(),
+            self.unrouted_exchange(),
+            self.probe(),
+        ]
     }
 
-    /// What every queue is declared with.
+    /// The names of all queues: those of the families, and the one for probes.
+    pub fn queues(&self) -> Vec<String> {
+        let families = Family::ALL.map(|family| self.queue(family));
+        families.into_iter().chain([self.probe()]).collect()
+    }
+
+    /// The names of all exchanges and queues, each once.
+    pub fn entities(&self) -> Vec<String> {
+        let exchanges = [self.events_exchange(), self.unrouted_exchange()];
+        exchanges.into_iter().chain(self.queues()).collect()
+    }
+
+    /// What the queue for probes is declared with: each goes through as many nodes as an event does,
+    /// and none is kept.
+    pub fn probe_queue_arguments() -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
+        arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(0));
+        arguments
+    }
+
+    /// What every family's queue is declared with.
     pub fn queue_arguments() -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert(
@@ -130,6 +162,7 @@ impl Topology {
             self.declare_queue(connection, mode, family, &mut drifts)
                 .await?;
         }
+        self.declare_probe(connection, mode, &mut drifts).await?;
         Ok(drifts)
     }
 
@@ -206,6 +239,54 @@ impl Topology {
         };
         let bound = self.bind(&channel, family, &queue).await;
         note_drift(bound, &queue, drifts)
+    }
+
+    async fn declare_probe(
+        &self,
+        connection: &Connection,
+        mode: Declare,
+        drifts: &mut Vec<Drift>,
+    ) -> Result<(), lapin::Error> {
+        let name = self.probe();
+        let channel = connection.create_channel().await?;
+        let options = ExchangeDeclareOptions {
+            passive: mode == Declare::Passive,
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        let declared = channel
+            .exchange_declare(
+                name.as_str().into(),
+                ExchangeKind::Fanout,
+                options,
+                FieldTable::default(),
+            )
+            .await;
+        note_drift(declared, &name, drifts)?;
+        // Whether there is a queue shows by a probe; a service has no right to look at it.
+        if mode == Declare::Passive {
+            return Ok(());
+        }
+        let channel = connection.create_channel().await?;
+        let made = async {
+            channel
+                .queue_declare(
+                    name.as_str().into(),
+                    QueueDeclareOptions::durable(),
+                    Self::probe_queue_arguments(),
+                )
+                .await?;
+            channel
+                .queue_bind(
+                    name.as_str().into(),
+                    name.as_str().into(),
+                    "".into(),
+                    QueueBindOptions::default(),
+                    FieldTable::default(),
+                )
+                .await
+        };
+        note_drift(made.await, &name, drifts)
     }
 
     async fn bind(

@@ -128,7 +128,7 @@ impl Consumer {
                     warn!(family = %self.family, "the messages are back in the queue until postgres is well");
                 }
                 Err(error) => {
-                    let error = format!("{error:#}");
+                    let error = shared::reason::one_line(&error);
                     warn!(family = %self.family, error, "cannot consume");
                 }
             }

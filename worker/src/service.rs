@@ -7,7 +7,7 @@ use shared::{
     Family, Program, broker, config,
     database::{self, DeadlineTransaction, TransactionError, TransactionMode},
     private_port::{self, Check, Readiness, ReadinessProbe},
-    shutdown,
+    shutdown, systemd,
 };
 use sqlx::PgPool;
 use tokio::{
@@ -76,6 +76,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     let private_handle = private.handle();
     let mut private = tokio::spawn(private);
     info!(%family, "started");
+    systemd::started();
 
     if config.migrate {
         migrate(&pool, &stop).await;
@@ -131,7 +132,7 @@ async fn migrate(pool: &PgPool, stop: &CancellationToken) {
         match outcome {
             Ok(Ok(())) => return info!("the schema is up to date"),
             Ok(Err(error)) => {
-                let error = format!("{error:#}");
+                let error = shared::reason::one_line(&error);
                 warn!(error, "cannot bring the schema up to date yet");
             }
             Err(_elapsed) => warn!("bringing the schema up to date takes too long"),
@@ -169,6 +170,7 @@ fn readiness(persistence: Arc<Persistence>, metrics: Metrics) -> ReadinessProbe 
             ];
             Readiness {
                 ready: checks.iter().all(|check| check.ok),
+                note: None,
                 checks,
             }
         })

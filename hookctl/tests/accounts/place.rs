@@ -181,16 +181,13 @@ impl Place {
     pub(crate) async fn clean_up(self) {
         let (_connection, channel) = self.administrator().await;
         let topology = self.topology();
-        for family in Family::ALL {
+        for queue in topology.queues() {
             channel
-                .queue_delete(
-                    topology.queue(family).as_str().into(),
-                    QueueDeleteOptions::default(),
-                )
+                .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
                 .await
                 .expect("the queue");
         }
-        for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
+        for exchange in topology.exchanges() {
             channel
                 .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
                 .await

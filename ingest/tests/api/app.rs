@@ -97,11 +97,22 @@ impl Stores {
     }
 
     pub(crate) async fn delete_queue(&self, family: Family) {
-        let queue = self.topology().queue(family);
+        self.delete_queue_called(&self.topology().queue(family))
+            .await;
+    }
+
+    async fn delete_queue_called(&self, queue: &str) {
         self.channel
-            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
             .await
             .expect("the queue");
+    }
+
+    pub(crate) async fn delete_exchange(&self, exchange: &str) {
+        self.channel
+            .exchange_delete(exchange.into(), ExchangeDeleteOptions::default())
+            .await
+            .expect("the exchange");
     }
 
     /// Declares the whole topology, as a service does at start.
@@ -129,15 +140,12 @@ impl Stores {
 
     /// Leaves nothing of this test on the broker.
     pub(crate) async fn clean_up(self) {
-        for family in Family::ALL {
-            self.delete_queue(family).await;
-        }
         let topology = self.topology();
-        for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
-            self.channel
-                .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
-                .await
-                .expect("the exchange");
+        for queue in topology.queues() {
+            self.delete_queue_called(&queue).await;
+        }
+        for exchange in topology.exchanges() {
+            self.delete_exchange(&exchange).await;
         }
     }
 }

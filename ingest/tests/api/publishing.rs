@@ -21,13 +21,18 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{SOON, Stores};
 
 /// A publisher that is connected, and its supervisor.
-async fn connected(stores: &Stores, stop: &CancellationToken) -> (Publisher, JoinHandle<()>) {
+async fn connected(
+    stores: &Stores,
+    pool: &PgPool,
+    stop: &CancellationToken,
+) -> (Publisher, JoinHandle<()>) {
     // Passive, so that what a test deletes stays away.
     let (publisher, supervisor) = publisher::new(
         BrokerUrl::parse(&stores.amqp_url).expect("an address"),
         stores.topology(),
         Declare::Passive,
         ServiceMetrics::new(Program::Ingest),
+        pool.clone(),
     );
     let supervisor = tokio::spawn(supervisor.run(stop.clone()));
     let deadline = Instant::now() + SOON;
@@ -58,7 +63,7 @@ async fn an_event_without_a_queue_never_counts_as_confirmed(pool: PgPool) {
     stores.declare().await;
     stores.delete_queue(Family::Other).await;
     let stop = CancellationToken::new();
-    let (publisher, supervisor) = connected(&stores, &stop).await;
+    let (publisher, supervisor) = connected(&stores, &pool, &stop).await;
 
     let (routable, unroutable) = (event("v1.vendor.created"), event("v1.x.y"));
     let vendors = [&routable; 5];
@@ -88,7 +93,7 @@ async fn events_that_are_published_together_share_messages(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     stores.declare().await;
     let stop = CancellationToken::new();
-    let (publisher, supervisor) = connected(&stores, &stop).await;
+    let (publisher, supervisor) = connected(&stores, &pool, &stop).await;
 
     let mut events = vec![event("v1.vendor.created"); 40];
     events[7] = event("v1.export-job.created");

@@ -120,17 +120,13 @@ impl Place {
             .await
             .expect("RabbitMQ at AMQP_URL");
         let channel = connection.create_channel().await.expect("a channel");
-        for family in Family::ALL {
-            let queue = self.topology.queue(family);
+        for queue in self.topology.queues() {
             channel
                 .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
                 .await
                 .expect("the queue");
         }
-        for exchange in [
-            self.topology.events_exchange(),
-            self.topology.unrouted_exchange(),
-        ] {
+        for exchange in self.topology.exchanges() {
             channel
                 .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
                 .await

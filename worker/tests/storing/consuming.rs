@@ -145,17 +145,13 @@ impl Broker {
     }
 
     async fn clean_up(self) {
-        for family in Family::ALL {
-            let queue = self.topology.queue(family);
+        for queue in self.topology.queues() {
             self.channel
                 .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
                 .await
                 .expect("the queue");
         }
-        for exchange in [
-            self.topology.events_exchange(),
-            self.topology.unrouted_exchange(),
-        ] {
+        for exchange in self.topology.exchanges() {
             self.channel
                 .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
                 .await

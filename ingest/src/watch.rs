@@ -1,0 +1,184 @@
+//! Whether the stores can be used, also while no event comes: for readiness, and for the metric that
+//! alerts rest on.
+//!
+//! Batches tell the breakers how each store fares. Where none has come for a while, the watch asks
+//! the store itself and tells the breaker, so that a broker that confirms nothing is known before
+//! the first event waits for it, and one that is well again is known without an event.
+
+use std::{fmt::Display, sync::Arc, time::Duration};
+
+use shared::{
+    database,
+    private_port::{Check, Readiness, ReadinessProbe},
+};
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    breaker::Breaker,
+    metrics::{Metrics, POSTGRES, RABBITMQ},
+    publisher::Publisher,
+    receipts,
+};
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// For so long the word of the last batch counts.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// So many probes in a row have to fail.
+const TRIES: usize = 3;
+
+/// The breaker of each store.
+#[derive(Clone, Default)]
+pub struct Breakers {
+    /// Of Postgres.
+    pub postgres: Arc<Breaker>,
+    /// Of RabbitMQ.
+    pub rabbitmq: Arc<Breaker>,
+}
+
+impl Breakers {
+    /// Shows which store is left alone.
+    pub fn show(&self, metrics: &Metrics) {
+        for (store, breaker) in [(POSTGRES, &self.postgres), (RABBITMQ, &self.rabbitmq)] {
+            metrics
+                .breaker_open
+                .with_label_values(&[store])
+                .set(breaker.is_open().into());
+        }
+    }
+}
+
+/// Looks after both stores.
+#[derive(Clone)]
+pub struct Watch {
+    /// Postgres.
+    pub pool: PgPool,
+    /// RabbitMQ.
+    pub publisher: Publisher,
+    /// What batches found.
+    pub breakers: Breakers,
+    /// Where it shows.
+    pub metrics: Metrics,
+}
+
+impl Watch {
+    /// Looks for as long as it is polled.
+    pub async fn run(self) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            tokio::join!(self.ask_postgres(), self.ask_rabbitmq());
+            self.breakers.show(&self.metrics);
+        }
+    }
+
+    async fn ask_postgres(&self) {
+        ask(&self.breakers.postgres, || async {
+            self.probe_postgres().await.is_ok()
+        })
+        .await;
+    }
+
+    async fn ask_rabbitmq(&self) {
+        ask(&self.breakers.rabbitmq, || async {
+            self.publisher.probe().await.is_ok()
+        })
+        .await;
+    }
+
+    async fn probe_postgres(&self) -> Result<(), database::TransactionError> {
+        database::probe(&self.pool, receipts::PROBE).await
+    }
+
+    /// Ready when an event could be accepted: one store is enough. Each call probes both.
+    pub fn readiness(&self) -> ReadinessProbe {
+        let watch = self.clone();
+        Arc::new(move || {
+            let watch = watch.clone();
+            Box::pin(async move {
+                let (postgres, rabbitmq) =
+                    tokio::join!(watch.probe_postgres(), watch.publisher.probe());
+                judge(
+                    well(postgres, &watch.breakers.postgres),
+                    well(rabbitmq, &watch.breakers.rabbitmq),
+                )
+            })
+        })
+    }
+}
+
+/// Tells the breaker how the store fares, if no batch did for a while. One late answer of a busy store
+/// is no failure.
+async fn ask<P: Future<Output = bool>>(breaker: &Breaker, probe: impl Fn() -> P) {
+    let Some(permit) = breaker.permit_if_silent(Instant::now(), SILENCE) else {
+        return;
+    };
+    for _ in 0..TRIES {
+        if probe().await {
+            return permit.succeeded();
+        }
+    }
+}
+
+/// A store is well where it answers a probe and did not fail the last batch.
+fn well(probe: Result<(), impl Display>, breaker: &Breaker) -> Result<(), String> {
+    probe.map_err(|error| error.to_string())?;
+    if breaker.is_open() {
+        return Err("failed a moment ago; it is tried again by itself".to_owned());
+    }
+    Ok(())
+}
+
+fn judge(postgres: Result<(), String>, rabbitmq: Result<(), String>) -> Readiness {
+    let note = match (&postgres, &rabbitmq) {
+        (Ok(()), Ok(())) => None,
+        (Ok(()), Err(_)) => Some("events are spooled in Postgres"),
+        (Err(_), Ok(())) => Some("events are published without dedup"),
+        (Err(_), Err(_)) => Some("events are refused with 503"),
+    };
+    Readiness {
+        ready: postgres.is_ok() || rabbitmq.is_ok(),
+        note,
+        checks: vec![
+            Check::new(POSTGRES, postgres),
+            Check::new(RABBITMQ, rabbitmq),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(true, true, true, None)]
+    #[case(true, false, true, Some("spooled"))]
+    #[case(false, true, true, Some("without dedup"))]
+    #[case(false, false, false, Some("refused"))]
+    fn one_store_is_enough_and_the_way_that_events_take_is_said(
+        #[case] postgres: bool,
+        #[case] rabbitmq: bool,
+        #[case] ready: bool,
+        #[case] note: Option<&str>,
+    ) {
+        let outcome = |well: bool| well.then_some(()).ok_or_else(|| "away".to_owned());
+        let readiness = judge(outcome(postgres), outcome(rabbitmq));
+        assert_eq!(readiness.ready, ready);
+        match (readiness.note, note) {
+            (Some(said), Some(expected)) => assert!(said.contains(expected), "{said}"),
+            (said, expected) => assert_eq!(said, expected),
+        }
+    }
+
+    #[test]
+    fn a_store_that_failed_the_last_batch_is_not_well_whatever_the_probe_says() {
+        let breaker = Breaker::default();
+        assert_eq!(well(Ok::<_, String>(()), &breaker), Ok(()));
+        drop(breaker.permit(Instant::now()).expect("closed"));
+        well(Ok::<_, String>(()), &breaker).expect_err("it failed");
+        assert_eq!(well(Err("gone"), &breaker), Err("gone".to_owned()));
+    }
+}

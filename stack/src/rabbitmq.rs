@@ -1,6 +1,9 @@
 //! A private RabbitMQ broker with its own data, port mapper and cookie, on loopback ports.
 
+mod cluster;
 mod settings;
+
+pub use self::cluster::Cluster;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -35,6 +38,9 @@ log.console.level = info
 /// unacknowledged ones included.
 pub const COUNT_MESSAGES: [&str; 3] = ["list_queues", "--no-table-headers", "messages"];
 
+/// Private port mappers keep brokers of one name apart.
+const NODE: &str = "stack@localhost";
+
 /// Which optional parts of the broker run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plugins {
@@ -52,10 +58,12 @@ pub struct RabbitMq {
     address: SocketAddr,
     management: Option<SocketAddr>,
     distribution: SocketAddr,
+    node: String,
     mapper_address: SocketAddr,
     // The broker drops first: it would start a mapper of its own if it saw this one gone.
     process: Process,
-    _mapper: Process,
+    /// `None` for a node of a cluster, whose nodes share one.
+    mapper: Option<Process>,
 }
 
 impl RabbitMq {
@@ -71,6 +79,23 @@ impl RabbitMq {
         plugins: Plugins,
     ) -> Result<Self> {
         base::create(folder)?;
+        let (mapper, mapper_address) = start_mapper(packages, folder)?;
+        let mut broker = Self::spawn(packages, folder, address, plugins, NODE, mapper_address)?;
+        broker.mapper = Some(mapper);
+        broker.until_ready().await?;
+        fs::write(started_once(folder), "")?;
+        Ok(broker)
+    }
+
+    /// Starts a broker without waiting for it.
+    fn spawn(
+        packages: &Packages,
+        folder: &Path,
+        address: SocketAddr,
+        plugins: Plugins,
+        node: &str,
+        mapper_address: SocketAddr,
+    ) -> Result<Self> {
         let data = folder.join("mnesia");
         if data.exists() && !started_once(folder).exists() {
             // Killed during its very first start, a broker cannot make sense of what it wrote.
@@ -94,40 +119,25 @@ impl RabbitMq {
             )
         });
         fs::write(folder.join("rabbitmq.conf"), format!("{CONFIG}{web}"))?;
-
-        let mapper_address = ports::free()?;
-        let mut mapper = packages
-            .spec("epmd", &packages.epmd)
-            .args([
-                "-address",
-                "127.0.0.1",
-                "-port",
-                &mapper_address.port().to_string(),
-            ])
-            .log(folder.join("epmd.log"));
-        mapper.pid_file = Some(folder.join("epmd.pid"));
-        let mapper = Process::spawn(mapper)?;
-
         let settings = Settings {
+            node,
             folder,
             address,
             distribution: ports::free()?,
             mapper_address,
         };
         let process = settings.spawn(packages)?;
-        let broker = Self {
+        Ok(Self {
             folder: folder.to_owned(),
             packages: packages.clone(),
             address,
             management,
             distribution: settings.distribution,
+            node: node.to_owned(),
             mapper_address,
             process,
-            _mapper: mapper,
-        };
-        broker.until_ready().await?;
-        fs::write(started_once(folder), "")?;
-        Ok(broker)
+            mapper: None,
+        })
     }
 
     /// Connection URL of the default virtual host, as the default user.
@@ -237,6 +247,7 @@ impl RabbitMq {
 
     fn settings(&self) -> Settings<'_> {
         Settings {
+            node: &self.node,
             folder: &self.folder,
             address: self.address,
             distribution: self.distribution,
@@ -303,6 +314,22 @@ pub fn sum_of_counts(listed: &str) -> Result<u64> {
                 .with_context(|| format!("rabbitmqctl printed {listed:?}"))
         })
         .sum()
+}
+
+/// Starts the port mapper that nodes find each other by, with its log in `folder`.
+fn start_mapper(packages: &Packages, folder: &Path) -> Result<(Process, SocketAddr)> {
+    let address = ports::free()?;
+    let mut mapper = packages
+        .spec("epmd", &packages.epmd)
+        .args([
+            "-address",
+            "127.0.0.1",
+            "-port",
+            &address.port().to_string(),
+        ])
+        .log(folder.join("epmd.log"));
+    mapper.pid_file = Some(folder.join("epmd.pid"));
+    Ok((Process::spawn(mapper)?, address))
 }
 
 pub(crate) fn url(hosts: &str, login: &Login) -> String {

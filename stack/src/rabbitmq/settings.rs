@@ -8,16 +8,14 @@ use anyhow::Result;
 use crate::packages::Packages;
 use crate::process::{Process, Spec};
 
-/// The same in every start, as the broker's data belongs to it. Private port mappers keep brokers
-/// of one name apart.
-const NODE: &str = "stack@localhost";
-
 /// Two scheduler threads that sleep when idle, not bound to cores; distribution on loopback only.
 const VM_ARGS: &str = "+S 2:2 +sbwt none +stbt u -start_epmd false \
                        -kernel inet_dist_use_interface {127,0,0,1}";
 
 /// Where a broker's files are and which ports it uses.
 pub(super) struct Settings<'a> {
+    /// The same in every start, as the broker's data belongs to it.
+    pub(super) node: &'a str,
     pub(super) folder: &'a Path,
     pub(super) address: SocketAddr,
     pub(super) distribution: SocketAddr,
@@ -42,7 +40,7 @@ impl Settings<'_> {
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .env("ERL_EPMD_PORT", self.mapper_address.port().to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("RABBITMQ_NODENAME", NODE)
+            .env("RABBITMQ_NODENAME", self.node)
             .env("RABBITMQ_NODE_IP_ADDRESS", self.address.ip().to_string())
             .env("RABBITMQ_NODE_PORT", self.address.port().to_string())
             .env("RABBITMQ_DIST_PORT", self.distribution.port().to_string())

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use hookctl::{
-    completions, dead_letters, doctor, health, load, receipts, reconcile, send, setup, tail,
-    verdict,
+    completions, dead_letters, doctor, health, load, rebuild, receipts, reconcile, send, setup,
+    tail, verdict,
 };
 use shared::config;
 
@@ -26,6 +26,7 @@ enum Command {
     DeadLetters(dead_letters::Args),
     Receipts(receipts::Args),
     Reconcile(reconcile::Args),
+    Rebuild(rebuild::Args),
     Health(health::Args),
     Send(send::Args),
     Load(load::Args),
@@ -42,6 +43,7 @@ async fn main() -> ExitCode {
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Receipts(args) => receipts::run(args).await,
         Command::Reconcile(args) => reconcile::run(args).await,
+        Command::Rebuild(args) => rebuild::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Send(args) => send::run(args).await,
         Command::Load(args) => load::run(args).await,

@@ -8,7 +8,7 @@ mod outcome;
 use std::{collections::VecDeque, time::Duration};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use shared::{config::DatabaseArgs, database, shutdown};
 use sqlx::{Postgres, QueryBuilder};
 use tokio::time::{Instant, sleep_until};
@@ -24,7 +24,10 @@ use super::{
     connect,
     filter::{Filter, State},
 };
-use crate::verdict::{Verdict, WrongSettings};
+use crate::{
+    progress,
+    verdict::{Verdict, WrongSettings},
+};
 
 /// The most events in one transaction: few enough to hold no lock for long.
 const BATCH: usize = 100;
@@ -80,7 +83,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
             include_withheld: args.include_withheld,
         },
         args,
-        bar: bar(letters.len()),
+        bar: progress::bar(letters.len() as u64),
     };
     let mut totals = Totals::default();
     let ended = replay.all(letters, &stop, &mut totals).await;
@@ -177,11 +180,4 @@ impl Replay<'_> {
         };
         child.replay(webhook_id).await
     }
-}
-
-/// Shown on a terminal only.
-fn bar(letters: usize) -> ProgressBar {
-    let style = "{bar:30} {pos}/{len} {per_sec} {eta} left";
-    ProgressBar::new(letters as u64)
-        .with_style(ProgressStyle::with_template(style).expect("the template is valid"))
 }

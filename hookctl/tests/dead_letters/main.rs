@@ -4,6 +4,7 @@
 mod dismissing;
 mod listing;
 mod place;
+mod rebuilding;
 mod reconciling;
 mod replaying;
 mod showing;

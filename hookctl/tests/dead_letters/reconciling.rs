@@ -154,16 +154,13 @@ impl Site {
     async fn clean_up(self) {
         self.stop.cancel();
         let topology = self.topology();
-        for family in Family::ALL {
+        for queue in topology.queues() {
             self.channel
-                .queue_delete(
-                    topology.queue(family).as_str().into(),
-                    QueueDeleteOptions::default(),
-                )
+                .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
                 .await
                 .expect("the queue, or none");
         }
-        for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
+        for exchange in topology.exchanges() {
             self.channel
                 .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
                 .await

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, Utc};
 use shared::{
     AcceptedEvent, EventType, Family,
-    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
+    database::{DeadlineTransaction, TransactionError},
     message::Receipt,
 };
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _, postgres::PgRow};
@@ -19,14 +19,9 @@ use worker::{
 };
 
 use super::outcome::{Outcome, Replayed};
-use crate::typed_table;
+use crate::{database::STORING, typed_table};
 
 const DEADLINE: Duration = Duration::from_secs(40);
-
-/// As a worker's transaction: on disk once it is committed, and no wait without an end.
-const MODE: TransactionMode = TransactionMode::write(Durability::Replicated)
-    .lock_timeout(Duration::from_secs(10))
-    .statement_timeout(Duration::from_secs(20));
 
 /// Whoever comes second waits, and then finds the row changed and no dead letter any more. One order
 /// for all keeps two replays from deadlocking; a worker changes no row of `events`, and takes those
@@ -105,7 +100,7 @@ impl Attempt {
         keep_bytes: bool,
     ) -> Result<Vec<Replayed>, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
+        let mut transaction = DeadlineTransaction::begin(&self.pool, &STORING, deadline).await?;
         let replayed = transaction
             .run(async |connection| self.replay(connection, ids, keep_bytes).await)
             .await?;

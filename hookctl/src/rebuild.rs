@@ -1,0 +1,241 @@
+//! `hookctl rebuild`: the typed tables, computed anew from `events` with the worker's own code.
+//!
+//! It goes through the healthy events of a family in the order of their ids, a batch in each
+//! transaction, and writes a row where it is missing, older than the event, or not what its own event
+//! says. Workers go on meanwhile: rows are locked in their order, and the newer state wins by their
+//! rule. It deletes nothing, so a row whose event was swept stays.
+
+mod batch;
+mod report;
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use indicatif::ProgressBar;
+use shared::{
+    Family,
+    broker::reconnect_delays,
+    config::DatabaseArgs,
+    database::{self, TransactionError},
+    shutdown,
+};
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use worker::blame::{Blame, blame};
+
+use self::{
+    batch::{Candidate, Table, Writer},
+    report::{Change, Totals},
+};
+use crate::{
+    family,
+    output::OutputArgs,
+    progress, typed_table,
+    verdict::{Verdict, WrongSettings},
+};
+
+/// The most events in one transaction: few enough to hold no lock for long.
+const BATCH: u32 = 500;
+
+/// A row whose own event says something else may have hidden newer events from this pass.
+const PASSES: usize = 3;
+
+/// In a row, for a deadlock, a lock that is held, or a restart of Postgres.
+const TRIES: usize = 10;
+
+/// Compute the typed tables anew from `events`: rows that are missing, too old or wrong.
+///
+/// Without --yes it is only shown what would change. Workers may run meanwhile. It can be stopped and
+/// repeated at any time; what was done stays done. It deletes no row and changes no event.
+///
+/// Exit codes: 0 the tables are as the events say, 1 it could not be done, 2 wrong settings, 3 there
+/// is something to write (without --yes), or an event has no row because this version finds a
+/// problem in it or Postgres refuses it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+
+    /// Only the table of this family: export-job or vendor
+    #[arg(long, value_parser = parse_family)]
+    pub family: Option<Family>,
+
+    /// Do it. Without this it is only shown what would change
+    #[arg(long)]
+    pub yes: bool,
+
+    /// At most so many events a second [default: as many as Postgres takes]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate: Option<u32>,
+
+    /// Begin after this webhook id, as a rebuild that was stopped says
+    #[arg(long, value_name = "WEBHOOK_ID", requires = "family")]
+    pub after: Option<String>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub output: OutputArgs,
+}
+
+fn parse_family(text: &str) -> Result<Family, String> {
+    let family = family::parse(text)?;
+    match typed_table::name(family) {
+        Some(_) => Ok(family),
+        None => Err(format!("{family} has no table")),
+    }
+}
+
+/// Runs the subcommand.
+pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
+    let options = args.database.postgres().map_err(WrongSettings::new)?;
+    let stop = shutdown::on_signal()?;
+    // Says at once, and why, if Postgres cannot be reached.
+    let mut connection = crate::database::connect(&options).await?;
+    let pool = database::pool(options, "hookctl", 1);
+    let families = Family::ALL.into_iter().filter(|family| match args.family {
+        Some(only) => *family == only,
+        None => typed_table::name(*family).is_some(),
+    });
+    let mut all = Vec::new();
+    for family in families {
+        let table = Table::find(&mut connection, family).await?;
+        let rebuild = Rebuild {
+            args,
+            writer: Writer::new(&pool, &table, args.yes),
+            stop: &stop,
+        };
+        let mut totals = Totals::new(table.name());
+        let ended = rebuild.passes(&pool, &table, &mut totals).await;
+        all.push(totals);
+        if let Err(error) = ended {
+            // What was done is shown, however it ended.
+            report::print(args.output, &all, args.yes)?;
+            return Err(error);
+        }
+    }
+    report::print(args.output, &all, args.yes)?;
+    Ok(Verdict::of(all.iter().all(|t| t.is_fine(args.yes))))
+}
+
+/// The rebuilding of one table.
+struct Rebuild<'a> {
+    args: &'a Args,
+    writer: Writer<'a>,
+    stop: &'a CancellationToken,
+}
+
+impl Rebuild<'_> {
+    async fn passes(
+        &self,
+        pool: &PgPool,
+        table: &Table,
+        totals: &mut Totals,
+    ) -> anyhow::Result<()> {
+        let bar = progress::bar(table.count_events(pool).await?);
+        let mut after = self.args.after.clone().unwrap_or_default();
+        for _ in 0..PASSES {
+            bar.reset();
+            totals.begin_pass();
+            self.pass(after, totals, &bar).await?;
+            after = String::new();
+            // What was tried and taken back would be found again.
+            if !totals.has_mended_in_this_pass() || !self.args.yes {
+                break;
+            }
+        }
+        bar.finish_and_clear();
+        totals.rows_without_event = table.count_rows_without_event(pool).await?;
+        Ok(())
+    }
+
+    async fn pass(
+        &self,
+        mut after: String,
+        totals: &mut Totals,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<()> {
+        let size = BATCH.min(self.args.rate.unwrap_or(BATCH));
+        let mut next = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => bail!(
+                    "stopped; what was done stays done. Run it again, or go on with --family {} \
+                     --after '{after}'",
+                    self.writer.family()
+                ),
+                () = sleep_until(next) => {}
+            }
+            let events = self
+                .patiently(async || self.writer.read(&after, size).await)
+                .await?;
+            let Some(last) = events.last() else {
+                return Ok(());
+            };
+            after.clone_from(&last.webhook_id);
+            let read = events.len();
+            let (candidates, problems): (Vec<_>, Vec<_>) =
+                events.into_iter().partition(|event| event.typed.is_ok());
+            for problem in problems {
+                totals.problem(problem.webhook_id, problem.typed.err().unwrap_or_default());
+            }
+            self.write(&candidates, totals).await?;
+            totals.events += read as u64;
+            bar.inc(read as u64);
+            if let Some(rate) = self.args.rate {
+                let pause = Duration::from_secs_f64(read as f64 / f64::from(rate));
+                next = next.max(Instant::now() - pause) + pause;
+            }
+        }
+    }
+
+    /// Writes a batch. What Postgres refuses is found by halving, so that it costs the others
+    /// nothing.
+    async fn write(&self, batch: &[Candidate], totals: &mut Totals) -> anyhow::Result<()> {
+        let mut groups = vec![batch];
+        while let Some(group) = groups.pop() {
+            let written = self
+                .patiently(async || match self.writer.write(group).await {
+                    Err(error) if is_a_rows_fault(&error) => Ok(Err(error.to_string())),
+                    Err(error) => Err(error),
+                    Ok(changes) => Ok(Ok(changes)),
+                })
+                .await?;
+            match (written, group) {
+                (Ok(changes), _) => changes
+                    .into_iter()
+                    .for_each(|(id, change): (String, Change)| totals.change(&id, change)),
+                (Err(reason), [one]) => totals.problem(one.webhook_id.clone(), reason),
+                (Err(_), _) => {
+                    let (first, second) = group.split_at(group.len() / 2);
+                    groups.extend([second, first]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries again what fails for a reason that passes.
+    async fn patiently<T>(
+        &self,
+        work: impl AsyncFn() -> Result<T, TransactionError>,
+    ) -> anyhow::Result<T> {
+        let mut delays = reconnect_delays();
+        for _ in 1..TRIES {
+            if let Ok(done) = work().await {
+                return Ok(done);
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = sleep(delays.next().unwrap_or_default()) => {}
+            }
+        }
+        work().await.context("postgres does not take it")
+    }
+}
+
+fn is_a_rows_fault(error: &TransactionError) -> bool {
+    matches!(blame(error), Blame::Row | Blame::Suspect)
+}

@@ -1,0 +1,238 @@
+//! `hookctl rebuild`
+
+use std::{process::Stdio, time::Duration};
+
+use serde_json::Value;
+use shared::AcceptedEvent;
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep};
+
+use crate::place::{SOON, event, hookctl, is, lines, sql, store_events, text, vendor_at};
+
+/// Several states of each vendor and one job for each, so that a batch of a rebuild holds only some
+/// of a vendor's events.
+const VENDORS: u32 = 400;
+const STATES: u8 = 4;
+
+fn job(id: &str, job: &str) -> AcceptedEvent {
+    let data = format!(
+        r#"{{"id":"{job}","companyId":"c1","status":"pending","numberOfItems":2,
+            "createdAt":"2025-02-21T10:00:00.123456789Z"}}"#
+    );
+    event(
+        id,
+        format!(r#"{{"eventType":"v1.export-job.created","data":{data}}}"#),
+    )
+}
+
+/// Events in an order that has nothing to do with their ids or times.
+fn events() -> Vec<AcceptedEvent> {
+    let mut events = Vec::new();
+    for number in 0..VENDORS {
+        for state in 0..STATES {
+            // The newest state has the least id for some vendors and the greatest for others.
+            let place = (u32::from(state) * 7 + number) % 10;
+            let id = format!("msg_{place}_{number}_{state}");
+            let name = format!("name {state}");
+            events.push(vendor_at(&id, &format!("v{number}"), &name, state));
+        }
+        events.push(job(&format!("msg_job_{number}"), &format!("j{number}")));
+    }
+    events.sort_by_key(|event| event.body_sha256);
+    events
+}
+
+/// All rows of both tables, to the last column.
+async fn rows(pool: &PgPool) -> Vec<Value> {
+    sqlx::query_scalar(
+        "select to_jsonb(t) from export_jobs t union all
+         select to_jsonb(t) from vendors t order by 1",
+    )
+    .fetch_all(pool)
+    .await
+    .expect("the rows")
+}
+
+async fn rebuild(pool: &PgPool, flags: &[&str], code: i32) -> Vec<Value> {
+    let output = hookctl(pool, &[&["rebuild", "--json"], flags].concat())
+        .output()
+        .await
+        .expect("hookctl runs");
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    lines(&output)
+}
+
+/// Missing, older and wrong rows that a rebuild found in a table.
+fn found(report: &[Value], table: &str) -> [u64; 3] {
+    let line = report.iter().find(|line| line["table"] == table);
+    let line = line.expect("a line for each table");
+    ["missing", "older", "wrong"].map(|field| line[field].as_u64().expect("a number"))
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn wiped_tables_are_computed_as_the_workers_wrote_them(pool: PgPool) {
+    for some in events().chunks(97) {
+        store_events(&pool, some.to_vec()).await;
+    }
+    let written = rows(&pool).await;
+    assert_eq!(written.len(), 2 * VENDORS as usize);
+    let report = rebuild(&pool, &[], 0).await;
+    assert_eq!(found(&report, "vendors"), [0, 0, 0]);
+
+    sql(&pool, "truncate export_jobs, vendors").await;
+    let report = rebuild(&pool, &[], 3).await;
+    assert_eq!(found(&report, "vendors"), [VENDORS.into(), 0, 0]);
+    assert!(rows(&pool).await.is_empty(), "a trial changes nothing");
+
+    let report = rebuild(&pool, &["--yes"], 0).await;
+    assert_eq!(found(&report, "export_jobs"), [VENDORS.into(), 0, 0]);
+    assert_eq!(found(&report, "vendors"), [VENDORS.into(), 0, 0]);
+    assert_eq!(rows(&pool).await, written);
+    rebuild(&pool, &[], 0).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn damaged_rows_are_mended_and_no_other_is_touched(pool: PgPool) {
+    store_events(&pool, events()).await;
+    let written = rows(&pool).await;
+    sql(
+        &pool,
+        "update vendors set name = 'damaged' where id in ('v1', 'v2');
+         -- Newer than every state that there is, and of an event that is read after the newest one.
+         update vendors set sort_key = '\\xffffffffffffffff', webhook_id = 'msg_9_9_0',
+                            name = 'name 0'
+          where id = 'v9';
+         update vendors set sort_key = '\\xffffffffffffffff' where id = 'v4';
+         update vendors set sort_key = '\\x00', webhook_id = 'msg_5_5_0' where id = 'v5';
+         update export_jobs set number_of_items = 99 where id = 'j6';
+         delete from export_jobs where id = 'j7'",
+    )
+    .await;
+    let before = places(&pool).await;
+
+    let report = rebuild(&pool, &["--yes"], 0).await;
+    let [missing, older, wrong] = found(&report, "vendors");
+    assert_eq!((missing, older + wrong), (0, 5), "{report:?}");
+    assert_eq!(found(&report, "export_jobs"), [1, 0, 1]);
+    assert_eq!(rows(&pool).await, written);
+    assert_eq!(places(&pool).await, before, "what is right is not written");
+}
+
+/// Where the rows are that nothing is wrong with; a row that is written gets a new place.
+async fn places(pool: &PgPool) -> String {
+    sqlx::query_scalar(
+        "select string_agg(ctid::text, ' ' order by id) from vendors
+          where id not in ('v1', 'v2', 'v4', 'v5', 'v9')",
+    )
+    .fetch_one(pool)
+    .await
+    .expect("places")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_row_whose_event_was_swept_stays(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            vendor_at("msg_1", "v1", "old", 1),
+            vendor_at("msg_2", "v1", "new", 2),
+            vendor_at("msg_3", "v2", "other", 1),
+        ],
+    )
+    .await;
+    let written = rows(&pool).await;
+    sql(
+        &pool,
+        "delete from events where webhook_id in ('msg_2', 'msg_3')",
+    )
+    .await;
+    let report = rebuild(&pool, &["--yes"], 0).await;
+    assert_eq!(found(&report, "vendors"), [0, 0, 0]);
+    assert_eq!(report[1]["rows_without_event"], 2, "{report:?}");
+    assert_eq!(rows(&pool).await, written);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_that_has_a_problem_today_is_named(pool: PgPool) {
+    store_events(&pool, [vendor_at("msg_1", "v1", "Acme", 1)]).await;
+    sql(
+        &pool,
+        "update events set payload = payload #- '{data,name}'; delete from vendors",
+    )
+    .await;
+    let output = hookctl(&pool, &["rebuild", "--yes"])
+        .output()
+        .await
+        .expect("hookctl runs");
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let shown = text(&output);
+    assert!(shown.contains("msg_1") && shown.contains("name"), "{shown}");
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn workers_go_on_beside_two_rebuilds_and_the_newest_state_wins(pool: PgPool) {
+    let events = events();
+    let (first, second) = events.split_at(events.len() / 2);
+    store_events(&pool, first.to_vec()).await;
+    sql(
+        &pool,
+        "delete from vendors where id < 'v2'; delete from export_jobs",
+    )
+    .await;
+    let storing = async {
+        for some in second.chunks(20) {
+            store_events(&pool, some.to_vec()).await;
+        }
+    };
+    tokio::join!(
+        storing,
+        rebuild(&pool, &["--yes"], 0),
+        rebuild(&pool, &["--yes"], 0)
+    );
+    let report = rebuild(&pool, &[], 0).await;
+    assert_eq!(found(&report, "vendors"), [0, 0, 0]);
+    assert!(
+        is(
+            &pool,
+            "select count(*) = 400 and count(*) filter (where name = 'name 3') = 400 from vendors"
+        )
+        .await
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_rebuild_that_was_stopped_says_how_to_go_on(pool: PgPool) {
+    store_events(&pool, events()).await;
+    let written = rows(&pool).await;
+    sql(&pool, "truncate export_jobs, vendors").await;
+    let slow = ["rebuild", "--yes", "--family=vendor", "--rate=40"];
+    let child = hookctl(&pool, &slow)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("hookctl runs");
+    let deadline = Instant::now() + SOON;
+    while is(&pool, "select not exists (select from vendors)").await {
+        assert!(Instant::now() < deadline, "it never writes a row");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let pid = child.id().expect("it runs");
+    let status = tokio::process::Command::new("kill")
+        .arg(pid.to_string())
+        .status();
+    assert!(status.await.expect("kill runs").success());
+    let output = child.wait_with_output().await.expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let shown = text(&output);
+    let (_, after) = shown.split_once("--after '").expect("how to go on");
+    let (after, _) = after.split_once('\'').expect("an id");
+    let done: i64 = sqlx::query_scalar("select count(*) from vendors")
+        .fetch_one(&pool)
+        .await
+        .expect("a count");
+    assert!((1..i64::from(VENDORS)).contains(&done), "{done}");
+
+    rebuild(&pool, &["--yes", "--family=vendor", "--after", after], 0).await;
+    rebuild(&pool, &["--yes"], 0).await;
+    assert_eq!(rows(&pool).await, written);
+}

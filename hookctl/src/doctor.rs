@@ -6,6 +6,7 @@ mod clocks;
 mod durability;
 mod finding;
 mod grants;
+mod nodes;
 mod postgres;
 mod queues;
 mod rabbitmq;
@@ -17,14 +18,12 @@ mod services;
 use std::time::Duration;
 
 use hyper::Uri;
-use shared::{
-    broker::BrokerUrl,
-    config::{StoreLocations, parse_duration},
-};
+use shared::{broker::BrokerUrl, config::StoreLocations};
 use sqlx::postgres::PgConnectOptions;
 
 use self::finding::Finding;
 use crate::{
+    duration,
     http::parse_url,
     management::Management,
     output::OutputArgs,
@@ -59,7 +58,7 @@ pub struct Args {
     pub url: Vec<Uri>,
 
     /// How long rows of the spool may be overdue
-    #[arg(long, default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, default_value = "5m", value_parser = duration::parse)]
     pub overdue: Duration,
 
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{PgConnection, postgres::types::PgInterval};
+use sqlx::PgConnection;
 
 use super::finding::Finding;
 use crate::age;
@@ -27,15 +27,14 @@ pub(super) async fn spool(
     postgres: &mut PgConnection,
     overdue: Duration,
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let overdue = PgInterval::try_from(overdue).map_err(sqlx::Error::Encode)?;
     let rows: Vec<(String, i64, f64)> = sqlx::query_as(
         "select family, count(*), extract(epoch from now() - min(due_at))::float8
            from webhook_spool
-          where due_at < now() - $1
+          where due_at < now() - make_interval(secs => $1)
           group by family
           order by family",
     )
-    .bind(overdue)
+    .bind(overdue.as_secs_f64())
     .fetch_all(postgres)
     .await?;
     if rows.is_empty() {

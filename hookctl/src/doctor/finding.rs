@@ -71,19 +71,24 @@ impl Finding {
     pub(super) fn is_problem(&self) -> bool {
         self.verdict == Severity::Problem
     }
+
+    /// The verdict as the table shows it.
+    pub(super) fn verdict(&self) -> &'static str {
+        match self.verdict {
+            Severity::Ok => "ok",
+            Severity::Warning => "warning",
+            Severity::Problem => "PROBLEM",
+            Severity::Skipped => "skipped",
+        }
+    }
 }
 
 impl Row for Finding {
     const HEADER: &'static [&'static str] = &["check", "verdict", "found"];
 
     fn cells(&self) -> Vec<String> {
-        let verdict = match self.verdict {
-            Severity::Ok => "ok",
-            Severity::Warning => "warning",
-            Severity::Problem => "PROBLEM",
-            Severity::Skipped => "skipped",
-        };
-        vec![self.check.clone(), verdict.to_owned(), self.found.clone()]
+        let verdict = self.verdict().to_owned();
+        vec![self.check.clone(), verdict, self.found.clone()]
     }
 }
 

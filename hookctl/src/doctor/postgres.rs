@@ -24,7 +24,7 @@ pub(super) async fn check(
             return vec![
                 Finding::problem(
                     "postgres",
-                    format!("{error:#}"),
+                    shared::reason::one_line(&error),
                     "check DATABASE_URL, and that Postgres runs and takes connections from here",
                 ),
                 Finding::skipped("schema, accounts, durability, backlog", "no Postgres"),

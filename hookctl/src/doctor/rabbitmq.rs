@@ -6,7 +6,7 @@ use shared::{
     topology::{Declare, Topology},
 };
 
-use super::{finding::Finding, queues, routes};
+use super::{finding::Finding, nodes::Nodes, queues, routes};
 use crate::management::Management;
 
 const BROKER: &str = "rabbitmq";
@@ -30,7 +30,7 @@ pub(super) async fn check(
             return vec![
                 Finding::problem(
                     BROKER,
-                    format!("{error:#}"),
+                    shared::reason::one_line(&error),
                     "check AMQP_URL, and that RabbitMQ runs and takes connections from here",
                 ),
                 Finding::skipped("cluster, exchanges, queues", "no RabbitMQ"),
@@ -53,7 +53,9 @@ pub(super) async fn check(
                     "run `hookctl setup`, or look closer with RABBITMQ_MANAGEMENT_URL",
                 )
             }
-            Err(error) => Finding::problem(BROKER, format!("{error:#}"), "run doctor again"),
+            Err(error) => {
+                Finding::problem(BROKER, shared::reason::one_line(&error), "run doctor again")
+            }
         }];
         findings.push(Finding::skipped(
             "cluster, arguments, bindings, consumers",
@@ -65,7 +67,7 @@ pub(super) async fn check(
         Ok(findings) => findings,
         Err(error) => vec![Finding::problem(
             BROKER,
-            format!("{error:#}"),
+            shared::reason::one_line(&error),
             "give AMQP_URL a user with the tag monitoring or administrator and rights on the \
              virtual host",
         )],
@@ -77,12 +79,13 @@ async fn look(
     vhost: &str,
     topology: &Topology,
 ) -> anyhow::Result<Vec<Finding>> {
+    let nodes = management.get("/api/nodes").await?;
     let mut findings = vec![
         version(&management.get("/api/overview").await?),
-        cluster(&management.get("/api/nodes").await?),
+        cluster(&nodes),
     ];
     findings.extend(routes::check(management, vhost, topology).await?);
-    findings.extend(queues::check(management, vhost, topology).await?);
+    findings.extend(queues::check(management, vhost, topology, &Nodes::of(&nodes)).await?);
     Ok(findings)
 }
 

@@ -8,11 +8,13 @@ const CHECK: &str = "secrets";
 pub(super) fn check(args: &SecretArgs) -> Finding {
     let secrets = match args.read() {
         Ok(Some(secrets)) => secrets,
-        Ok(None) => return Finding::skipped(CHECK, "no WEBHOOK_SECRETS and no --secret-file"),
+        Ok(None) => {
+            return Finding::skipped(CHECK, "no WEBHOOK_SECRETS and no --webhook-secrets-file");
+        }
         Err(error) => {
             return Finding::problem(
                 CHECK,
-                format!("{error:#}"),
+                shared::reason::one_line(&error),
                 "write them as name=whsec_…, one a line, each as Pleo shows it",
             );
         }

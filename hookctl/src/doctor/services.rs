@@ -64,23 +64,29 @@ fn at(url: &Uri, path: &'static str) -> Uri {
 fn readiness(answer: &Response<Bytes>, place: &str) -> Finding {
     let check = format!("service at {place}");
     let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
-    match (answer.status(), body["checks"].as_array()) {
-        (StatusCode::OK, Some(_)) => Finding::ok(check, "ready"),
-        (_, Some(checks)) => {
-            let failed = checks.iter().filter(|check| check["ok"] == false);
-            let failed: Vec<_> = failed
-                .map(|check| {
-                    let text = |key: &str| check[key].as_str().unwrap_or_default().to_owned();
-                    format!("{}: {}", text("name"), text("reason"))
-                })
-                .collect();
-            Finding::problem(
-                check,
-                format!("not ready ({})", failed.join(", ")),
-                "see what it lacks; it becomes ready by itself once that is there",
-            )
-        }
-        (status, None) => Finding::skipped(check, format!("{status} for /readyz: no private port")),
+    let Some(checks) = body["checks"].as_array() else {
+        let status = answer.status();
+        return Finding::skipped(check, format!("{status} for /readyz: no private port"));
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let failed: Vec<_> = checks
+        .iter()
+        .filter(|check| check["ok"] == false)
+        .map(|check| format!("{}: {}", text(&check["name"]), text(&check["reason"])))
+        .collect();
+    let failed = failed.join(", ");
+    match answer.status() {
+        StatusCode::OK if failed.is_empty() => Finding::ok(check, "ready"),
+        StatusCode::OK => Finding::warning(
+            check,
+            format!("ready, {} ({failed})", text(&body["note"])),
+            "see to that store: without the other one, senders would be refused",
+        ),
+        _ => Finding::problem(
+            check,
+            format!("not ready ({failed})"),
+            "see what it lacks; it becomes ready by itself once that is there",
+        ),
     }
 }
 

@@ -1,9 +1,12 @@
 //! The whole pipeline as real processes, which are killed, frozen and restarted.
 
 mod accounts;
+mod cluster;
 mod crashes;
 mod crowd;
 mod logs;
 mod overload;
+mod readiness;
+mod restore;
 mod startup;
 mod world;

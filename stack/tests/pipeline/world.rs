@@ -93,6 +93,23 @@ impl World {
         (output.status.code(), text)
     }
 
+    /// hookctl, as the owner of the stores.
+    pub(crate) fn hookctl(&self) -> tokio::process::Command {
+        let management = self.stores.management_url().expect("it runs");
+        let mut command = tokio::process::Command::new(self.programs.hookctl());
+        command
+            .env_clear()
+            .env("DATABASE_URL", self.stores.database_url())
+            .env("AMQP_URL", self.stores.amqp_url())
+            .env("RABBITMQ_MANAGEMENT_URL", management);
+        command
+    }
+
+    /// Where a test may leave files.
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        &self.logs
+    }
+
     /// A new connection to the database, which may have been restarted since the last one.
     pub(crate) async fn pool(&self) -> PgPool {
         PgPool::connect(&self.stores.database_url())

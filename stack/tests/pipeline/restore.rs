@@ -1,0 +1,151 @@
+//! A backup that is restored: what is there afterwards, what is not, and how it comes back.
+
+use std::path::{Path, PathBuf};
+
+use hookctl::delivery::Outcome;
+use shared::Program;
+use sqlx::{Connection, PgConnection};
+use stack::{packages::Packages, service::Service, stores::DATABASE};
+
+use crate::world::{SOON, World, post, until_count};
+
+/// A script of `deploy/`, as an operator runs it.
+async fn script(world: &World, name: &str, file: &Path) -> (bool, String) {
+    let packages = Packages::find().expect("Postgres is installed");
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace");
+    let path = format!("{}:/usr/bin:/bin", packages.postgres.display());
+    let output = tokio::process::Command::new(workspace.join("deploy").join(name))
+        .arg(file)
+        .env_clear()
+        .env("PATH", path)
+        .env("DATABASE_URL", world.stores.database_url())
+        .output()
+        .await
+        .expect("the script runs");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    (output.status.success(), text)
+}
+
+/// `hookctl reconcile`: its exit code and what it printed.
+async fn reconcile(world: &World) -> (Option<i32>, String) {
+    let mut command = world.hookctl();
+    let output = command
+        .args(["reconcile", "--missing-after=1s", "--json"])
+        .output()
+        .await
+        .expect("hookctl runs");
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    (output.status.code(), text)
+}
+
+async fn start(world: &World, programs: &[Program]) -> Vec<Service> {
+    let mut services = Vec::new();
+    for &program in programs {
+        services.push(world.start(program, program.name()));
+    }
+    for service in &services {
+        service.ready(SOON).await.expect("ready");
+    }
+    services
+}
+
+async fn stop(services: Vec<Service>) {
+    for service in &services {
+        service.stop(SOON).await.expect("a stop in time");
+    }
+}
+
+fn vendor(id: &str) -> String {
+    format!(
+        r#"{{"eventType":"v1.vendor.created","data":{{"id":"{id}","companyId":"c","name":"n","state":"DRAFT"}}}}"#
+    )
+}
+
+async fn send(services: &[Service], ids: &[String]) {
+    let url = services[0].webhook_url();
+    for id in ids {
+        let answer = post(&url, id, &vendor(id)).await;
+        assert_eq!(answer.outcome, Outcome::Accepted, "{id}: {answer:?}");
+    }
+}
+
+fn ids(kind: &str) -> Vec<String> {
+    (0..10)
+        .map(|number| format!("msg_{kind}_{number}"))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_takes_again_what_came_since() {
+    let mut world = World::new().await;
+    // So that the sender's replay need not wait until receipts count no longer by themselves.
+    world.launcher = world.launcher.clone().env("RECEIPT_TRUST", "1s");
+    let workers = &Program::ALL[1..];
+    let ingest = start(&world, &Program::ALL[..1]).await;
+    let running = start(&world, workers).await;
+    let file: PathBuf = world.folder().join("pleo.dump");
+
+    send(&ingest, &ids("before")).await;
+    until_count(&world.pool().await, "select count(*) from events", 10).await;
+    // Accepted, and in RabbitMQ when the backup is made.
+    stop(running).await;
+    send(&ingest, &ids("queued")).await;
+    let (saved, said) = script(&world, "backup", &file).await;
+    assert!(saved, "{said}");
+    let running = start(&world, workers).await;
+    send(&ingest, &ids("after")).await;
+    until_count(&world.pool().await, "select count(*) from events", 30).await;
+
+    let (restored, said) = script(&world, "restore", &file).await;
+    assert!(
+        !restored && said.contains("holds a pipeline already"),
+        "{said}"
+    );
+
+    // The disaster: the database is gone, and the queues are empty.
+    stop(running).await;
+    stop(ingest).await;
+    let mut server = PgConnection::connect(&world.stores.postgres.url("postgres"))
+        .await
+        .expect("postgres is up");
+    sqlx::raw_sql("drop database pleo with (force)")
+        .execute(&mut server)
+        .await
+        .expect("dropped");
+    let created = world.stores.postgres.create_database(DATABASE).await;
+    created.expect("an empty database");
+
+    let (restored, said) = script(&world, "restore", &file).await;
+    assert!(restored && said.contains("restored 10 events"), "{said}");
+    world.set_up().await;
+    let services = start(&world, &Program::ALL).await;
+    until_count(&world.pool().await, "select count(*) from vendors", 10).await;
+    // The receipts of what was under way tell that it is missing.
+    let (code, report) = reconcile(&world).await;
+    assert_eq!(code, Some(3), "{report}");
+    assert!(report.contains(r#""late":10"#), "{report}");
+    for id in ids("queued") {
+        assert!(report.contains(&id), "{report}");
+    }
+
+    // The sender sends everything again.
+    for id in ["before", "queued", "after"].map(ids).concat() {
+        let answer = post(&services[0].webhook_url(), &id, &vendor(&id)).await;
+        let expected = if id.contains("before") {
+            Outcome::Duplicate
+        } else {
+            Outcome::Accepted
+        };
+        assert_eq!(answer.outcome, expected, "{id}: {answer:?}");
+    }
+    let pool = world.pool().await;
+    until_count(&pool, "select count(*) from events", 30).await;
+    until_count(&pool, "select count(*) from vendors", 30).await;
+    let (code, report) = reconcile(&world).await;
+    assert_eq!(code, Some(0), "{report}");
+    stop(services).await;
+}

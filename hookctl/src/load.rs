@@ -11,7 +11,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use anyhow::{bail, ensure};
 use hyper::Uri;
 use indicatif::{ProgressBar, ProgressStyle};
-use shared::{config::parse_duration, shutdown};
+use shared::shutdown;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub use self::{
@@ -20,6 +20,7 @@ pub use self::{
     report::{Latency, Report},
 };
 use crate::{
+    duration,
     http::parse_url,
     output::OutputArgs,
     sample::Sample,
@@ -48,11 +49,15 @@ pub struct Args {
     pub rate: f64,
 
     /// For how long
-    #[arg(long, default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, default_value = "10s", value_parser = duration::parse)]
     pub duration: Duration,
 
     /// How many requests, instead of for how long
-    #[arg(long, conflicts_with = "duration")]
+    #[arg(
+        long,
+        conflicts_with = "duration",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000_000)
+    )]
     pub count: Option<u64>,
 
     /// Connections at most, and so requests under way at once

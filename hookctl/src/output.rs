@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
 
 /// How to print.
@@ -32,9 +32,7 @@ impl OutputArgs {
         if rows.is_empty() {
             return Ok(());
         }
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
-        table.set_header(R::HEADER);
+        let mut table = table(R::HEADER);
         table.add_rows(rows.iter().map(Row::cells));
         writeln!(out, "{table}")
     }
@@ -48,6 +46,17 @@ impl OutputArgs {
             writeln!(out, "{}", text(thing))
         }
     }
+}
+
+/// An empty table, which wraps its cells where the terminal is too narrow for it. What is no terminal
+/// gets lines of any length.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
 }
 
 fn print_json(out: &mut impl Write, thing: &impl Serialize) -> io::Result<()> {

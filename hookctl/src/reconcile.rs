@@ -8,13 +8,13 @@ mod typed_tables;
 
 use std::time::Duration;
 
-use shared::config::{StoreLocations, parse_duration};
+use shared::config::StoreLocations;
 use sqlx::{Connection, PgConnection};
 use worker::config::{EventRetention, parse_event_retention};
 
 use self::{ledger::Ledger, queues::Queues, report::Report};
 use crate::{
-    database,
+    database, duration,
     management::Management,
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
@@ -37,15 +37,15 @@ pub struct Args {
     pub rabbitmq_management_url: Option<String>,
 
     /// How long an accepted event may be on its way
-    #[arg(long, default_value = "15m", value_parser = parse_duration)]
+    #[arg(long, default_value = "15m", value_parser = duration::parse)]
     pub missing_after: Duration,
 
     /// For how long ingest takes a repetition for a duplicate by its receipt alone, as ingest has it
-    #[arg(long, env = "RECEIPT_TRUST", default_value = "5m", value_parser = parse_duration)]
+    #[arg(long, env = "RECEIPT_TRUST", default_value = "5m", value_parser = duration::parse)]
     pub receipt_trust: Duration,
 
     /// At most so many ids of each finding
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub limit: u32,
 
     /// How long the workers keep events, if not forever: the events of older typed rows may be gone

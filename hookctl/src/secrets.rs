@@ -16,11 +16,12 @@ pub struct SecretArgs {
     /// A file with the named secrets, one a line
     #[arg(
         long,
+        alias = "secret-file",
         value_name = "FILE",
         env = "WEBHOOK_SECRETS_FILE",
         conflicts_with = "webhook_secrets"
     )]
-    secret_file: Option<PathBuf>,
+    webhook_secrets_file: Option<PathBuf>,
 }
 
 /// Which secret signs.
@@ -38,7 +39,7 @@ pub struct SigningArgs {
 impl SecretArgs {
     /// The secrets, if any are given.
     pub fn read(&self) -> anyhow::Result<Option<Secrets>> {
-        match (&self.webhook_secrets, &self.secret_file) {
+        match (&self.webhook_secrets, &self.webhook_secrets_file) {
             (Some(text), _) => Secrets::parse(text).map(Some).context("WEBHOOK_SECRETS"),
             (None, Some(path)) => std::fs::read_to_string(path)
                 .map_err(anyhow::Error::from)
@@ -55,7 +56,7 @@ impl SigningArgs {
     pub fn key(&self) -> anyhow::Result<Key> {
         let Some(secrets) = self.secrets.read()? else {
             bail!(
-                "no secret to sign with: give --secret-file FILE, or set \
+                "no secret to sign with: give --webhook-secrets-file FILE, or set \
                  WEBHOOK_SECRETS=name=whsec_… or WEBHOOK_SECRETS_FILE"
             );
         };

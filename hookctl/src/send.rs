@@ -59,7 +59,7 @@ pub struct Args {
     pub id: Option<String>,
 
     /// How often to send each
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub count: u32,
 
     /// Sign for a time before (-10m) or after (+10m) now
@@ -67,7 +67,7 @@ pub struct Args {
     pub at: TimeDelta,
 
     /// Try again up to so many times what was refused with 408, 429 or 5xx, or not answered
-    #[arg(long, value_name = "TIMES", default_value_t = 0)]
+    #[arg(long, value_name = "TIMES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000))]
     pub retry: u32,
 
     #[command(flatten)]

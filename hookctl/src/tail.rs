@@ -8,18 +8,13 @@ use std::{io, time::Duration};
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use shared::{
-    Family,
-    broker::reconnect_delays,
-    config::{DatabaseArgs, parse_duration},
-    shutdown,
-};
+use shared::{Family, broker::reconnect_delays, config::DatabaseArgs, shutdown};
 use sqlx::{Connection, PgConnection, Postgres, QueryBuilder, postgres::PgConnectOptions};
 use tokio::time::{sleep, timeout};
 
 use self::{cursor::Cursor, event::Event};
 use crate::{
-    database, family,
+    database, duration, family,
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
 };
@@ -49,11 +44,11 @@ pub struct Args {
     pub problems: bool,
 
     /// Begin with so many that are stored already
-    #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 10)]
+    #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub lines: u32,
 
     /// Begin with those that were stored within this time, instead
-    #[arg(long, value_parser = parse_duration, conflicts_with = "lines")]
+    #[arg(long, value_parser = duration::parse, conflicts_with = "lines")]
     pub since: Option<Duration>,
 
     #[command(flatten)]
@@ -89,7 +84,10 @@ impl Args {
             if error.is::<io::Error>() {
                 return error;
             }
-            eprintln!("postgres is away ({error:#}); waiting for it");
+            eprintln!(
+                "postgres is away ({}); waiting for it",
+                shared::reason::one_line(&error)
+            );
             let mut delays = reconnect_delays();
             connection = loop {
                 sleep(delays.next().unwrap_or_default()).await;

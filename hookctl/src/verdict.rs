@@ -26,7 +26,7 @@ impl WrongSettings {
     /// For an error about a setting.
     #[expect(clippy::needless_pass_by_value, reason = "is given to `map_err`")]
     pub fn new(error: anyhow::Error) -> Self {
-        Self(format!("{error:#}"))
+        Self(shared::reason::one_line(&error))
     }
 }
 
@@ -56,7 +56,7 @@ pub fn exit_code(ended: anyhow::Result<Verdict>) -> ExitCode {
         {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", shared::reason::one_line(&error));
     }
     ExitCode::from(code)
 }

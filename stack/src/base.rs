@@ -191,7 +191,7 @@ fn kill_leftovers(folder: &Path) {
         } else if path.extension().is_some_and(|extension| extension == "pid")
             && let Err(error) = PidFile::kill_leftover(&path)
         {
-            note(&format!("{error:#}"));
+            note(&shared::reason::one_line(&error));
         }
     }
 }

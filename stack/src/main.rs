@@ -12,7 +12,7 @@ async fn main() -> ExitCode {
     match cli::run(cli::Cli::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            note(&format!("error: {error:#}"));
+            note(&format!("error: {}", shared::reason::one_line(&error)));
             ExitCode::FAILURE
         }
     }

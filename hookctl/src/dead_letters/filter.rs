@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
-use shared::{Family, config::parse_duration};
+use shared::Family;
 use sqlx::{Postgres, QueryBuilder};
 use worker::problem::Kind;
 
-use crate::family;
+use crate::{duration, family};
 
 /// Whether they still have to be looked after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,11 +41,11 @@ pub(super) struct Filter {
     pub(super) company: Option<String>,
 
     /// Only those stored longer ago than this, such as 2h
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = duration::parse)]
     pub(super) older_than: Option<Duration>,
 
     /// Only those stored since then, such as 30m
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = duration::parse)]
     pub(super) newer_than: Option<Duration>,
 
     /// Only this webhook id; may be repeated

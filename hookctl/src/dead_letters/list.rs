@@ -31,7 +31,7 @@ pub(super) struct Args {
     summary: bool,
 
     /// At most so many rows
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
 
     #[command(flatten)]

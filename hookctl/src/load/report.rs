@@ -2,12 +2,14 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{Plan, plan::lossy};
-use crate::delivery::{Answer, Outcome};
+use crate::{
+    delivery::{Answer, Outcome},
+    output,
+};
 
 /// The longest that can be told apart: an hour, in microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
@@ -163,9 +165,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
-        table.set_header(["", "result"]);
+        let mut table = output::table(&["", "result"]);
         table.add_row([
             "sent".to_owned(),
             format!("{} of {}", self.sent, self.planned),

@@ -8,7 +8,7 @@ use lapin::{
     options::{ExchangeDeleteOptions, QueueDeleteOptions},
     uri::AMQPUri,
 };
-use shared::{Family, Program, broker::BrokerUrl, topology::Topology};
+use shared::{Program, broker::BrokerUrl, topology::Topology};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection as _, PgConnection, PgPool,
     postgres::PgConnectOptions,

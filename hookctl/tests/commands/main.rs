@@ -7,3 +7,4 @@ mod load;
 mod place;
 mod send;
 mod tail;
+mod terminal;

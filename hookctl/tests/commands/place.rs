@@ -264,14 +264,13 @@ impl Place {
     /// Leaves nothing on the broker.
     pub(crate) async fn clean_up(self) {
         let topology = self.topology();
-        for family in Family::ALL {
-            let queue = topology.queue(family);
+        for queue in topology.queues() {
             self.channel
                 .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
                 .await
                 .expect("the queue");
         }
-        for exchange in [topology.events_exchange(), topology.unrouted_exchange()] {
+        for exchange in topology.exchanges() {
             self.channel
                 .exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default())
                 .await

@@ -132,7 +132,7 @@ async fn a_secret_is_read_as_ingest_reads_it_and_chosen_by_its_name(pool: PgPool
     );
     std::fs::write(path, secrets).expect("a write");
     let run = async |more: &[&str]| {
-        let base = ["send", "--url", &ingest.url, "--secret-file", path];
+        let base = ["send", "--url", &ingest.url, "--webhook-secrets-file", path];
         let mut command = place.hookctl(&[&base, more].concat());
         command.env_remove("WEBHOOK_SECRETS");
         command.output().await.expect("hookctl runs").status.code()

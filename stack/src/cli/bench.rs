@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use stack::base::{self, Base};
 use stack::bench::{self, Plan};
 use stack::packages::Packages;
@@ -19,19 +19,28 @@ use super::signals::Signals;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// How often everything is measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
 
     /// Seconds of each load; the first is not counted
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(3..))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(3..=3_600))]
     seconds: u64,
 
     /// Events that are queued before workers drain them
-    #[arg(long, default_value_t = 200_000)]
+    #[arg(
+        long,
+        default_value_t = 200_000,
+        value_parser = clap::value_parser!(u64).range(1_000..=10_000_000)
+    )]
     drained: u64,
 
     /// Rows in the tables for the measurements with grown tables, ascending
-    #[arg(long, value_delimiter = ',', default_value = "0,1000000,10000000")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0,1000000,10000000",
+        value_parser = clap::value_parser!(u64).range(..=1_000_000_000)
+    )]
     grown: Vec<u64>,
 
     /// Also write every figure of every round to this file, as JSON
@@ -52,6 +61,10 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
 }
 
 async fn bench(args: &Args) -> Result<ExitCode> {
+    ensure!(
+        args.grown.is_sorted_by(|less, more| less < more),
+        "--grown must be ascending, as the tables grow from one measurement to the next"
+    );
     let progress = Progress::Shown;
     let programs = Programs::build(
         &super::workspace()?,

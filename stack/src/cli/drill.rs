@@ -22,7 +22,7 @@ use super::signals::Signals;
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct Args {
     /// How long things go wrong
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_440))]
     minutes: u64,
 
     /// Repeats the drill of that seed [default: a random one]
@@ -38,7 +38,12 @@ pub(super) struct Args {
     only: Vec<String>,
 
     /// All faults of `--only` at once, a single time, for so many seconds
-    #[arg(long, requires = "only", conflicts_with = "minutes")]
+    #[arg(
+        long,
+        requires = "only",
+        conflicts_with = "minutes",
+        value_parser = clap::value_parser!(u64).range(1..=3_600)
+    )]
     together: Option<u64>,
 
     /// Folder for the services' logs, to be kept

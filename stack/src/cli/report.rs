@@ -4,8 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use comfy_table::Table;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
+use hookctl::output;
 use hookctl::sample::Sample;
 use ingest::secrets::DEVELOPMENT_SECRET;
 use sqlx::{AssertSqlSafe, PgPool};
@@ -64,15 +63,23 @@ pub(super) async fn stored(pool: &PgPool, ids: &[String]) -> Result<Stored> {
     Ok(Stored { samples, events })
 }
 
-pub(super) fn print(
-    stored: &Stored,
-    services: &[Service],
-    stores: &Stores,
-    logs: &Path,
-) -> io::Result<()> {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["event", "webhook-id", "stored after", "row in"]);
+/// Where everything is.
+pub(super) struct Places<'a> {
+    pub(super) services: &'a [Service],
+    pub(super) stores: &'a Stores,
+    pub(super) logs: &'a Path,
+    pub(super) hookctl: &'a Path,
+}
+
+pub(super) fn print(stored: &Stored, places: &Places<'_>) -> Result<()> {
+    let Places {
+        services,
+        stores,
+        logs,
+        hookctl,
+    } = places;
+    let management = stores.management_url()?;
+    let mut table = output::table(&["event", "webhook-id", "stored after", "row in"]);
     for sample in &stored.samples {
         table.add_row([
             sample.event_type.clone(),
@@ -97,7 +104,7 @@ pub(super) fn print(
         out,
         "Secret      {DEVELOPMENT_SECRET} (for development only)"
     )?;
-    for service in services {
+    for service in *services {
         writeln!(
             out,
             "Metrics     {} ({})",
@@ -106,9 +113,19 @@ pub(super) fn print(
         )?;
     }
     writeln!(out, "RabbitMQ    {}", stores.amqp_url())?;
+    writeln!(
+        out,
+        "            {management} (its web interface: guest, guest)"
+    )?;
     writeln!(out, "Postgres    psql {}", stores.database_url())?;
     writeln!(out, "Logs        {}", logs.display())?;
     writeln!(out, "\nSend another event:\n\n{}", curl(&webhook_url))?;
+    writeln!(
+        out,
+        "\nFor the operators' tool, {}:\n\n{}",
+        hookctl.display(),
+        exports(stores, &management)
+    )?;
     writeln!(out, "\nLook at what is stored, in psql:\n\n{QUERIES}")?;
     writeln!(out, "\nCtrl-C stops everything.")?;
     Ok(())
@@ -118,6 +135,19 @@ const QUERIES: &str = "  select * from latest_events;
   select id, company_id, status, number_of_items, created_at from export_jobs;
   select id, company_id, name, state, country, default_currency from vendors;
   select * from dead_letters;";
+
+/// What a shell needs for `hookctl doctor`, `send`, `tail` and the others.
+fn exports(stores: &Stores, management: &str) -> String {
+    let secrets = format!("development={DEVELOPMENT_SECRET}");
+    [
+        ("DATABASE_URL", stores.database_url().as_str()),
+        ("AMQP_URL", &stores.amqp_url()),
+        ("RABBITMQ_MANAGEMENT_URL", management),
+        ("WEBHOOK_SECRETS", &secrets),
+    ]
+    .map(|(name, value)| format!("  export {name}='{value}'"))
+    .join("\n")
+}
 
 /// A shell command that signs and sends an export job with an id of its own.
 fn curl(url: &str) -> String {

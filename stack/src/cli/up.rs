@@ -1,5 +1,6 @@
 //! `cargo stack up`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -62,6 +63,7 @@ struct Running {
     stores: Stores,
     pool: PgPool,
     logs: PathBuf,
+    hookctl: PathBuf,
 }
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
@@ -98,8 +100,8 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
 
     let step = progress.step("starting rabbitmq and postgres (about 10 s)");
     let addresses = Addresses {
-        postgres: ports::prefer(POSTGRES)?,
-        amqp: ports::prefer(AMQP)?,
+        postgres: prefer(POSTGRES, "postgres")?,
+        amqp: prefer(AMQP, "rabbitmq")?,
     };
     let stores = Stores::start(&packages, base, addresses, Durability::Full).await?;
     step.done("rabbitmq and postgres are up");
@@ -110,18 +112,19 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
     step.done("schema, queues and the services' accounts are there");
 
     let step = progress.step("starting ingest and the workers");
+    let hookctl = programs.hookctl();
     let launcher = Launcher::new(programs, &stores, &logs)
         .under(&accounts)
         .env("LOG", &args.log);
     let mut services = Vec::new();
     for (program, private) in Program::ALL.into_iter().zip(FIRST_PRIVATE..) {
         let public = if program == Program::Ingest {
-            ports::prefer(WEBHOOKS)?
+            prefer(WEBHOOKS, "ingest")?
         } else {
             ports::free()?
         };
         let listen = Listen {
-            private: ports::prefer(private)?,
+            private: prefer(private, program.name())?,
             public,
         };
         services.push(launcher.start_at(program, program.name(), listen)?);
@@ -139,9 +142,22 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
         stores,
         pool,
         logs,
+        hookctl,
     };
     running.send_samples().await?;
     Ok(running)
+}
+
+/// The port, or another one if it is taken, which is then said.
+fn prefer(port: u16, what: &str) -> Result<SocketAddr> {
+    let address = ports::prefer(port)?;
+    if address.port() != port {
+        note(&format!(
+            "port {port} is taken by another program; {what} listens on {} instead",
+            address.port()
+        ));
+    }
+    Ok(address)
 }
 
 /// Until the first signal. A part that dies is reported and the rest stays up, as that is what one
@@ -194,8 +210,13 @@ impl Running {
         }
         step.done("two sample events were sent, signed, accepted and stored");
         let stored = report::stored(&self.pool, &ids).await?;
-        report::print(&stored, &self.services, &self.stores, &self.logs)
-            .context("cannot print the report")
+        let places = report::Places {
+            services: &self.services,
+            stores: &self.stores,
+            logs: &self.logs,
+            hookctl: &self.hookctl,
+        };
+        report::print(&stored, &places).context("cannot print the report")
     }
 
     async fn until_stored(&self, sample: &Sample, ids: &[String]) -> Result<()> {
@@ -229,11 +250,15 @@ impl Running {
         for (service, stopped) in self.services.iter().zip(stops.await) {
             match stopped {
                 Ok(_) => {}
-                Err(error) => failures.push(format!("{}: {error:#}", service.process().name())),
+                Err(error) => failures.push(format!(
+                    "{}: {}",
+                    service.process().name(),
+                    shared::reason::one_line(&error)
+                )),
             }
         }
         if let Err(error) = self.stores.stop().await {
-            failures.push(format!("{error:#}"));
+            failures.push(shared::reason::one_line(&error));
         }
         if failures.is_empty() {
             Ok(())

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use comfy_table::Table;
-use comfy_table::presets::UTF8_FULL_CONDENSED;
 use hookctl::delivery::Outcome;
+use hookctl::output;
 
 use super::audit::Audit;
 use super::sender::Sent;
@@ -110,9 +109,7 @@ fn as_count(number: i64) -> usize {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let table = |header: &[&str], rows: Vec<Vec<String>>| {
-            let mut table = Table::new();
-            table.load_style(UTF8_FULL_CONDENSED);
-            table.set_header(header);
+            let mut table = output::table(header);
             table.add_rows(rows);
             table
         };

@@ -8,7 +8,7 @@ use lapin::{
     Connection, ConnectionProperties,
     options::{ExchangeDeleteOptions, QueueDeleteOptions},
 };
-use shared::{Family, Program, topology::Topology};
+use shared::{Program, topology::Topology};
 use sqlx::{ConnectOptions, PgPool};
 use stack::{
     ports,

@@ -17,7 +17,7 @@ defaults
   timeout connect 2s
   timeout client 30m
   timeout server 30m
-  timeout check 2s
+  timeout check 4s
   option clitcpka
   option srvtcpka
 ";
@@ -96,7 +96,7 @@ fn config(port: u16, behind: Behind<'_>) -> String {
         ),
     };
     let mut config = format!("{DEFAULTS}listen stores\n  bind :{port}\n{check}");
-    config.push_str("  default-server inter 1s fall 2 rise 2 on-marked-down shutdown-sessions\n");
+    config.push_str("  default-server inter 1s fall 3 rise 2 on-marked-down shutdown-sessions\n");
     for (number, server) in (1..).zip(servers) {
         config.push_str(&format!("  server store-{number} {server} check{at}\n"));
     }

@@ -23,6 +23,7 @@ use crate::stores::OwnerUrls;
 
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const WHOLE_WITHIN: Duration = Duration::from_secs(120);
+const SETUP_TRIES: u32 = 4;
 /// The queue whose leader is killed or cut off.
 const QUEUE: &str = "pleo.vendor";
 /// Each service's ports follow from its place in the list.
@@ -82,7 +83,11 @@ impl Clustered {
             amqp: hosts.amqp_url(&rabbitmq::administrator()),
             management: cluster.brokers.management_url(),
         };
-        accounts.set_up_at(&programs, &urls, &logs).await?;
+        // The balancer may take a busy server for one that is down. A setup can be repeated.
+        let mut tries = 1..SETUP_TRIES;
+        while let Err(error) = accounts.set_up_at(&programs, &urls, &logs).await {
+            tries.next().ok_or(error)?;
+        }
         let launcher =
             Launcher::as_owner(programs, hosts, (owner, rabbitmq::administrator()), &logs)
                 .under(&accounts)

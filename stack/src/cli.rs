@@ -1,6 +1,7 @@
 //! The commands of the binary.
 
 mod bench;
+mod compose;
 mod drill;
 mod report;
 mod signals;
@@ -31,6 +32,8 @@ enum Command {
     Test(test::Args),
     /// Let everything go wrong under load, and show that nothing is lost
     Drill(drill::Args),
+    /// Try docker-compose.yml on a Docker engine, from a clean clone
+    Compose(compose::Args),
     /// Measure how near the pipeline comes to what its parts can do on this machine
     Bench(bench::Args),
 }
@@ -41,6 +44,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Up(args) => up::run(&args, &signals).await,
         Command::Test(args) => test::run(&args, &signals).await,
         Command::Drill(args) => drill::run(&args, &signals).await,
+        Command::Compose(args) => compose::run(&args, &signals).await,
         Command::Bench(args) => bench::run(&args, &signals).await,
     }
 }

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod base;
 pub mod bench;
 pub mod cluster;
+pub mod compose;
 pub mod debian_root;
 pub mod drill;
 pub mod packages;

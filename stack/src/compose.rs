@@ -1,0 +1,155 @@
+//! `docker-compose.yml` on a real engine, as users run it: from a clean clone, with README's own commands.
+//!
+//! [`prepare`] finds or starts what is needed: an engine, Compose, and images, official or stand-ins. What it
+//! cannot get is no fault of the repository's, so a run may skip for that. [`Ready::check`] then tries
+//! everything that `docs/deploying.md` promises, and fails at the first thing that is not so.
+
+mod container;
+mod engine;
+mod images;
+mod kill;
+mod load;
+mod monitoring;
+mod passwords;
+mod readme;
+mod rounds;
+mod shell;
+mod site;
+mod trial;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use self::engine::Engine;
+use self::images::Images;
+use self::shell::Shell;
+use self::site::{Site, Tool};
+use self::trial::Trial;
+use crate::base::Base;
+use crate::progress::{Progress, note};
+
+pub use self::trial::Report;
+
+/// The image that is built unless another one is named.
+const IMAGE: &str = "pleo-webhooks-trial";
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// What a run goes by.
+#[derive(Debug)]
+pub struct Settings {
+    /// An image that is there already, instead of building one.
+    pub image: Option<String>,
+    /// Start an engine of our own beside one that runs.
+    pub own_engine: bool,
+}
+
+/// All that is needed to try the compose file.
+#[derive(Debug)]
+pub struct Ready {
+    started: Instant,
+    shell: Shell,
+    images: Images,
+    compose: String,
+    has_old: bool,
+    // Last, as it ends with this value.
+    engine: Engine,
+}
+
+/// Finds or makes an engine, Compose and the images.
+///
+/// # Errors
+/// When one of them cannot be had here; the message says why.
+pub async fn prepare(
+    base: &Base,
+    workspace: &Path,
+    settings: &Settings,
+    progress: Progress,
+) -> Result<Ready> {
+    let started = Instant::now();
+    let engine = Engine::find_or_start(base, settings.own_engine, progress).await?;
+    Site::sweep(&engine.shell).await?;
+    let images = Images::find_or_make(&engine.shell, base, workspace, progress).await?;
+    let mut shell = engine.shell.clone();
+    let version = match plugin(&shell).await {
+        Ok(version) => version,
+        Err(_) => {
+            let folder = images.plugins(&shell, base, workspace).await?;
+            shell = shell.env("DOCKER_CONFIG", folder.to_string_lossy());
+            plugin(&shell).await?
+        }
+    };
+    let old = shell
+        .ok("docker-compose", &["version", "--short"], ANSWER_WITHIN)
+        .await;
+    Ok(Ready {
+        started,
+        shell,
+        images,
+        compose: version,
+        has_old: old.is_ok_and(|version| version.starts_with("1.29")),
+        engine,
+    })
+}
+
+impl Ready {
+    /// Tries everything, and takes it away again.
+    ///
+    /// # Errors
+    /// Names the check that does not hold, and shows the state of the containers.
+    pub async fn check(
+        self,
+        base: &Base,
+        workspace: &Path,
+        settings: &Settings,
+        progress: Progress,
+    ) -> Result<Report> {
+        let mut shell = self.shell.clone();
+        for (name, value) in &self.images.env {
+            shell = shell.env(name, value);
+        }
+        let image = settings.image.as_deref().unwrap_or(IMAGE);
+        let mut site = Site::clone(base, workspace, shell, image).await?;
+        let mut trial = Trial::new(progress);
+        if let Err(error) = self.rounds(&mut site, &mut trial, settings).await {
+            note(&site.describe().await);
+            return Err(error);
+        }
+        drop(site);
+        self.engine.tidy().await;
+        let used = vec![
+            format!("Docker {}, Compose {}", self.engine.version, self.compose),
+            format!("images: {}", self.images.origin),
+        ];
+        let mut left_out: Vec<String> = self
+            .images
+            .left_out
+            .iter()
+            .map(|&what| what.to_owned())
+            .collect();
+        if !self.has_old {
+            left_out.push("docker-compose 1.29, which is not installed".to_owned());
+        }
+        Ok(trial.report(used, left_out, self.started.elapsed()))
+    }
+
+    async fn rounds(&self, site: &mut Site, trial: &mut Trial, settings: &Settings) -> Result<()> {
+        rounds::as_cloned::run(site, trial, settings.image.is_some()).await?;
+        rounds::own_secrets::run(site, trial).await?;
+        if self.has_old {
+            site.tool = Tool::Old;
+            fs::remove_file(site.folder.join(".env")).context("there is no .env")?;
+            rounds::old_compose::run(site, trial).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn plugin(shell: &Shell) -> Result<String> {
+    let out = shell
+        .ok("docker", &["compose", "version", "--short"], ANSWER_WITHIN)
+        .await?;
+    Ok(out.trim().to_owned())
+}

@@ -1,0 +1,88 @@
+//! No password is where too many see it: in what the engine tells about containers, in the environment and
+//! the arguments of their processes, in their logs.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use super::site::Site;
+
+/// Shorter ones would be found everywhere.
+const SHORTEST: usize = 8;
+
+/// Of the main process in any case, of the others as far as they live long enough.
+const READ: &str = "cat /proc/1/environ || exit 1
+    cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null || true";
+
+/// Looks for every password of a folder in every container.
+///
+/// # Errors
+/// Names the container in which one is, and where.
+pub(super) async fn are_nowhere(site: &Site, secrets: &Path) -> Result<usize> {
+    let passwords = read(secrets)?;
+    ensure!(passwords.len() >= 8, "only {} passwords", passwords.len());
+    let containers = site.containers().await?;
+    for container in &containers {
+        let pid = format!("container:{}", container.id);
+        let mut environments = vec!["run", "--rm", "--cap-add", "SYS_PTRACE", "--pid", &pid];
+        environments.extend([
+            "--network",
+            "none",
+            "--user",
+            "0",
+            "--entrypoint",
+            "sh",
+            &site.image,
+        ]);
+        environments.extend(["-c", READ]);
+        let inspect = site.docker(&["inspect", &container.id]).await?;
+        let logs = site
+            .line(&format!("docker logs {} 2>&1", container.id))
+            .await?;
+        let running = container.status.starts_with("Up");
+        let processes = match running {
+            true => site.docker(&environments).await?,
+            false => String::new(),
+        };
+        ensure!(
+            !running || processes.contains("PATH="),
+            "{} shows no environment",
+            container.name
+        );
+        for (place, text) in [
+            ("docker inspect", inspect),
+            ("the log", logs),
+            ("the environment or arguments of a process", processes),
+        ] {
+            for (name, password) in &passwords {
+                ensure!(
+                    !text.contains(password.as_str()),
+                    "{name} is in {place} of {}",
+                    container.name
+                );
+            }
+        }
+    }
+    Ok(containers.len())
+}
+
+/// Each with the file's name. Of `name=secret` it is the secret.
+fn read(folder: &Path) -> Result<Vec<(String, String)>> {
+    let mut passwords = Vec::new();
+    for entry in fs::read_dir(folder).context("cannot read the secrets")? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let text = fs::read_to_string(&path)?;
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let password = line
+                .split_once('=')
+                .map_or(line, |(_, secret)| secret)
+                .trim();
+            if password.len() >= SHORTEST {
+                passwords.push((name.clone().into_owned(), password.to_owned()));
+            }
+        }
+    }
+    Ok(passwords)
+}

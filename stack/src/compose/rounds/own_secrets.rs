@@ -1,0 +1,168 @@
+//! As docs/deploying.md makes it a user's own: passwords and a webhook secret that only they know.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use hookctl::delivery;
+use hookctl::sample::{VENDOR, new_webhook_id};
+use ingest::secrets::DEVELOPMENT_SECRET;
+use tokio::time::{Instant, sleep};
+
+use crate::compose::passwords;
+use crate::compose::site::Site;
+use crate::compose::trial::Trial;
+
+/// ingest looks at the file every second and takes what it has seen twice.
+const TAKEN_WITHIN: Duration = Duration::from_secs(30);
+const OK: Option<u16> = Some(202);
+const UNAUTHORIZED: Option<u16> = Some(401);
+
+pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()> {
+    let secrets = site.folder.join("secrets");
+    let file = secrets.join("webhook-secrets");
+    let (first, second) = (secret(), secret());
+    trial
+        .check("deploy/make-secrets", make_secrets(site, &file, &first))
+        .await?;
+    trial
+        .check("a port that is taken is named", taken_port(site))
+        .await?;
+    trial
+        .check("everything is healthy with passwords of its own", up(site))
+        .await?;
+    let wanted = [(first.as_str(), OK), (DEVELOPMENT_SECRET, UNAUTHORIZED)];
+    trial
+        .check("only the own secret is accepted", answers(site, &wanted))
+        .await?;
+    let rotated = rotate(site, &file, &first, &second);
+    trial
+        .check("a secret is rotated without a restart", rotated)
+        .await?;
+    let nowhere = passwords::are_nowhere(site, &secrets);
+    trial
+        .check(
+            "no password is in an environment, in docker inspect or in a log",
+            nowhere,
+        )
+        .await?;
+    let doctor = ["run", "--rm", "-T", "hookctl"];
+    trial
+        .check("hookctl doctor finds no problem", site.compose(&doctor))
+        .await?;
+    let setup = ["run", "--rm", "-T", "setup"];
+    trial
+        .check("setup can run beside the services", site.compose(&setup))
+        .await?;
+    trial.check("a backup is made", backup(site)).await?;
+    trial
+        .check("down --volumes", site.compose(&["down", "--volumes"]))
+        .await?;
+    Ok(())
+}
+
+/// 24 random bytes: hexadecimal digits are base64 as well.
+fn secret() -> String {
+    format!(
+        "whsec_{:016x}{:016x}",
+        rand::random::<u64>(),
+        rand::random::<u64>()
+    )
+}
+
+async fn make_secrets(site: &Site, file: &Path, secret: &str) -> Result<()> {
+    fs::remove_file(site.folder.join(".env")).context("there is no .env")?;
+    site.line("deploy/make-secrets").await?;
+    let settings = fs::read_to_string(site.folder.join(".env"))?;
+    ensure!(
+        settings.contains("DEVELOPMENT=false"),
+        ".env is {settings:?}"
+    );
+    fs::write(file, format!("current={secret}\n"))?;
+    let before = contents(&file.with_file_name("postgres-password"))?;
+    site.line("deploy/make-secrets").await?;
+    let after = contents(&file.with_file_name("postgres-password"))?;
+    ensure!(before == after, "a second run has changed a password");
+    Ok(())
+}
+
+fn contents(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Somebody else listens where the proxy should.
+async fn taken_port(site: &Site) -> Result<()> {
+    let address = &site.published.webhooks;
+    let neighbour = TcpListener::bind(address).context("the port is taken already")?;
+    let ended = site.try_compose(&["up", "-d"]).await?;
+    drop(neighbour);
+    let text = ended.end();
+    ensure!(ended.code != Some(0), "up succeeds");
+    ensure!(
+        text.contains(address) && text.contains("address already in use"),
+        "up says {text}"
+    );
+    Ok(())
+}
+
+async fn up(site: &Site) -> Result<()> {
+    site.compose(&["up", "-d"]).await?;
+    site.until_healthy().await
+}
+
+/// Each secret is answered as it should be, at last.
+async fn answers(site: &Site, wanted: &[(&str, Option<u16>)]) -> Result<()> {
+    let url = format!("http://{}/webhooks/pleo", site.published.webhooks);
+    let deadline = Instant::now() + TAKEN_WITHIN;
+    loop {
+        let mut wrong = Vec::new();
+        for (n, (secret, status)) in wanted.iter().enumerate() {
+            let answer = delivery::post(&url, secret, &new_webhook_id(), VENDOR.body).await?;
+            if answer.status != *status {
+                wrong.push(format!(
+                    "secret {n} is answered {:?}: {}",
+                    answer.status, answer.detail
+                ));
+            }
+        }
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{}", wrong.join("; "));
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn rotate(site: &Site, file: &Path, old: &str, new: &str) -> Result<()> {
+    let before = starts(site).await?;
+    fs::write(file, format!("next={new}\ncurrent={old}\n"))?;
+    answers(site, &[(new, OK), (old, OK)]).await?;
+    fs::write(file, format!("next={new}\n"))?;
+    answers(site, &[(new, OK), (old, UNAUTHORIZED)]).await?;
+    ensure!(starts(site).await? == before, "ingest was restarted");
+    Ok(())
+}
+
+/// When each replica of ingest was started.
+async fn starts(site: &Site) -> Result<Vec<String>> {
+    let mut starts = Vec::new();
+    for replica in site.replicas("ingest").await? {
+        let args = [
+            "inspect",
+            "--format",
+            "{{.Id}} {{.State.StartedAt}}",
+            &replica.id,
+        ];
+        starts.push(site.docker(&args).await?);
+    }
+    Ok(starts)
+}
+
+async fn backup(site: &Site) -> Result<()> {
+    let dump = "docker compose exec -T postgres pg_dump -U pleo -Fc pleo | wc -c";
+    let bytes: u64 = site.line(dump).await?.trim().parse()?;
+    ensure!(bytes > 10_000, "the dump has {bytes} bytes");
+    Ok(())
+}

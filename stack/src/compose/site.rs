@@ -1,0 +1,297 @@
+//! A clean clone of the repository, its compose project, and the containers of that.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::time::{Instant, sleep};
+
+use super::container::Container;
+use super::shell::{Ended, Shell};
+use crate::base::Base;
+use crate::ports;
+
+/// Projects of this command start so; what a killed run left behind is known by it.
+const PREFIX: &str = "pleo-trial-";
+const COMMAND_WITHIN: Duration = Duration::from_secs(5 * 60);
+/// All of Rust's dependencies may have to be compiled.
+const UP_WITHIN: Duration = Duration::from_secs(40 * 60);
+const HEALTHY_WITHIN: Duration = Duration::from_secs(5 * 60);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// These do their work and end.
+const ENDING: [&str; 2] = ["setup", "monitoring-account"];
+
+/// Which Compose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tool {
+    /// `docker compose`, version 2.
+    Plugin,
+    /// `docker-compose`, version 1.29.
+    Old,
+}
+
+/// The addresses that the project publishes.
+#[derive(Debug, Clone)]
+pub(super) struct Published {
+    /// Of the proxy.
+    pub(super) webhooks: String,
+    /// Of Prometheus.
+    pub(super) prometheus: String,
+    /// Of Alertmanager.
+    pub(super) alertmanager: String,
+}
+
+/// A clone with its project. Dropping it takes the containers and volumes away.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// The clone.
+    pub(super) folder: PathBuf,
+    /// Where it can be reached.
+    pub(super) published: Published,
+    /// Which Compose is tried.
+    pub(super) tool: Tool,
+    /// What is built, or is there already.
+    pub(super) image: String,
+    shell: Shell,
+    project: String,
+}
+
+impl Site {
+    /// Clones `workspace` as it was committed.
+    ///
+    /// # Errors
+    /// When it cannot be cloned.
+    pub(super) async fn clone(
+        base: &Base,
+        workspace: &Path,
+        shell: Shell,
+        image: &str,
+    ) -> Result<Self> {
+        let folder = base.path().join("clone");
+        let clone = folder.to_string_lossy();
+        let args = ["clone", "--quiet", &workspace.to_string_lossy(), &clone];
+        Shell::default().ok("git", &args, COMMAND_WITHIN).await?;
+        let published = Published {
+            webhooks: ports::free()?.to_string(),
+            prometheus: ports::free()?.to_string(),
+            alertmanager: ports::free()?.to_string(),
+        };
+        let run = base.path().file_name().unwrap_or_default();
+        let project = format!("{PREFIX}{}", run.to_string_lossy().to_lowercase());
+        let shell = shell
+            .within(folder.clone())
+            .env("COMPOSE_PROJECT_NAME", &project)
+            .env("PLEO_IMAGE", image)
+            .env("PROFILE", "dev")
+            .env("PUBLIC_BIND", &published.webhooks)
+            .env("PROMETHEUS_BIND", &published.prometheus)
+            .env("ALERTMANAGER_BIND", &published.alertmanager)
+            .env("GRAFANA_BIND", ports::free()?.to_string());
+        Ok(Self {
+            folder,
+            published,
+            tool: Tool::Plugin,
+            image: image.to_owned(),
+            shell,
+            project,
+        })
+    }
+
+    /// A line of the documentation, as a user's shell runs it.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(super) async fn line(&self, line: &str) -> Result<String> {
+        self.shell.ok("sh", &["-c", line], UP_WITHIN).await
+    }
+
+    /// A subcommand of Compose that has to succeed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(super) async fn compose(&self, args: &[&str]) -> Result<String> {
+        let ended = self.try_compose(args).await?;
+        ensure!(
+            ended.code == Some(0),
+            "compose {} failed: {}",
+            args.join(" "),
+            ended.end()
+        );
+        Ok(ended.out)
+    }
+
+    /// A subcommand of Compose, however it ends.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub(super) async fn try_compose(&self, args: &[&str]) -> Result<Ended> {
+        match self.tool {
+            Tool::Plugin => {
+                let args = [&["compose"], args].concat();
+                self.shell.run("docker", &args, COMMAND_WITHIN).await
+            }
+            Tool::Old => self.shell.run("docker-compose", args, COMMAND_WITHIN).await,
+        }
+    }
+
+    /// A subcommand of Docker that has to succeed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(super) async fn docker(&self, args: &[&str]) -> Result<String> {
+        self.shell.ok("docker", args, COMMAND_WITHIN).await
+    }
+
+    /// The result of a query, a row a line.
+    ///
+    /// # Errors
+    /// When Postgres refuses it.
+    pub(super) async fn sql(&self, query: &str) -> Result<Vec<String>> {
+        let psql = [
+            "exec", "-T", "postgres", "psql", "-U", "pleo", "-At", "pleo",
+        ];
+        let out = self.compose(&[&psql[..], &["-c", query]].concat()).await?;
+        Ok(out.lines().map(str::to_owned).collect())
+    }
+
+    /// The one number that a query results in.
+    ///
+    /// # Errors
+    /// As [`Site::sql`].
+    pub(super) async fn count(&self, query: &str) -> Result<u64> {
+        let rows = self.sql(query).await?;
+        let row = rows.first().context("no row")?;
+        row.parse().with_context(|| format!("{query} gave {row}"))
+    }
+
+    /// All containers of the project but those of `run`.
+    ///
+    /// # Errors
+    /// When the engine cannot be asked.
+    pub(super) async fn containers(&self) -> Result<Vec<Container>> {
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let mut args = vec!["ps", "--all", "--no-trunc", "--filter", &project];
+        args.extend(["--filter", "label=com.docker.compose.oneoff=False"]);
+        args.extend(["--format", Container::FORMAT]);
+        let out = self.docker(&args).await?;
+        out.lines().map(Container::parse).collect()
+    }
+
+    /// Containers of one service.
+    ///
+    /// # Errors
+    /// As [`Site::containers`].
+    pub(super) async fn replicas(&self, service: &str) -> Result<Vec<Container>> {
+        let mut containers = self.containers().await?;
+        containers.retain(|container| container.service == service);
+        Ok(containers)
+    }
+
+    /// Waits until every service has a container and every container is healthy or has done its work.
+    ///
+    /// # Errors
+    /// When that takes too long; names those that are not.
+    pub(super) async fn until_healthy(&self) -> Result<()> {
+        let services = self.compose(&["config", "--services"]).await?;
+        let services: Vec<&str> = services
+            .lines()
+            .filter(|name| self.is_started(name))
+            .collect();
+        let deadline = Instant::now() + HEALTHY_WITHIN;
+        loop {
+            let containers = self.containers().await?;
+            let missing = services
+                .iter()
+                .filter(|name| !containers.iter().any(|c| c.service == **name))
+                .map(|name| format!("{name} has no container"));
+            let unwell = containers
+                .iter()
+                .filter(|c| !c.is_well(ENDING.contains(&c.service.as_str())))
+                .map(|c| format!("{}: {}", c.name, c.status));
+            let wrong: Vec<String> = missing.chain(unwell).collect();
+            if wrong.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("not healthy: {}", wrong.join("; "));
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Compose 1.29 lists services of profiles that are not chosen as well.
+    fn is_started(&self, service: &str) -> bool {
+        self.tool == Tool::Plugin || !["demo", "hookctl", "grafana"].contains(&service)
+    }
+
+    /// Adds a line to `.env`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn set(&self, line: &str) -> Result<()> {
+        let file = self.folder.join(".env");
+        let before = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, format!("{before}{line}\n")).context("cannot write .env")
+    }
+
+    /// What there is to see after a failure: the containers, and the logs of those that are unwell.
+    pub(super) async fn describe(&self) -> String {
+        let mut text = String::new();
+        for container in self.containers().await.unwrap_or_default() {
+            text += &format!("{}: {}\n", container.name, container.status);
+            if !container.is_well(ENDING.contains(&container.service.as_str())) {
+                let args = ["logs", "--tail", "15", &container.id];
+                if let Ok(logs) = self.shell.run("docker", &args, COMMAND_WITHIN).await {
+                    text += &logs.end();
+                    text.push('\n');
+                }
+            }
+        }
+        text
+    }
+
+    /// Takes away what killed runs have left: projects whose folder is gone.
+    ///
+    /// # Errors
+    /// When the engine cannot be asked.
+    pub(super) async fn sweep(shell: &Shell) -> Result<()> {
+        const SWEEP: &str = r#"
+            docker ps --all --filter label=com.docker.compose.project --format \
+              '{{.Label "com.docker.compose.project"}} {{.Label "com.docker.compose.project.working_dir"}}' |
+            sort -u | while read -r project folder; do
+              case $project in "$0"*) ;; *) continue ;; esac
+              [ ! -d "$folder" ] || continue
+              only="--filter label=com.docker.compose.project=$project"
+              docker ps --all --quiet $only | xargs -r docker rm --force --volumes
+              docker volume ls --quiet $only | xargs -r docker volume rm
+              docker network ls --quiet $only | xargs -r docker network rm
+            done"#;
+        shell
+            .ok("sh", &["-c", SWEEP, PREFIX], COMMAND_WITHIN)
+            .await?;
+        Ok(())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let mut down = self.shell.command(
+            "docker",
+            &[
+                "compose",
+                "down",
+                "--volumes",
+                "--remove-orphans",
+                "--timeout",
+                "5",
+            ],
+        );
+        // Whatever is left is swept by the next run.
+        down.stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .ok();
+    }
+}

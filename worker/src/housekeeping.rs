@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::{IntCounterVec, Opts};
 use shared::{
     database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
@@ -12,7 +13,7 @@ use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use crate::config::EventRetention;
+use crate::{config::EventRetention, floor::Floor};
 
 const INTERVAL: Duration = Duration::from_secs(15);
 
@@ -23,11 +24,15 @@ const PAUSE: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(70);
 
 /// A swept row may come back after a crash, to be swept again.
-const MODE: TransactionMode =
-    TransactionMode::write(Durability::Relaxed).statement_timeout(Duration::from_secs(60));
+const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed)
+    .by_index()
+    .statement_timeout(Duration::from_secs(60));
 
 /// Rows of one transaction: small enough to hold no lock for long.
 const BATCH: i32 = 1_000;
+
+/// How often rows are looked at again that could not be deleted when they became old enough.
+const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_secs(3_600);
 
 /// What is swept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,27 +53,36 @@ impl Table {
         }
     }
 
-    /// Deletes at most `$2` rows that are older than `$1` seconds, the oldest ones, and answers with
-    /// their number. Rows that somebody else has locked are left for later.
+    /// Looks at the `$3` oldest rows that were received after `$1` and are older than `$2` seconds, and
+    /// deletes those that nothing needs. Answers with the number of rows looked at, that of deleted
+    /// ones, and the time up to which it looked. Rows that somebody else has locked are left for later.
     const fn statement(self) -> &'static str {
         match self {
-            // Only where the event is stored: any other receipt may be all that is left of it.
+            // Only where the event is stored: any other receipt may be all that is left of it. As a
+            // scalar subquery it cannot become a join that reads all of `events`.
             Self::Receipts => {
-                "with old as (
-                     select webhook_id from webhook_receipts r
-                      where received_at < now() - make_interval(secs => $1)
-                        and exists (select from events e where e.webhook_id = r.webhook_id)
+                "with old as materialized (
+                     select ctid as place, webhook_id, received_at from webhook_receipts
+                      where received_at >= coalesce($1, '-infinity')
+                        and received_at < now() - make_interval(secs => $2)
                       order by received_at
-                      limit $2
+                      limit $3
                         for update skip locked),
+                 stored as materialized (
+                     select place from old
+                      where (select true from events e where e.webhook_id = old.webhook_id)),
                  swept as (
-                     delete from webhook_receipts r using old
-                      where r.webhook_id = old.webhook_id
+                     delete from webhook_receipts r
+                      where r.ctid = any (array(select place from stored))
                      returning 1)
-                 select count(*) from swept"
+                 select (select count(*) from old), (select count(*) from swept),
+                        (select max(received_at) from old)"
             }
             // A function with its owner's rights, as no account may delete events as it likes.
-            Self::Events => "select sweep_events(now() - make_interval(secs => $1), $2)",
+            Self::Events => {
+                "select looked_at, swept, reached
+                   from sweep_events($1, now() - make_interval(secs => $2), $3)"
+            }
         }
     }
 }
@@ -111,9 +125,11 @@ impl Housekeeping {
 
     /// Sweeps again and again, for ever. It may be cancelled anywhere.
     pub async fn run(self) {
+        let mut floors = Table::ALL.map(|table| (table, Floor::new(FROM_THE_BEGINNING_EVERY)));
         loop {
-            for table in Table::ALL {
-                if let Err(error) = self.sweep(table).await {
+            for (table, floor) in &mut floors {
+                let table = *table;
+                if let Err(error) = self.sweep_from(table, floor).await {
                     warn!(%error, table = table.name(), "cannot sweep");
                 }
             }
@@ -123,19 +139,32 @@ impl Housekeeping {
 
     /// Deletes whatever is older than its retention, batch by batch.
     pub async fn sweep(&self, table: Table) -> Result<(), TransactionError> {
+        self.sweep_from(table, &mut Floor::new(FROM_THE_BEGINNING_EVERY))
+            .await
+    }
+
+    async fn sweep_from(&self, table: Table, floor: &mut Floor) -> Result<(), TransactionError> {
         let retention = match (table, self.events) {
             (Table::Receipts, _) => self.receipts,
             (Table::Events, EventRetention::For(retention)) => retention,
             (Table::Events, EventRetention::Forever) => return Ok(()),
         };
+        let mut start = floor.start(Instant::now());
         loop {
-            let swept = self.sweep_batch(table, retention).await?;
+            let batch = self.sweep_batch(table, retention, start).await?;
             self.swept
                 .with_label_values(&[table.name()])
-                .inc_by(u64::try_from(swept).unwrap_or(0));
-            if swept < i64::from(BATCH) {
+                .inc_by(u64::try_from(batch.swept).unwrap_or(0));
+            let Some(reached) = batch.reached else {
+                return Ok(());
+            };
+            floor.advance(reached);
+            if batch.looked_at < i64::from(BATCH) {
                 return Ok(());
             }
+            // Where all of a batch have one time and none may be deleted, those after them are next.
+            let is_stuck = batch.swept == 0 && start == Some(reached);
+            start = Some(reached + TimeDelta::microseconds(is_stuck.into()));
             sleep(PAUSE).await;
         }
     }
@@ -144,12 +173,14 @@ impl Housekeeping {
         &self,
         table: Table,
         retention: Duration,
-    ) -> Result<i64, TransactionError> {
+        start: Option<DateTime<Utc>>,
+    ) -> Result<Batch, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
         let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
-        let swept = transaction
+        let (looked_at, swept, reached) = transaction
             .run(async |connection| {
-                sqlx::query_scalar(table.statement())
+                sqlx::query_as(table.statement())
+                    .bind(start)
                     .bind(retention.as_secs_f64())
                     .bind(BATCH)
                     .fetch_one(connection)
@@ -157,6 +188,17 @@ impl Housekeeping {
             })
             .await?;
         transaction.commit().await?;
-        Ok(swept)
+        Ok(Batch {
+            looked_at,
+            swept,
+            reached,
+        })
     }
+}
+
+/// What one statement did.
+struct Batch {
+    looked_at: i64,
+    swept: i64,
+    reached: Option<DateTime<Utc>>,
 }

@@ -11,6 +11,7 @@ pub mod blame;
 pub mod config;
 pub mod consumer;
 pub mod families;
+pub mod floor;
 pub mod housekeeping;
 pub mod jsonb;
 pub mod ledger;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    floor::Floor,
     persistence::{Abandoned, Persistence},
     problem::STOPPED_WORKER,
     work::{Source, Work},
@@ -40,28 +41,35 @@ const IDLE_POLL: Duration = Duration::from_secs(1);
 const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The count of claims has to outlive this process, and need not outlive the server.
-const CLAIM: TransactionMode = TransactionMode::write(Durability::Local);
+const CLAIM: TransactionMode = TransactionMode::write(Durability::Local).by_index();
 
-// The bounds on `claims` are ISOLATE_AFTER, written out as the index on the isolated rows has them.
-const CLAIM_TOGETHER: &str = "update webhook_spool s
-    set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
-   from (select webhook_id, body_sha256 from webhook_spool
-          where family = $1 and due_at <= now() and claims < 2
-          order by due_at
-          limit $2
-            for update skip locked) due
-  where s.webhook_id = due.webhook_id and s.body_sha256 = due.body_sha256
- returning s.*";
+/// How often rows that appeared late are searched for.
+const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_secs(60);
 
-const CLAIM_ALONE: &str = "update webhook_spool s
-    set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
-   from (select webhook_id, body_sha256 from webhook_spool
-          where family = $1 and due_at <= now() and claims >= 2
-          order by due_at
-          limit $2
-            for update skip locked) due
-  where s.webhook_id = due.webhook_id and s.body_sha256 = due.body_sha256
- returning s.*";
+/// The claim of at most `$2` rows. They are chosen once, whatever the plan is: a subquery would be
+/// chosen anew for each row that a nested loop compares it with, and each time choose other ones.
+macro_rules! claim {
+    ($which:literal) => {
+        concat!(
+            "with due as materialized (
+                 select ctid as place, due_at from webhook_spool
+                  where family = $1 and due_at <= now() and ",
+            $which,
+            "       and due_at >= coalesce($4, '-infinity')
+                  order by due_at
+                  limit $2
+                    for update skip locked)
+             update webhook_spool s
+                set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
+              where s.ctid = any (array(select place from due))
+             returning s.*, (select max(due_at) from due) as reached"
+        )
+    };
+}
+
+// The bounds are ISOLATE_AFTER, written out as the index on the isolated rows has them.
+const CLAIM_TOGETHER: &str = claim!("claims < 2");
+const CLAIM_ALONE: &str = claim!("claims >= 2");
 
 /// Reads one family's part of the spool.
 pub struct SpoolReader {
@@ -79,8 +87,13 @@ impl SpoolReader {
     /// Takes due rows until `stop`; what is not stored by the time of `abandon` is given back.
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
         let mut delays = shared::broker::reconnect_delays();
+        let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
+        let mut kinds = [
+            Claim::new(CLAIM_TOGETHER, limit),
+            Claim::new(CLAIM_ALONE, 1),
+        ];
         while !stop.is_cancelled() {
-            let pause = match self.store_due(&abandon).await {
+            let pause = match self.store_due(&mut kinds, &abandon).await {
                 Ok(0) => IDLE_POLL,
                 Ok(_) => {
                     delays = shared::broker::reconnect_delays();
@@ -100,11 +113,15 @@ impl SpoolReader {
 
     /// Stores a batch of rows that may share a transaction, then at most one that has to be alone;
     /// answers with their number.
-    async fn store_due(&self, abandon: &CancellationToken) -> Result<usize, String> {
-        let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
+    async fn store_due(
+        &self,
+        kinds: &mut [Claim],
+        abandon: &CancellationToken,
+    ) -> Result<usize, String> {
         let mut stored = 0;
-        for (sql, limit) in [(CLAIM_TOGETHER, limit), (CLAIM_ALONE, 1)] {
-            let due = claim(&self.pool, sql, self.family, limit)
+        for kind in kinds {
+            let due = kind
+                .claim(&self.pool, self.family)
                 .await
                 .map_err(|error| error.to_string())?;
             if due.is_empty() {
@@ -123,27 +140,52 @@ impl SpoolReader {
     }
 }
 
-async fn claim(
-    pool: &PgPool,
+/// Claims of one kind, one after the other.
+struct Claim {
     sql: &'static str,
-    family: Family,
     limit: i64,
-) -> Result<Vec<Work>, TransactionError> {
-    let deadline = Instant::now() + CLAIM_DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, &CLAIM, deadline).await?;
-    let due = transaction
-        .run(async |connection| {
-            let rows = sqlx::query(sql)
-                .bind(family.name())
-                .bind(limit)
-                .bind(LEASE.as_secs_f64())
-                .fetch_all(connection)
-                .await?;
-            rows.iter().map(as_work).collect()
-        })
-        .await?;
-    transaction.commit().await?;
-    Ok(due)
+    floor: Floor,
+}
+
+impl Claim {
+    fn new(sql: &'static str, limit: i64) -> Self {
+        Self {
+            sql,
+            limit,
+            floor: Floor::new(FROM_THE_BEGINNING_EVERY),
+        }
+    }
+
+    /// Claims the oldest due rows.
+    async fn claim(
+        &mut self,
+        pool: &PgPool,
+        family: Family,
+    ) -> Result<Vec<Work>, TransactionError> {
+        let deadline = Instant::now() + CLAIM_DEADLINE;
+        let start = self.floor.start(Instant::now());
+        let (sql, limit) = (self.sql, self.limit);
+        let mut transaction = DeadlineTransaction::begin(pool, &CLAIM, deadline).await?;
+        let (due, reached) = transaction
+            .run(async |connection| {
+                let rows = sqlx::query(sql)
+                    .bind(family.name())
+                    .bind(limit)
+                    .bind(LEASE.as_secs_f64())
+                    .bind(start)
+                    .fetch_all(connection)
+                    .await?;
+                let due: Vec<Work> = rows.iter().map(as_work).collect::<Result<_, _>>()?;
+                let reached = rows.first().map(|row| row.try_get("reached")).transpose()?;
+                Ok((due, reached))
+            })
+            .await?;
+        transaction.commit().await?;
+        if let Some(reached) = reached {
+            self.floor.advance(reached);
+        }
+        Ok(due)
+    }
 }
 
 fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {

@@ -12,7 +12,8 @@ revoke all on
     export_jobs_reported_pending, vendors_reported_draft, unstored_receipts,
     written_off_receipts, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
-revoke all on function sweep_events(timestamptz, integer)
+revoke all on function
+    sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 revoke all on schema :"schema"
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
@@ -64,4 +65,6 @@ grant select (webhook_id, received_at, published_at, written_off_at), update (pu
 grant select on unstored_receipts to :"other_worker";
 grant select (event_type) on dead_letters to :"other_worker";
 -- Old events go only by this function, which leaves young ones and dead letters alone.
-grant execute on function sweep_events(timestamptz, integer) to :"other_worker";
+grant execute on function
+    sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)
+   to :"other_worker";

@@ -77,6 +77,7 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
             "select * from dead_letters",
             "select * from unstored_receipts",
             "select sweep_events('-infinity', 1)",
+            "select sweep_events(null, '-infinity', 1)",
             "select id from vendors",
             "select id from export_jobs",
             "insert into events (webhook_id) values ('m')",
@@ -124,6 +125,7 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
             "select * from unstored_receipts",
             "select event_type from dead_letters",
             "select sweep_events('-infinity', 1)",
+            "select sweep_events(null, '-infinity', 1)",
         ],
     )
     .await;
@@ -134,7 +136,9 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
         &[
             "select payload from dead_letters",
             "select sweep_events(now(), 1)",
+            "select sweep_events(null, now(), 1)",
             "select sweep_events('infinity', 1)",
+            "select sweep_events(null, 'infinity', 1)",
         ],
     )
     .await;

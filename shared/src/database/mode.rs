@@ -51,7 +51,21 @@ pub struct TransactionMode {
     lock_timeout: Duration,
     statement_timeout: Duration,
     idle_timeout: Duration,
+    by_index: bool,
 }
+
+/// For statements that take a few rows of many. The planner chooses by statistics, and by settings
+/// of the database or the role. Where those are wrong, it may read and sort a whole table for them.
+const BY_INDEX: [(&str, &str); 8] = [
+    ("enable_indexscan", "on"),
+    ("enable_tidscan", "on"),
+    ("enable_nestloop", "on"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+];
 
 impl TransactionMode {
     /// Reads and writes. Each statement sees what was committed before it.
@@ -63,6 +77,7 @@ impl TransactionMode {
             lock_timeout: Duration::from_secs(2),
             statement_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(30),
+            by_index: false,
         }
     }
 
@@ -107,6 +122,14 @@ impl TransactionMode {
         }
     }
 
+    /// Its statements find their rows by an index, whatever the statistics say.
+    pub const fn by_index(self) -> Self {
+        Self {
+            by_index: true,
+            ..self
+        }
+    }
+
     /// What a commit waits for.
     pub const fn durability(&self) -> Durability {
         self.durability
@@ -126,6 +149,9 @@ impl TransactionMode {
             },
         );
         for (name, value) in self.settings() {
+            write!(sql, "; set local {name} = {value}").expect("a string takes everything");
+        }
+        for (name, value) in BY_INDEX.iter().filter(|_| self.by_index) {
             write!(sql, "; set local {name} = {value}").expect("a string takes everything");
         }
         sql

@@ -1,6 +1,7 @@
 //! Storing batches in a real Postgres (`DATABASE_URL`), and consuming from a real RabbitMQ
 //! (`AMQP_URL`).
 
+mod claims;
 mod consuming;
 mod crashes;
 mod delays;

@@ -209,9 +209,11 @@ async fn a_repetition_on_its_way_keeps_its_event(pool: PgPool) {
     let sweeping = tokio::spawn({
         let pool = pool.clone();
         async move {
-            sqlx::query_scalar::<_, i64>("select sweep_events(now() - interval '30 days', 10)")
-                .fetch_one(&pool)
-                .await
+            sqlx::query_scalar::<_, i64>(
+                "select swept from sweep_events(null, now() - interval '30 days', 10)",
+            )
+            .fetch_one(&pool)
+            .await
         }
     });
     until_count(

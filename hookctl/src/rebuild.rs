@@ -22,7 +22,7 @@ use shared::{
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use worker::blame::{Blame, blame};
+use worker::judge::Class;
 
 use self::{
     batch::{Candidate, Table, Writer},
@@ -237,5 +237,5 @@ impl Rebuild<'_> {
 }
 
 fn is_a_rows_fault(error: &TransactionError) -> bool {
-    matches!(blame(error), Blame::Row | Blame::Suspect)
+    matches!(Class::of(error), Class::Row | Class::Suspect | Class::Slow)
 }

@@ -8,6 +8,8 @@ mod sort_key;
 mod text;
 mod vendor;
 
+use std::collections::HashSet;
+
 pub use export_job::ExportJob;
 pub use row::{Resource, Row};
 use serde_json::value::RawValue;
@@ -56,6 +58,38 @@ impl Typed {
             .map(Some)
             .map_err(|reason| format!("{WRONG_DATA} {family} its type names: {reason}"))
     }
+
+    /// The key in its table.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::ExportJob(row) => row.resource.id().as_str(),
+            Self::Vendor(row) => row.resource.id().as_str(),
+        }
+    }
+}
+
+/// The ids, of those of the rows, whose row in its table somebody has locked. What is free is locked
+/// until the end of the transaction.
+pub async fn locked(
+    connection: &mut PgConnection,
+    rows: &[&Typed],
+) -> Result<HashSet<String>, sqlx::Error> {
+    let ids: Vec<&str> = rows.iter().map(|row| row.id()).collect();
+    let locked: Vec<String> = sqlx::query_scalar(
+        "with free_export_jobs as materialized (
+             select id from export_jobs where id = any ($1) for no key update skip locked),
+         free_vendors as materialized (
+             select id from vendors where id = any ($1) for no key update skip locked)
+         select id from export_jobs
+          where id = any ($1) and id not in (select id from free_export_jobs)
+         union all
+         select id from vendors
+          where id = any ($1) and id not in (select id from free_vendors)",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    Ok(locked.into_iter().collect())
 }
 
 /// The type and the `data` of an event of the family that nothing could be wrong with.

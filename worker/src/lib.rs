@@ -2,18 +2,19 @@
 //! message is acknowledged only after its commit.
 //!
 //! The way of an event: [`consumer`] or [`spool_reader`] → [`record`] (pure: bytes to rows, with
-//! [`families`]) → [`persistence`] (retries, blame, deferral) → [`store`] (the transaction).
+//! [`families`]) → [`persistence`] and `groups` (retries, deferral), with [`judge`] (pure) → [`store`] (the transaction).
 //!
 //! Which table an event goes to follows from its type and not from the queue that it came by.
 
 pub mod acks;
-pub mod blame;
 pub mod config;
 pub mod consumer;
 pub mod families;
 pub mod floor;
+mod groups;
 pub mod housekeeping;
 pub mod jsonb;
+pub mod judge;
 pub mod ledger;
 pub mod metrics;
 pub mod persistence;

@@ -17,16 +17,15 @@ use shared::{
 use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
-    blame::{Blame, blame},
     families,
+    groups::{Fate, Patience, Run, Task},
     metrics::Metrics,
     record::Record,
     rehearsal,
-    spool_reader::LEASE,
-    spool_writer::{self, Claims},
+    spool_writer::{self, Claims, Postponement},
     store::{self, Stored},
     work::Work,
 };
@@ -40,12 +39,8 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(3_600),
 ];
 
-/// A suspect failure counts against a row after so many in a row with Postgres otherwise well.
-const SUSPICIONS: u32 = 3;
-
-/// How long a batch is held while Postgres is away. RabbitMQ closes a channel whose messages stay
-/// unacknowledged for 30 minutes; long before that they are better off in the queue.
-const HOLD_LIMIT: Duration = Duration::from_secs(600);
+/// The wait for a lock that somebody holds on a row.
+const LOCKED_DELAY: Duration = Duration::from_secs(2);
 
 /// The batch was given up before it was stored: it must not be acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,52 +55,6 @@ pub struct Persistence {
     hold_reason: Mutex<String>,
 }
 
-/// Postgres refuses the step over one of its rows, with its reason.
-struct Refused(String);
-
-/// One thing to be done in one transaction, and done again while Postgres is away.
-enum Step<'b> {
-    /// Store these.
-    Store(&'b [(Work, Record)]),
-    /// Spool these, unread, to be handled alone.
-    Isolate(&'b [Work]),
-    /// Spool this one for its next attempt.
-    Defer {
-        work: &'b Work,
-        reason: &'b str,
-        delay: Duration,
-    },
-}
-
-impl<'b> Step<'b> {
-    /// The step's event, if it is only one.
-    fn alone(&self) -> Option<&'b Work> {
-        match *self {
-            Self::Store([(work, _)]) | Self::Isolate([work]) | Self::Defer { work, .. } => {
-                Some(work)
-            }
-            Self::Store(_) | Self::Isolate(_) => None,
-        }
-    }
-}
-
-/// How one attempt at a step went.
-enum Tried {
-    Done,
-    Refused(Refused),
-    /// For a reason that will pass, or that is not yet known for a row's fault.
-    Held(TransactionError),
-}
-
-/// What speaks against a step so far.
-#[derive(Default)]
-struct Suspicion<'b> {
-    /// How often in a row it failed with Postgres otherwise well.
-    count: u32,
-    /// The event over which the connection was just lost.
-    lost: Option<&'b Work>,
-}
-
 impl Persistence {
     /// Stores through `pool`.
     pub fn new(pool: PgPool, family: Family, metrics: Metrics) -> Self {
@@ -118,6 +67,10 @@ impl Persistence {
         }
     }
 
+    pub(crate) fn family(&self) -> Family {
+        self.family
+    }
+
     /// Whether everything needed can be written now; nothing is held.
     pub async fn probe(&self) -> Result<(), String> {
         if self.holding.load(Ordering::Relaxed) > 0 {
@@ -125,12 +78,16 @@ impl Persistence {
             let reason = reason.unwrap_or_else(PoisonError::into_inner);
             return Err(format!("holding events: {reason}"));
         }
-        self.probe_database().await.map_err(|e| e.to_string())
+        let probe = async {
+            database::probe(&self.pool, store::PROBE).await?;
+            database::probe(&self.pool, families::PROBE).await
+        };
+        probe.await.map_err(|e| e.to_string())
     }
 
-    async fn probe_database(&self) -> Result<(), TransactionError> {
-        database::probe(&self.pool, store::PROBE).await?;
-        database::probe(&self.pool, families::PROBE).await
+    pub(crate) fn note_reason(&self, reason: String) {
+        let noted = self.hold_reason.lock();
+        *noted.unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
     /// Brings every event of the batch to `events` or back to the spool, however long Postgres is
@@ -149,14 +106,10 @@ impl Persistence {
             .collect();
         // All of them are kept while any is held; those that are done have no row any more.
         let claims = Claims::of(&self.pool, batch.iter().map(|(work, _)| work));
-        let refused = self
-            .complete_or_halve(&batch, Step::Store, &claims, abandon)
-            .await?;
-        for ((work, record), Refused(reason)) in refused {
-            self.set_aside(work, record, &reason, &claims, abandon)
-                .await?;
-        }
-        Ok(())
+        let mut run = Run::new(self, &claims, abandon);
+        let tasks = batch.iter().map(|(w, r)| Task::Store(w, r)).collect();
+        let rest = run.complete(tasks).await?;
+        self.set_aside(&mut run, rest).await
     }
 
     /// Moves events that were redelivered too often into the spool, unread, where each is handled
@@ -167,51 +120,171 @@ impl Persistence {
         abandon: &CancellationToken,
     ) -> Result<(), Abandoned> {
         let claims = Claims::of(&self.pool, []);
-        let refused = self
-            .complete_or_halve(batch, Step::Isolate, &claims, abandon)
+        let mut run = Run::new(self, &claims, abandon);
+        let rest = run
+            .complete(batch.iter().map(Task::Isolate).collect())
             .await?;
-        if refused.is_empty() {
+        self.must_be_empty(&rest)
+    }
+
+    /// Events that could not be stored go back to the spool: the locked ones for the end of the lock,
+    /// the refused ones for their next attempt. A refused one with its attempts spent goes into
+    /// `events`, with the reason as its problem.
+    async fn set_aside(
+        &self,
+        run: &mut Run<'_>,
+        rest: Vec<(Task<'_>, Fate)>,
+    ) -> Result<(), Abandoned> {
+        let mut put_off = Vec::new();
+        let mut dead = Vec::new();
+        for (task, fate) in &rest {
+            let &Task::Store(work, record) = task else {
+                continue;
+            };
+            let Fate::Refused(reason) = fate else {
+                put_off.push(locked(work));
+                continue;
+            };
+            match delay(work) {
+                Some(delay) => put_off.push(refused(work, reason, delay)),
+                None => dead.push((work, record.clone().with_problem(reason.clone()))),
+            }
+        }
+        if !dead.is_empty() {
+            let tasks = dead.iter().map(|(w, r)| Task::Store(w, r)).collect();
+            for (task, fate) in run.complete(tasks).await? {
+                let Task::Store(work, record) = task else {
+                    continue;
+                };
+                put_off.push(match fate {
+                    Fate::Locked => locked(work),
+                    // Not even as a dead letter: it stays in the spool rather than getting lost.
+                    Fate::Refused(_) => {
+                        let reason = record.problem.as_deref().unwrap_or_default();
+                        refused(work, reason, RETRY_DELAYS[RETRY_DELAYS.len() - 1])
+                    }
+                });
+            }
+        }
+        self.put_off(run, &put_off).await
+    }
+
+    async fn put_off(
+        &self,
+        run: &mut Run<'_>,
+        postponements: &[Postponement<'_>],
+    ) -> Result<(), Abandoned> {
+        if postponements.is_empty() {
             return Ok(());
         }
-        // What even the spool refuses stays with the broker.
-        for _ in refused {
-            error!(family = %self.family, "the spool refuses a message; it stays in the queue");
+        for Postponement {
+            work,
+            attempts,
+            delay,
+            reason: _,
+        } in postponements
+        {
+            // Not the reason: Postgres' words may quote the body.
+            warn!(
+                family = %self.family,
+                webhook_id = work.event.webhook_id,
+                attempts,
+                retry_in_s = delay.as_secs(),
+                "the event cannot be stored now; trying again later, see webhook_spool"
+            );
         }
+        let tasks = postponements.iter().copied().map(Task::PutOff).collect();
+        let rest = run.complete(tasks).await?;
+        self.must_be_empty(&rest)?;
+        for _ in postponements {
+            self.metrics.deferred();
+        }
+        Ok(())
+    }
+
+    /// What even the spool refuses stays where it came from.
+    fn must_be_empty(&self, rest: &[(Task<'_>, Fate)]) -> Result<(), Abandoned> {
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let (family, events) = (self.family, rest.len());
+        error!(%family, events, "the spool refuses events; they stay where they are");
         Err(Abandoned)
     }
 
-    /// Completes the step for all but the offenders, each of which is answered with the reason. To
-    /// find them what is refused is halved until it is one event: a handful of transactions even
-    /// for a big batch.
-    async fn complete_or_halve<'b, T>(
+    /// One transaction over a group.
+    pub(crate) async fn attempt(
         &self,
-        batch: &'b [T],
-        step: impl Fn(&'b [T]) -> Step<'b>,
-        claims: &Claims<'_>,
-        abandon: &CancellationToken,
-    ) -> Result<Vec<(&'b T, Refused)>, Abandoned> {
-        let mut offenders = Vec::new();
-        let mut groups = vec![batch];
-        while let Some(group) = groups.pop() {
-            match (self.complete(&step(group), claims, abandon).await?, group) {
-                (Ok(()), _) => {}
-                (Err(refused), [offender]) => offenders.push((offender, refused)),
-                (Err(_), _) => {
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.extend([second, first]);
-                }
+        group: &[Task<'_>],
+        patience: Patience,
+    ) -> Result<(), TransactionError> {
+        match group {
+            [Task::Store(..), ..] => self.store(&to_be_stored(group), patience).await,
+            [Task::Isolate(_), ..] => {
+                let works: Vec<&Work> = group
+                    .iter()
+                    .filter_map(|task| match task {
+                        Task::Isolate(work) => Some(*work),
+                        Task::Store(..) | Task::PutOff(_) => None,
+                    })
+                    .collect();
+                spool_writer::isolate(&self.pool, &works).await
             }
+            [Task::PutOff(_), ..] => {
+                let postponements: Vec<Postponement<'_>> = group
+                    .iter()
+                    .filter_map(|task| match task {
+                        Task::PutOff(postponement) => Some(*postponement),
+                        Task::Store(..) | Task::Isolate(_) => None,
+                    })
+                    .collect();
+                spool_writer::put_off(&self.pool, &postponements).await
+            }
+            [] => Ok(()),
         }
-        Ok(offenders)
     }
 
-    async fn store(&self, group: &[(Work, Record)]) -> Result<(), TransactionError> {
+    /// Fails unless harmless events like those of the group could be written now.
+    pub(crate) async fn rehearse(&self, group: &[Task<'_>]) -> Result<(), TransactionError> {
+        let rows = to_be_stored(group);
+        let Some(size) = rows.iter().map(|(work, _)| work.event.body.len()).max() else {
+            return spool_writer::rehearse(&self.pool).await;
+        };
+        for family in Family::ALL {
+            let is_there = |(work, _): &(&Work, _)| work.event.event_type.family() == family;
+            if rows.iter().any(is_there) {
+                rehearsal::rehearse(&self.pool, family, size).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which of the group's events change a row that somebody has locked. Without an answer it is
+    /// none of them.
+    pub(crate) async fn locked(&self, group: &[Task<'_>]) -> Vec<bool> {
+        let rows = to_be_stored(group);
+        if rows.len() != group.len() {
+            return vec![false; group.len()];
+        }
+        match store::locked(&self.pool, &rows).await {
+            Ok(locked) => locked,
+            Err(error) => {
+                warn!(family = %self.family, %error, "cannot find out which rows are locked");
+                vec![false; group.len()]
+            }
+        }
+    }
+
+    async fn store(
+        &self,
+        rows: &[(&Work, &Record)],
+        patience: Patience,
+    ) -> Result<(), TransactionError> {
         let started = Instant::now();
-        let rows: Vec<_> = group.iter().map(|(work, record)| (work, record)).collect();
-        let stored = store::store(&self.pool, &rows).await?;
-        self.metrics.batch_stored(group.len(), started.elapsed());
+        let stored = store::store(&self.pool, rows, patience).await?;
+        self.metrics.batch_stored(rows.len(), started.elapsed());
         let now = Utc::now();
-        for ((work, record), stored) in rows.into_iter().zip(stored) {
+        for (&(work, record), stored) in rows.iter().zip(stored) {
             self.metrics
                 .event_stored(stored, now - work.event.received_at);
             if stored == Stored::WithProblem {
@@ -226,158 +299,47 @@ impl Persistence {
         }
         Ok(())
     }
+}
 
-    /// One event that Postgres refuses: back to the spool for its next attempt, or, with its
-    /// attempts spent, into `events` with the reason as its problem.
-    async fn set_aside(
-        &self,
-        work: &Work,
-        record: &Record,
-        reason: &str,
-        claims: &Claims<'_>,
-        abandon: &CancellationToken,
-    ) -> Result<(), Abandoned> {
-        let spent = usize::try_from(work.attempts).unwrap_or(0);
-        let last_delay = RETRY_DELAYS[RETRY_DELAYS.len() - 1];
-        let delay = match RETRY_DELAYS.get(spent) {
-            Some(&delay) => delay,
-            None => {
-                let problem = record.clone().with_problem(reason.to_owned());
-                let dead = [(work.clone(), problem)];
-                match self.complete(&Step::Store(&dead), claims, abandon).await? {
-                    Ok(()) => return Ok(()),
-                    // Not even as a dead letter: it stays in the spool rather than getting lost.
-                    Err(Refused(_)) => last_delay,
-                }
-            }
-        };
-        warn!(
-            family = %self.family,
-            webhook_id = work.event.webhook_id,
-            attempt = work.attempts.saturating_add(1),
-            retry_in_s = delay.as_secs(),
-            "postgres refuses the event; trying again later, see webhook_spool"
-        );
-        let defer = Step::Defer {
-            work,
-            reason,
-            delay,
-        };
-        match self.complete(&defer, claims, abandon).await? {
-            Ok(()) => {
-                self.metrics.deferred();
-                Ok(())
-            }
-            Err(Refused(_)) => {
-                error!(
-                    family = %self.family,
-                    webhook_id = work.event.webhook_id,
-                    "the spool refuses the event; it stays where it is"
-                );
-                Err(Abandoned)
-            }
-        }
+fn to_be_stored<'t>(group: &[Task<'t>]) -> Vec<(&'t Work, &'t Record)> {
+    group
+        .iter()
+        .filter_map(|task| match *task {
+            Task::Store(work, record) => Some((work, record)),
+            Task::Isolate(_) | Task::PutOff(_) => None,
+        })
+        .collect()
+}
+
+/// How long an event waits for its next attempt; `None` where all are spent.
+fn delay(work: &Work) -> Option<Duration> {
+    let spent = usize::try_from(work.attempts).unwrap_or(0);
+    RETRY_DELAYS.get(spent).copied()
+}
+
+fn refused<'w>(work: &'w Work, reason: &'w str, delay: Duration) -> Postponement<'w> {
+    Postponement {
+        work,
+        reason,
+        delay,
+        attempts: work.attempts.saturating_add(1),
     }
+}
 
-    /// Repeats `step` while its failures are Postgres' own, with growing pauses, and keeps the
-    /// claims on spool rows meanwhile. No attempt is spent.
-    async fn complete(
-        &self,
-        step: &Step<'_>,
-        claims: &Claims<'_>,
-        abandon: &CancellationToken,
-    ) -> Result<Result<(), Refused>, Abandoned> {
-        let mut delays = shared::broker::reconnect_delays();
-        let started = Instant::now();
-        let mut suspicion = Suspicion::default();
-        let mut hold = None;
-        loop {
-            let error = match self.try_once(step, &mut suspicion).await {
-                Tried::Done => {
-                    if hold.is_some() {
-                        info!(family = %self.family, "postgres is back; going on");
-                    }
-                    return Ok(Ok(()));
-                }
-                Tried::Refused(refused) => return Ok(Err(refused)),
-                Tried::Held(error) => error,
-            };
-            if hold.is_none() {
-                warn!(family = %self.family, %error, "postgres cannot store events now; holding them");
-                hold = Some(Hold::new(self));
-            }
-            let reason = self.hold_reason.lock();
-            *reason.unwrap_or_else(PoisonError::into_inner) = error.to_string();
-            if started.elapsed() > HOLD_LIMIT {
-                claims.release().await;
-                return Err(Abandoned);
-            }
-            claims.renew().await;
-            tokio::select! {
-                () = abandon.cancelled() => {
-                    claims.release().await;
-                    return Err(Abandoned);
-                }
-                () = tokio::time::sleep(delays.next().unwrap_or(LEASE)) => {}
-            }
-        }
-    }
-
-    /// One attempt, and the judgement on its failure.
-    ///
-    /// A lost connection counts only if a rehearsal went through right before. Whatever ends
-    /// connections at random spares the one and hits the other in at most a quarter of the cases,
-    /// and hardly ever several times in a row.
-    async fn try_once<'b>(&self, step: &Step<'b>, suspicion: &mut Suspicion<'b>) -> Tried {
-        if let Some(work) = suspicion.lost
-            && let Err(error) = rehearsal::rehearse(&self.pool, work).await
-        {
-            // Not begun says nothing: Postgres may still be recovering from the step's own crash.
-            if !matches!(error, TransactionError::NotBegun(_)) {
-                suspicion.count = 0;
-            }
-            return Tried::Held(error);
-        }
-        let Err(error) = self.attempt(step).await else {
-            return Tried::Done;
-        };
-        let refused = |error: TransactionError| Tried::Refused(Refused(error.to_string()));
-        let rehearsed = suspicion.lost.take().is_some();
-        match (blame(&error), step.alone()) {
-            (Blame::Row, _) => return refused(error),
-            // Halving blames nobody, and each further proof could be a crash of Postgres.
-            (Blame::Lost, None) => return refused(error),
-            (Blame::Lost, Some(work)) => {
-                suspicion.lost = Some(work);
-                suspicion.count += u32::from(rehearsed);
-            }
-            (Blame::Suspect, _) if self.probe_database().await.is_ok() => suspicion.count += 1,
-            (Blame::Suspect | Blame::Environment, _) => suspicion.count = 0,
-        }
-        if suspicion.count >= SUSPICIONS {
-            return refused(error);
-        }
-        Tried::Held(error)
-    }
-
-    async fn attempt(&self, step: &Step<'_>) -> Result<(), TransactionError> {
-        match *step {
-            Step::Store(group) => self.store(group).await,
-            Step::Isolate(works) => spool_writer::isolate(&self.pool, works).await,
-            Step::Defer {
-                work,
-                reason,
-                delay,
-            } => spool_writer::defer(&self.pool, work, reason, delay).await,
-        }
+fn locked(work: &Work) -> Postponement<'_> {
+    Postponement {
+        work,
+        reason: "somebody holds a lock on a row that it changes",
+        delay: LOCKED_DELAY,
+        attempts: work.attempts,
     }
 }
 
 /// Shows that events are held, for as long as it lives.
-struct Hold<'p>(&'p Persistence);
+pub(crate) struct Hold<'p>(&'p Persistence);
 
 impl<'p> Hold<'p> {
-    fn new(persistence: &'p Persistence) -> Self {
+    pub(crate) fn new(persistence: &'p Persistence) -> Self {
         persistence.holding.fetch_add(1, Ordering::Relaxed);
         persistence.metrics.holding.inc();
         Self(persistence)

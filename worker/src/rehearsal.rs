@@ -17,9 +17,9 @@ use crate::{
     work::{Source, Work},
 };
 
-/// Fails unless an event of the same family and size as `work` could be stored now.
-pub async fn rehearse(pool: &PgPool, work: &Work) -> Result<(), TransactionError> {
-    let harmless = harmless(work.event.event_type.family(), work.event.body.len());
+/// Fails unless an event of this family and size could be stored now.
+pub async fn rehearse(pool: &PgPool, family: Family, size: usize) -> Result<(), TransactionError> {
+    let harmless = harmless(family, size);
     store::rehearse(pool, &harmless, &Record::new(&harmless)).await
 }
 

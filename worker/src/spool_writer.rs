@@ -29,8 +29,21 @@ const CLAIM: TransactionMode = TransactionMode::write(Durability::Local)
     .lock_timeout(Duration::from_secs(5))
     .statement_timeout(Duration::from_secs(10));
 
+/// An event that is to be stored later.
+#[derive(Clone, Copy, Debug)]
+pub struct Postponement<'w> {
+    /// The event.
+    pub work: &'w Work,
+    /// Why it was not stored now.
+    pub reason: &'w str,
+    /// How long from now until a worker may take it.
+    pub delay: Duration,
+    /// Failed attempts to store it, this one included if it counts.
+    pub attempts: i32,
+}
+
 /// Spools events unread, each to be handled alone.
-pub async fn isolate(pool: &PgPool, works: &[Work]) -> Result<(), TransactionError> {
+pub async fn isolate(pool: &PgPool, works: &[&Work]) -> Result<(), TransactionError> {
     let entries: Vec<_> = works
         .iter()
         .map(|work| SpoolEntry {
@@ -48,42 +61,79 @@ pub async fn isolate(pool: &PgPool, works: &[Work]) -> Result<(), TransactionErr
     .await
 }
 
-/// Spools an event for its next attempt.
-pub async fn defer(
+/// Spools events for later, or puts those off that are in the spool.
+pub async fn put_off(
     pool: &PgPool,
-    work: &Work,
-    reason: &str,
-    delay: Duration,
+    postponements: &[Postponement<'_>],
 ) -> Result<(), TransactionError> {
-    let attempts = work.attempts.saturating_add(1);
-    write(pool, &SPOOL, async |connection| match work.source {
-        Source::Queue => {
-            let entry = SpoolEntry {
-                event: &work.event,
-                receipt: work.receipt,
-                attempts,
-                claims: 0,
-                delay,
-                reason,
-            };
-            spool::insert(connection, &[entry]).await
+    let (spooled, new): (Vec<&Postponement<'_>>, Vec<&Postponement<'_>>) = postponements
+        .iter()
+        .partition(|postponement| postponement.work.source == Source::Spool);
+    let entries: Vec<_> = new
+        .iter()
+        .map(|postponement| SpoolEntry {
+            event: &postponement.work.event,
+            receipt: postponement.work.receipt,
+            attempts: postponement.attempts,
+            claims: 0,
+            delay: postponement.delay,
+            reason: postponement.reason,
+        })
+        .collect();
+    write(pool, &SPOOL, async |connection| {
+        if !entries.is_empty() {
+            spool::insert(connection, &entries).await?;
         }
-        Source::Spool => {
-            sqlx::query(
-                "update webhook_spool
-                    set attempts = $3, claims = 0, last_error = $4,
-                        due_at = now() + make_interval(secs => $5)
-                  where webhook_id = $1 and body_sha256 = $2",
-            )
-            .bind(&work.event.webhook_id)
-            .bind(&work.event.body_sha256[..])
-            .bind(attempts)
-            .bind(reason)
-            .bind(delay.as_secs_f64())
-            .execute(connection)
-            .await?;
-            Ok(())
+        if !spooled.is_empty() {
+            update_spooled(connection, &spooled).await?;
         }
+        Ok(())
+    })
+    .await
+}
+
+async fn update_spooled(
+    connection: &mut PgConnection,
+    postponements: &[&Postponement<'_>],
+) -> Result<(), sqlx::Error> {
+    fn column<'p, T>(
+        postponements: &[&'p Postponement<'p>],
+        pick: impl Fn(&'p Postponement<'p>) -> T,
+    ) -> Vec<T> {
+        postponements.iter().map(|p| pick(p)).collect()
+    }
+    sqlx::query(
+        "update webhook_spool s
+            set attempts = later.attempts, claims = 0, last_error = later.reason,
+                due_at = now() + make_interval(secs => later.delay)
+           from unnest($1::text[], $2::bytea[], $3::int[], $4::text[], $5::float8[])
+             as later (webhook_id, body_sha256, attempts, reason, delay)
+          where s.webhook_id = later.webhook_id and s.body_sha256 = later.body_sha256",
+    )
+    .bind(column(postponements, |p| p.work.event.webhook_id.as_str()))
+    .bind(column(postponements, |p| &p.work.event.body_sha256[..]))
+    .bind(column(postponements, |p| p.attempts))
+    .bind(column(postponements, |p| p.reason))
+    .bind(column(postponements, |p| p.delay.as_secs_f64()))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Fails unless the spool could be written now. It does all that spooling takes, the commit included,
+/// and leaves nothing behind.
+pub async fn rehearse(pool: &PgPool) -> Result<(), TransactionError> {
+    write(pool, &SPOOL, async |connection| {
+        sqlx::raw_sql(
+            "savepoint rehearsal;
+             insert into webhook_spool (webhook_id, body_sha256, family, event_type, body,
+                                        received_at, has_receipt, due_at)
+             values ('rehearsal', '', '', '', '', now(), true, now());
+             rollback to savepoint rehearsal",
+        )
+        .execute(connection)
+        .await
+        .map(drop)
     })
     .await
 }

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     families::{self, Text, Typed},
+    groups::Patience,
     problem,
     record::{Body, Record},
     work::{Source, Work},
@@ -24,9 +25,21 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An acknowledgement follows, and the message is then gone.
-const MODE: TransactionMode = TransactionMode::write(Durability::Replicated)
-    .lock_timeout(Duration::from_secs(10))
-    .statement_timeout(Duration::from_secs(20));
+///
+/// A lock that somebody holds on one row may not hold up the others for long. Other workers hold theirs
+/// for milliseconds.
+const MODE: TransactionMode =
+    TransactionMode::write(Durability::Replicated).lock_timeout(Duration::from_secs(1));
+
+impl Patience {
+    const fn mode(self) -> TransactionMode {
+        MODE.statement_timeout(match self {
+            Self::Shortest => Duration::from_millis(500),
+            Self::Short => Duration::from_secs(3),
+            Self::Long => Duration::from_secs(20),
+        })
+    }
+}
 
 /// Fails unless a batch of any family could be stored now, and writes nothing.
 pub const PROBE: &str = "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
@@ -46,12 +59,13 @@ pub enum Stored {
 
 /// Stores the batch; the answer is in its order. After an error nothing of it is stored, unless the
 /// commit itself was cut off: storing it again is harmless in any case.
-pub async fn store(
+pub(crate) async fn store(
     pool: &PgPool,
     batch: &[(&Work, &Record)],
+    patience: Patience,
 ) -> Result<Vec<Stored>, TransactionError> {
     let deadline = Instant::now() + DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, &MODE, deadline).await?;
+    let mut transaction = DeadlineTransaction::begin(pool, &patience.mode(), deadline).await?;
     let stored = transaction
         .run(async |connection| write(connection, batch).await)
         .await;
@@ -70,7 +84,8 @@ pub async fn store(
 /// Does all that storing `work` takes, the commit included, and leaves nothing behind.
 pub async fn rehearse(pool: &PgPool, work: &Work, record: &Record) -> Result<(), TransactionError> {
     let deadline = Instant::now() + DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, &MODE, deadline).await?;
+    let mode = Patience::Short.mode();
+    let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
     transaction.execute("savepoint rehearsal").await?;
     transaction
         .run(async |connection| write(connection, &[(work, record)]).await)
@@ -79,6 +94,32 @@ pub async fn rehearse(pool: &PgPool, work: &Work, record: &Record) -> Result<(),
         .execute("rollback to savepoint rehearsal")
         .await?;
     transaction.commit().await
+}
+
+/// Which of the events change a row of a typed table that somebody has locked.
+pub(crate) async fn locked(
+    pool: &PgPool,
+    batch: &[(&Work, &Record)],
+) -> Result<Vec<bool>, TransactionError> {
+    const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed);
+    let typed: Vec<&Typed> = batch
+        .iter()
+        .filter_map(|(_, record)| record.typed.as_ref())
+        .collect();
+    let deadline = Instant::now() + DEADLINE;
+    let mut transaction = DeadlineTransaction::begin(pool, &MODE, deadline).await?;
+    let locked = transaction
+        .run(async |connection| families::locked(connection, &typed).await)
+        .await?;
+    // These locks are of no use any more, however they end.
+    transaction.rollback().await.ok();
+    Ok(batch
+        .iter()
+        .map(|(_, record)| {
+            let typed = record.typed.as_ref();
+            typed.is_some_and(|typed| locked.contains(typed.id()))
+        })
+        .collect())
 }
 
 async fn write(

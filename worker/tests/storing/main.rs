@@ -8,6 +8,7 @@ mod delays;
 mod events;
 mod failures;
 mod migrating;
+mod offenders;
 mod order;
 mod properties;
 mod retention;

@@ -11,8 +11,8 @@ use shared::{
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _, postgres::PgRow};
 use tokio::time::Instant;
 use worker::{
-    blame::{Blame, blame},
     families::{self, Text, Typed},
+    judge::Class,
     problem::Kind,
     record::{Body, Record},
     work::{Source, Work},
@@ -224,10 +224,7 @@ impl Letter {
 /// Lets Postgres tell rows that it refuses from its own troubles, as workers do. A lost connection
 /// is never taken for an event's fault here: the proof would be more crashes.
 fn is_a_rows_fault(error: &TransactionError) -> bool {
-    match blame(error) {
-        Blame::Row | Blame::Suspect => true,
-        Blame::Lost | Blame::Environment => false,
-    }
+    matches!(Class::of(error), Class::Row | Class::Suspect | Class::Slow)
 }
 
 /// Makes them healthy events, as a worker would have stored them.

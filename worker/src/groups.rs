@@ -1,0 +1,324 @@
+//! Brings events through their transactions, in groups that get smaller where something is wrong.
+//!
+//! A group that fails is judged ([`crate::judge`]) and tried again, divided, or put behind the other
+//! groups. So the healthy events are stored first, and an offender that needs several tries costs
+//! them nothing. While Postgres itself is in trouble, everything here waits for it.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    judge::{Class, History, Rehearsal, Size, Verdict, judge},
+    persistence::{Abandoned, Hold, Persistence},
+    record::Record,
+    spool_reader::LEASE,
+    spool_writer::{Claims, Postponement},
+    work::Work,
+};
+
+/// How long a batch is held while Postgres is away. RabbitMQ closes a channel whose messages stay
+/// unacknowledged for 30 minutes; long before that they are better off in the queue.
+const HOLD_LIMIT: Duration = Duration::from_secs(600);
+
+/// Between two tries at an event that may be at fault.
+const NEXT_TRY: Duration = Duration::from_millis(200);
+
+/// For so long a group needs no rehearsal of its own after another one got through.
+const WELL_FOR: Duration = Duration::from_secs(1);
+
+/// One thing to be done with one event. Those of a group are all of one kind.
+#[derive(Clone, Copy)]
+pub(crate) enum Task<'t> {
+    /// Store it.
+    Store(&'t Work, &'t Record),
+    /// Spool it, unread, to be handled alone.
+    Isolate(&'t Work),
+    /// Spool it for later.
+    PutOff(Postponement<'t>),
+}
+
+/// What became of an event that is not done.
+#[derive(Debug)]
+pub(crate) enum Fate {
+    /// Postgres refuses it, with the reason.
+    Refused(String),
+    /// Somebody has locked a row that it changes.
+    Locked,
+}
+
+/// How long a statement may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// For a first try, so that a slow event does not hold up the others.
+    Short,
+    /// For each of several events of which some are slow.
+    Shortest,
+    /// For what failed before.
+    Long,
+}
+
+/// Events that share a transaction.
+struct Group<'t> {
+    tasks: Vec<Task<'t>>,
+    history: History,
+    /// Whether one of these is slow.
+    scattered: bool,
+    /// When it may be tried again, right after a rehearsal.
+    rehearse_at: Option<Instant>,
+}
+
+impl<'t> Group<'t> {
+    fn new(tasks: Vec<Task<'t>>) -> Self {
+        Self {
+            tasks,
+            history: History::default(),
+            scattered: false,
+            rehearse_at: None,
+        }
+    }
+
+    fn size(&self) -> Size {
+        match self.tasks.len() {
+            1 => Size::One,
+            _ => Size::Many,
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        match (self.history.failures, self.scattered) {
+            (0, true) => Patience::Shortest,
+            (0, false) => Patience::Short,
+            _ => Patience::Long,
+        }
+    }
+
+    fn halves(mut self) -> [Self; 2] {
+        let second = self.tasks.split_off(self.tasks.len() / 2);
+        [Self::new(self.tasks), Self::new(second)]
+    }
+
+    fn singles(self) -> impl Iterator<Item = Self> {
+        self.tasks.into_iter().map(|task| Self {
+            scattered: true,
+            ..Self::new(vec![task])
+        })
+    }
+}
+
+/// The way of one batch.
+pub(crate) struct Run<'r> {
+    persistence: &'r Persistence,
+    claims: &'r Claims<'r>,
+    abandon: &'r CancellationToken,
+    delays: Box<dyn Iterator<Item = Duration> + Send + Sync>,
+    hold: Option<(Hold<'r>, Instant)>,
+    claims_renewed_at: Instant,
+    was_well_at: Option<Instant>,
+}
+
+/// What is still to be done, and what will not be.
+struct Open<'t> {
+    groups: VecDeque<Group<'t>>,
+    ended: Vec<(Task<'t>, Fate)>,
+}
+
+impl<'r> Run<'r> {
+    pub(crate) fn new(
+        persistence: &'r Persistence,
+        claims: &'r Claims<'r>,
+        abandon: &'r CancellationToken,
+    ) -> Self {
+        Self {
+            persistence,
+            claims,
+            abandon,
+            delays: Box::new(shared::broker::reconnect_delays()),
+            hold: None,
+            claims_renewed_at: Instant::now(),
+            was_well_at: None,
+        }
+    }
+
+    /// Does all that can be done, however long Postgres is away, and answers with the rest.
+    pub(crate) async fn complete<'t>(
+        &mut self,
+        tasks: Vec<Task<'t>>,
+    ) -> Result<Vec<(Task<'t>, Fate)>, Abandoned> {
+        let mut open = Open {
+            groups: VecDeque::from([Group::new(tasks)]),
+            ended: Vec::new(),
+        };
+        while let Some(mut group) = open.groups.pop_front() {
+            if group.tasks.is_empty() {
+                continue;
+            }
+            self.renew_claims(LEASE / 3).await;
+            if let Some(at) = group.rehearse_at.take() {
+                self.wait_until(at).await?;
+                match self.rehearse(&group).await {
+                    Ok(rehearsal) => group.history.rehearsal = Some(rehearsal),
+                    Err(reason) => {
+                        group.rehearse_at = Some(Instant::now());
+                        open.groups.push_front(group);
+                        self.hold(reason).await?;
+                        continue;
+                    }
+                }
+                if group.history.rehearsal == Some(Rehearsal::Ill) {
+                    group.history.confirmed = 0;
+                    group.rehearse_at = Some(Instant::now());
+                    open.groups.push_front(group);
+                    self.hold("a harmless event cannot be stored either".to_owned())
+                        .await?;
+                    continue;
+                }
+            }
+            match self
+                .persistence
+                .attempt(&group.tasks, group.patience())
+                .await
+            {
+                Ok(()) => self.note_well(),
+                Err(error) => {
+                    group.history.failed();
+                    self.failed(group, &error, &mut open).await?;
+                }
+            }
+        }
+        Ok(open.ended)
+    }
+
+    /// Does what is judged right after a failure.
+    async fn failed<'t>(
+        &mut self,
+        mut group: Group<'t>,
+        error: &shared::database::TransactionError,
+        open: &mut Open<'t>,
+    ) -> Result<(), Abandoned> {
+        let class = Class::of(error);
+        loop {
+            match judge(class, group.size(), &group.history) {
+                Verdict::Retry => open.groups.push_front(group),
+                Verdict::Rehearse => {
+                    let rehearsal = self.rehearse_group(&group).await;
+                    group.history.rehearsal = Some(rehearsal);
+                    continue;
+                }
+                Verdict::FindLocked => {
+                    group.history.locks_known = true;
+                    let is_locked = self.persistence.locked(&group.tasks).await;
+                    if !is_locked.contains(&true) {
+                        continue;
+                    }
+                    let mut free = Vec::new();
+                    for (task, is_locked) in group.tasks.into_iter().zip(is_locked) {
+                        if is_locked {
+                            open.ended.push((task, Fate::Locked));
+                        } else {
+                            free.push(task);
+                        }
+                    }
+                    open.groups.push_front(Group::new(free));
+                }
+                Verdict::Halve => open.groups.extend(group.halves()),
+                Verdict::Scatter => open.groups.extend(group.singles()),
+                Verdict::RehearseLater => {
+                    group.rehearse_at = Some(Instant::now() + NEXT_TRY);
+                    open.groups.push_back(group);
+                }
+                Verdict::Hold => {
+                    open.groups.push_front(group);
+                    self.hold(error.to_string()).await?;
+                }
+                Verdict::PutOff => open
+                    .ended
+                    .extend(group.tasks.into_iter().map(|task| (task, Fate::Locked))),
+                Verdict::Blame => open.ended.extend(
+                    group
+                        .tasks
+                        .into_iter()
+                        .map(|task| (task, Fate::Refused(error.to_string()))),
+                ),
+            }
+            return Ok(());
+        }
+    }
+
+    /// A rehearsal for a group, for which a success a moment ago counts as well.
+    async fn rehearse_group(&mut self, group: &Group<'_>) -> Rehearsal {
+        let was_well = self.was_well_at.is_some_and(|at| at.elapsed() < WELL_FOR);
+        if was_well && group.size() == Size::Many {
+            return Rehearsal::Well;
+        }
+        self.rehearse(group).await.unwrap_or(Rehearsal::Ill)
+    }
+
+    /// An error says that Postgres is away.
+    async fn rehearse(&mut self, group: &Group<'_>) -> Result<Rehearsal, String> {
+        match self.persistence.rehearse(&group.tasks).await {
+            Ok(()) => {
+                self.was_well_at = Some(Instant::now());
+                Ok(Rehearsal::Well)
+            }
+            Err(error) if Class::of(&error) == Class::Away => Err(error.to_string()),
+            Err(_) => Ok(Rehearsal::Ill),
+        }
+    }
+
+    fn note_well(&mut self) {
+        self.was_well_at = Some(Instant::now());
+        if self.hold.take().is_some() {
+            self.delays = Box::new(shared::broker::reconnect_delays());
+            info!(family = %self.persistence.family(), "postgres is back; going on");
+        }
+    }
+
+    /// Waits a moment for Postgres, longer each time.
+    async fn hold(&mut self, reason: String) -> Result<(), Abandoned> {
+        let since = match &self.hold {
+            Some((_, since)) => *since,
+            None => {
+                warn!(
+                    family = %self.persistence.family(),
+                    error = reason,
+                    "postgres cannot store events now; holding them"
+                );
+                let since = Instant::now();
+                self.hold = Some((Hold::new(self.persistence), since));
+                since
+            }
+        };
+        self.persistence.note_reason(reason);
+        if since.elapsed() > HOLD_LIMIT {
+            return self.give_up().await;
+        }
+        self.renew_claims(Duration::ZERO).await;
+        let delay = self.delays.next().unwrap_or(LEASE);
+        tokio::select! {
+            () = self.abandon.cancelled() => self.give_up().await,
+            () = sleep(delay) => Ok(()),
+        }
+    }
+
+    async fn wait_until(&mut self, at: Instant) -> Result<(), Abandoned> {
+        tokio::select! {
+            () = self.abandon.cancelled() => self.give_up().await,
+            () = sleep_until(at) => Ok(()),
+        }
+    }
+
+    async fn give_up(&self) -> Result<(), Abandoned> {
+        self.claims.release().await;
+        Err(Abandoned)
+    }
+
+    async fn renew_claims(&mut self, after: Duration) {
+        if self.claims_renewed_at.elapsed() >= after {
+            self.claims.renew().await;
+            self.claims_renewed_at = Instant::now();
+        }
+    }
+}

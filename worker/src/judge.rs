@@ -1,0 +1,367 @@
+//! What follows from a failed transaction. Pure: the error, how many events were in it, and what is
+//! known already go in, and what to do next comes out.
+//!
+//! The SQLSTATE alone proves little, as a trigger may raise any of them over one row. So a harmless
+//! event of the same family is stored and taken back, a *rehearsal*. Where the rehearsal fails as
+//! well, the trouble is everybody's and is waited out. Where it gets through, the trouble is that of
+//! single events, and is found by halving. An event is judged only when it is alone.
+
+use shared::database::TransactionError;
+
+/// What kind of failure it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The data of a row, or a constraint.
+    Row,
+    /// A lock was not available in time.
+    Locked,
+    /// A deadlock or a serialization failure: it may just be tried again.
+    Contention,
+    /// The time limit of a statement.
+    Slow,
+    /// Usually a row: an exception of a trigger, a limit, something that is not supported.
+    Suspect,
+    /// Usually Postgres: a missing grant, an older schema, a full disk.
+    Environment,
+    /// The connection was lost in the middle. A row may have crashed Postgres; far more often
+    /// something else has ended Postgres or the way to it.
+    Lost,
+    /// Postgres was not there, or did not say whether it committed. This proves nothing about rows.
+    Away,
+}
+
+impl Class {
+    /// By SQLSTATE (Postgres manual, appendix A).
+    pub fn of(error: &TransactionError) -> Self {
+        match error {
+            TransactionError::Deadline
+            | TransactionError::CommitDeadline
+            | TransactionError::NotBegun(_) => Self::Away,
+            TransactionError::Database(sqlx::Error::Database(database)) => {
+                Self::of_sqlstate(database.code().as_deref().unwrap_or_default())
+            }
+            TransactionError::Database(sqlx::Error::Encode(_)) => Self::Row,
+            TransactionError::Database(sqlx::Error::Io(_)) => Self::Lost,
+            TransactionError::Database(_) => Self::Environment,
+        }
+    }
+
+    fn of_sqlstate(sqlstate: &str) -> Self {
+        match sqlstate {
+            // lock_not_available
+            "55P03" => return Self::Locked,
+            // serialization_failure, deadlock_detected
+            "40001" | "40P01" => return Self::Contention,
+            // query_canceled
+            "57014" => return Self::Slow,
+            _ => {}
+        }
+        match sqlstate.get(..2) {
+            // Data exception; integrity constraint violation.
+            Some("22" | "23") => Self::Row,
+            // Feature not supported; program limit exceeded; PL/pgSQL; internal error.
+            Some("0A" | "54" | "P0" | "XX") => Self::Suspect,
+            // Connection exception: how a pooler tells that it lost the server.
+            Some("08") => Self::Lost,
+            _ => Self::Environment,
+        }
+    }
+}
+
+/// How many events were in the transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// One, which can be judged.
+    One,
+    /// Several, of which one may be at fault.
+    Many,
+}
+
+/// How the last rehearsal went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rehearsal {
+    /// A harmless event could be stored.
+    Well,
+    /// A harmless event could not be stored either.
+    Ill,
+}
+
+/// What is known of a group of events so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// How often it failed, the last time included.
+    pub failures: u32,
+    /// How often it failed with a rehearsal that went well since the failure before.
+    pub confirmed: u32,
+    /// The rehearsal since the last failure.
+    pub rehearsal: Option<Rehearsal>,
+    /// Whether its locked events are known by now.
+    pub locks_known: bool,
+}
+
+impl History {
+    /// Notes a failure. The rehearsal before it counts for it.
+    pub fn failed(&mut self) {
+        self.failures += 1;
+        match self.rehearsal.take() {
+            Some(Rehearsal::Well) => self.confirmed += 1,
+            Some(Rehearsal::Ill) => self.confirmed = 0,
+            None => {}
+        }
+    }
+}
+
+/// What to do with a group that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Try it again at once.
+    Retry,
+    /// Rehearse, and judge again.
+    Rehearse,
+    /// Find its locked events, and judge the others on their own.
+    FindLocked,
+    /// Try each half on its own.
+    Halve,
+    /// Try each event on its own, with little patience.
+    Scatter,
+    /// Wait a moment, rehearse, and try it again if that goes well.
+    RehearseLater,
+    /// Everybody's trouble: wait, and try it again. No attempt is spent.
+    Hold,
+    /// Put the event off without counting an attempt.
+    PutOff,
+    /// It is the event's fault: an attempt is spent.
+    Blame,
+}
+
+/// Contention is tried again so often before it is treated as any other trouble.
+const RETRIES: u32 = 3;
+
+/// So many failures, each right after a rehearsal that went well, make an event the culprit of a
+/// trouble that is usually Postgres' own.
+const CONFIRMATIONS: u32 = 3;
+
+/// The next step for a group that has just failed, which `history` includes.
+pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
+    let confirmed = history.confirmed;
+    match (class, size) {
+        (Class::Away, _) => Verdict::Hold,
+        // No rehearsal is needed: halving blames no event.
+        (Class::Row | Class::Lost, Size::Many) => Verdict::Halve,
+        (Class::Row, Size::One) => Verdict::Blame,
+        (Class::Contention, _) if history.failures <= RETRIES => Verdict::Retry,
+        // What ends connections at random rarely hits only the real event three times in a row.
+        (Class::Lost | Class::Environment | Class::Contention, Size::One) => {
+            if confirmed < CONFIRMATIONS {
+                Verdict::RehearseLater
+            } else {
+                Verdict::Blame
+            }
+        }
+        (Class::Slow | Class::Suspect, Size::One) if confirmed > 0 => Verdict::Blame,
+        (Class::Locked, _) if !history.locks_known => Verdict::FindLocked,
+        // The lock is on no row that is known, and yet on this event alone.
+        (Class::Locked, Size::One) if confirmed > 0 => Verdict::PutOff,
+        (_, size) => match (history.rehearsal, size) {
+            (None, _) => Verdict::Rehearse,
+            (Some(Rehearsal::Ill), _) => Verdict::Hold,
+            (Some(Rehearsal::Well), Size::Many) if class == Class::Slow => Verdict::Scatter,
+            (Some(Rehearsal::Well), Size::Many) => Verdict::Halve,
+            (Some(Rehearsal::Well), Size::One) => Verdict::Retry,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("22P05", Class::Row)]
+    #[case("22003", Class::Row)]
+    #[case("23514", Class::Row)]
+    #[case("54001", Class::Suspect)]
+    #[case("P0001", Class::Suspect)]
+    #[case("XX000", Class::Suspect)]
+    #[case("57014", Class::Slow)]
+    #[case("55P03", Class::Locked)]
+    #[case("40001", Class::Contention)]
+    #[case("40P01", Class::Contention)]
+    #[case("08006", Class::Lost)]
+    #[case("08P01", Class::Lost)]
+    #[case("25006", Class::Environment)]
+    #[case("42501", Class::Environment)]
+    #[case("42P01", Class::Environment)]
+    #[case("53100", Class::Environment)]
+    #[case("53300", Class::Environment)]
+    #[case("57P01", Class::Environment)]
+    #[case("57P02", Class::Environment)]
+    #[case("", Class::Environment)]
+    fn the_class_follows_the_sqlstate(#[case] sqlstate: &str, #[case] expected: Class) {
+        assert_eq!(Class::of_sqlstate(sqlstate), expected);
+    }
+
+    #[test]
+    fn a_lost_connection_says_something_only_in_the_middle_of_a_transaction() {
+        let lost = || sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(Class::of(&TransactionError::Database(lost())), Class::Lost);
+        assert_eq!(Class::of(&TransactionError::NotBegun(lost())), Class::Away);
+        assert_eq!(Class::of(&TransactionError::CommitDeadline), Class::Away);
+    }
+
+    const FIRST: History = History {
+        failures: 1,
+        confirmed: 0,
+        rehearsal: None,
+        locks_known: false,
+    };
+    const WELL: History = History {
+        rehearsal: Some(Rehearsal::Well),
+        ..FIRST
+    };
+    const ILL: History = History {
+        rehearsal: Some(Rehearsal::Ill),
+        ..FIRST
+    };
+    const CONFIRMED: History = History {
+        failures: 2,
+        confirmed: 1,
+        ..FIRST
+    };
+    const TWICE: History = History {
+        confirmed: 2,
+        ..CONFIRMED
+    };
+    const THRICE: History = History {
+        confirmed: 3,
+        ..CONFIRMED
+    };
+    const EXHAUSTED: History = History {
+        failures: RETRIES + 1,
+        ..FIRST
+    };
+    const LOCKS_KNOWN: History = History {
+        locks_known: true,
+        ..FIRST
+    };
+    const LOCKS_KNOWN_AND_CONFIRMED: History = History {
+        locks_known: true,
+        ..CONFIRMED
+    };
+    const LOCKS_KNOWN_AND_ILL: History = History {
+        locks_known: true,
+        ..ILL
+    };
+    const LOCKS_KNOWN_AND_WELL: History = History {
+        locks_known: true,
+        ..WELL
+    };
+
+    #[rstest]
+    #[case(Class::Row, Size::Many, FIRST, Verdict::Halve)]
+    #[case(Class::Row, Size::One, FIRST, Verdict::Blame)]
+    #[case(Class::Away, Size::Many, THRICE, Verdict::Hold)]
+    #[case(Class::Away, Size::One, THRICE, Verdict::Hold)]
+    #[case(Class::Locked, Size::Many, FIRST, Verdict::FindLocked)]
+    #[case(Class::Locked, Size::Many, LOCKS_KNOWN, Verdict::Rehearse)]
+    #[case(Class::Locked, Size::Many, LOCKS_KNOWN_AND_WELL, Verdict::Halve)]
+    #[case(Class::Locked, Size::One, FIRST, Verdict::FindLocked)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN, Verdict::Rehearse)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_WELL, Verdict::Retry)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_CONFIRMED, Verdict::PutOff)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_ILL, Verdict::Hold)]
+    #[case(Class::Contention, Size::Many, FIRST, Verdict::Retry)]
+    #[case(Class::Contention, Size::Many, EXHAUSTED, Verdict::Rehearse)]
+    #[case(Class::Contention, Size::One, FIRST, Verdict::Retry)]
+    #[case(Class::Contention, Size::One, EXHAUSTED, Verdict::RehearseLater)]
+    #[case(Class::Slow, Size::Many, FIRST, Verdict::Rehearse)]
+    #[case(Class::Slow, Size::Many, WELL, Verdict::Scatter)]
+    #[case(Class::Slow, Size::Many, ILL, Verdict::Hold)]
+    #[case(Class::Slow, Size::One, WELL, Verdict::Retry)]
+    #[case(Class::Slow, Size::One, CONFIRMED, Verdict::Blame)]
+    #[case(Class::Suspect, Size::Many, FIRST, Verdict::Rehearse)]
+    #[case(Class::Suspect, Size::Many, WELL, Verdict::Halve)]
+    #[case(Class::Suspect, Size::Many, ILL, Verdict::Hold)]
+    #[case(Class::Suspect, Size::One, FIRST, Verdict::Rehearse)]
+    #[case(Class::Suspect, Size::One, WELL, Verdict::Retry)]
+    #[case(Class::Suspect, Size::One, ILL, Verdict::Hold)]
+    #[case(Class::Suspect, Size::One, CONFIRMED, Verdict::Blame)]
+    #[case(Class::Environment, Size::Many, FIRST, Verdict::Rehearse)]
+    #[case(Class::Environment, Size::Many, WELL, Verdict::Halve)]
+    #[case(Class::Environment, Size::Many, ILL, Verdict::Hold)]
+    #[case(Class::Environment, Size::One, FIRST, Verdict::RehearseLater)]
+    #[case(Class::Environment, Size::One, TWICE, Verdict::RehearseLater)]
+    #[case(Class::Environment, Size::One, THRICE, Verdict::Blame)]
+    #[case(Class::Lost, Size::Many, FIRST, Verdict::Halve)]
+    #[case(Class::Lost, Size::One, FIRST, Verdict::RehearseLater)]
+    #[case(Class::Lost, Size::One, TWICE, Verdict::RehearseLater)]
+    #[case(Class::Lost, Size::One, THRICE, Verdict::Blame)]
+    fn a_verdict_follows_from_class_size_and_history(
+        #[case] class: Class,
+        #[case] size: Size,
+        #[case] history: History,
+        #[case] expected: Verdict,
+    ) {
+        assert_eq!(judge(class, size, &history), expected);
+    }
+
+    #[test]
+    fn a_rehearsal_counts_for_the_failure_that_follows_it() {
+        let mut history = History::default();
+        for (rehearsal, confirmed) in [
+            (None, 0),
+            (Some(Rehearsal::Well), 1),
+            (None, 1),
+            (Some(Rehearsal::Well), 2),
+            (Some(Rehearsal::Ill), 0),
+        ] {
+            history.rehearsal = rehearsal;
+            history.failed();
+            assert_eq!(history.confirmed, confirmed, "{rehearsal:?}");
+            assert_eq!(history.rehearsal, None);
+        }
+        assert_eq!(history.failures, 5);
+    }
+
+    /// However often it fails, an event that is alone is judged in the end, and a group is divided,
+    /// as long as harmless events get through; and neither is where they do not.
+    #[rstest]
+    #[case(Rehearsal::Well)]
+    #[case(Rehearsal::Ill)]
+    fn the_end_depends_on_the_rehearsals(
+        #[values(
+            Class::Locked,
+            Class::Contention,
+            Class::Slow,
+            Class::Suspect,
+            Class::Environment
+        )]
+        class: Class,
+        #[values(Size::One, Size::Many)] size: Size,
+        #[case] rehearsal: Rehearsal,
+    ) {
+        let mut history = History::default();
+        let mut last = Verdict::Hold;
+        for _ in 0..20 {
+            history.failed();
+            last = judge(class, size, &history);
+            while matches!(last, Verdict::Rehearse | Verdict::FindLocked) {
+                history.locks_known = true;
+                history.rehearsal = Some(rehearsal);
+                last = judge(class, size, &history);
+            }
+            match last {
+                Verdict::RehearseLater => history.rehearsal = Some(rehearsal),
+                Verdict::Retry | Verdict::Hold => {}
+                _ => break,
+            }
+        }
+        let is_settled = matches!(
+            last,
+            Verdict::PutOff | Verdict::Blame | Verdict::Halve | Verdict::Scatter
+        );
+        assert_eq!(is_settled, rehearsal == Rehearsal::Well, "{last:?}");
+    }
+}

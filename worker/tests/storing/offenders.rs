@@ -1,0 +1,215 @@
+//! What the trouble of some events costs the others.
+
+use std::time::{Duration, Instant};
+
+use shared::{AcceptedEvent, Family};
+use sqlx::{AssertSqlSafe, PgPool};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::sample::{SOON, count, persistence, sql, start_spool_reader, until_count, vendor, work};
+
+/// Healthy events, and as many offenders as asked for, strewn among them.
+fn batch(events: usize, offenders: usize) -> Vec<AcceptedEvent> {
+    let every = events / offenders;
+    (0..events)
+        .map(|i| {
+            if i % every == every / 2 {
+                vendor(&format!("poison-{i:04}"))
+            } else {
+                vendor(&format!("m{i:04}"))
+            }
+        })
+        .collect()
+}
+
+/// Makes Postgres do something over each vendor whose id says so.
+async fn on_poison(pool: &PgPool, statement: &str) {
+    let statements = format!(
+        "create function offend() returns trigger language plpgsql as
+           $$ begin if new.id like 'poison-%' then {statement}; end if; return new; end $$;
+         create trigger offend before insert or update on vendors
+            for each row execute function offend()"
+    );
+    sqlx::raw_sql(AssertSqlSafe(statements))
+        .execute(pool)
+        .await
+        .expect("good SQL");
+}
+
+/// Stores a batch; answers with the time until its healthy events are there, and until it is done.
+async fn store(pool: &PgPool, batch: Vec<AcceptedEvent>, healthy: i64) -> (Duration, Duration) {
+    let started = Instant::now();
+    let persistence = persistence(pool, Family::Vendor);
+    let works = batch.into_iter().map(work).collect();
+    let task =
+        tokio::spawn(async move { persistence.persist(works, &CancellationToken::new()).await });
+    let deadline = started + 6 * SOON;
+    while count(
+        pool,
+        "select count(*) from events where webhook_id not like 'poison-%'",
+    )
+    .await
+        < healthy
+    {
+        assert!(Instant::now() < deadline, "the healthy ones are not stored");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let neighbours = started.elapsed();
+    task.await.expect("no panic").expect("not abandoned");
+    (neighbours, started.elapsed())
+}
+
+/// A user's open transaction holds rows.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_locked_row_holds_up_only_its_own_event_and_spends_no_attempt(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into vendors (id, company_id, name, state, sort_key, webhook_id)
+         values ('poison-0200', '', '', '', '', '')",
+    )
+    .await;
+    let mut user = pool.begin().await.expect("a transaction");
+    sqlx::query("select from vendors for update")
+        .execute(&mut *user)
+        .await
+        .expect("a lock");
+    let (neighbours, all) = store(&pool, batch(401, 1), 400).await;
+    println!("1 locked row: neighbours after {neighbours:?}, all after {all:?}");
+    assert!(neighbours < SOON / 2, "{neighbours:?}");
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from webhook_spool
+              where webhook_id like 'poison-%' and attempts = 0 and claims = 0"
+        )
+        .await,
+        1
+    );
+    // It waits for as long as the lock is held, and is then stored as if nothing had been.
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from webhook_spool where claims = 0 and due_at > now()",
+        1,
+    )
+    .await;
+    user.rollback().await.expect("the end");
+    until_count(
+        &pool,
+        "select count(*) from events
+          where webhook_id like 'poison-%' and attempts = 1 and problem is null",
+        1,
+    )
+    .await;
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    reader.cancel();
+}
+
+/// A table that somebody has locked is everybody's trouble.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_locked_table_is_waited_out(pool: PgPool) {
+    let mut user = pool.begin().await.expect("a transaction");
+    sqlx::query("lock table vendors in exclusive mode")
+        .execute(&mut *user)
+        .await
+        .expect("a lock");
+    let persistence = persistence(&pool, Family::Vendor);
+    let works = batch(20, 1).into_iter().map(work).collect();
+    let task = {
+        let persistence = persistence.clone();
+        tokio::spawn(async move { persistence.persist(works, &CancellationToken::new()).await })
+    };
+    let deadline = Instant::now() + SOON;
+    while persistence.probe().await.is_ok() {
+        assert!(Instant::now() < deadline, "readiness never says so");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!task.is_finished());
+    user.rollback().await.expect("the end");
+    task.await.expect("no panic").expect("not abandoned");
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 20);
+    assert_eq!(count(&pool, "select count(*) from webhook_spool").await, 0);
+}
+
+/// The trouble is one event's, whatever its SQLSTATE says.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_offender_with_the_sqlstate_of_an_outage_leaves_its_neighbours_alone(pool: PgPool) {
+    for (sqlstate, offender) in [("42501", "poison-42501"), ("53100", "poison-53100")] {
+        sqlx::raw_sql("drop function if exists offend cascade")
+            .execute(&pool)
+            .await
+            .expect("good SQL");
+        let statement = format!("raise sqlstate '{sqlstate}'");
+        on_poison(&pool, &statement).await;
+        let healthy = (0..50).map(|i| vendor(&format!("{sqlstate}-{i}")));
+        let batch = healthy.chain([vendor(offender)]).collect();
+        let before = count(&pool, "select count(*) from vendors").await;
+        store(&pool, batch, before + 50).await;
+        assert_eq!(
+            count(&pool, "select count(*) from vendors").await,
+            before + 50
+        );
+    }
+    assert_eq!(
+        count(
+            &pool,
+            "select count(*) from webhook_spool where webhook_id like 'poison-%' and attempts = 1"
+        )
+        .await,
+        2
+    );
+}
+
+/// Prints the figures: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+#[ignore = "measures"]
+async fn the_cost_of_offenders(pool: PgPool) {
+    let kinds = [
+        ("none", "null"),
+        ("constraint (23514)", ""),
+        ("locked row (55P03)", ""),
+        ("trigger (P0001)", "raise 'no'"),
+        ("no right (42501)", "raise sqlstate '42501'"),
+        ("disk full (53100)", "raise sqlstate '53100'"),
+        ("serialization (40001)", "raise sqlstate '40001'"),
+        ("slow (57014)", "perform pg_sleep(60)"),
+    ];
+    for offenders in [10, 100] {
+        for (kind, statement) in kinds {
+            sql(
+                &pool,
+                "truncate events, vendors, webhook_spool;
+                 drop function if exists offend cascade;
+                 alter table vendors drop constraint if exists no_poison",
+            )
+            .await;
+            let mut user = pool.begin().await.expect("a transaction");
+            match kind {
+                "constraint (23514)" => sql(&pool, REFUSE_POISONS).await,
+                "locked row (55P03)" => {
+                    sqlx::query(
+                        "insert into vendors (id, company_id, name, state, sort_key, webhook_id)
+                         select 'poison-' || to_char(n, 'FM0000'), '', '', '', '', ''
+                           from generate_series(0, 999) n",
+                    )
+                    .execute(&pool)
+                    .await
+                    .expect("rows");
+                    sqlx::query("select from vendors for update")
+                        .execute(&mut *user)
+                        .await
+                        .expect("locks");
+                }
+                _ => on_poison(&pool, statement).await,
+            }
+            let healthy = 1_000 - i64::try_from(offenders).unwrap_or(0);
+            let (neighbours, all) = store(&pool, batch(1_000, offenders), healthy).await;
+            println!("{offenders} of 1,000, {kind}: neighbours {neighbours:.1?}, all {all:.1?}");
+            user.rollback().await.expect("the end");
+        }
+    }
+}
+
+const REFUSE_POISONS: &str =
+    "alter table vendors add constraint no_poison check (id not like 'poison-%')";

@@ -45,18 +45,21 @@ pub(crate) fn check(input: &[u8]) {
     }
     let good = sign(KNOWN, id, seconds, body).expect("a good secret");
     let verified = KNOWN_ONLY.verify(&headers, body);
-    let entries = headers.signatures().iter().flat_map(|list| list.split(' '));
-    let expected = well_formed(entries).any(|entry| entry == good);
+    let listed = headers.signatures().iter().flat_map(|list| entries(list));
+    let expected = well_formed(listed).any(|entry| entry == good);
     assert_eq!(verified, expected.then_some("known"));
 
     // A good entry among the others, in a place that the input chooses.
     let place = body.len() % (headers.signatures().len() + 1);
     let mut lists = headers.signatures().to_vec();
-    match lists.get_mut(place) {
-        Some(list) if body.len() % 2 == 0 => *list = format!("{list} {good}"),
+    match (lists.get_mut(place), body.len() % 4) {
+        (Some(list), 0) => *list = format!("{list} {good}"),
+        // As a proxy joins two lines.
+        (Some(list), 1) => *list = format!("{list}, {good}"),
+        (Some(list), 2) => *list = format!("{good}, {list}"),
         _ => lists.insert(place, good.clone()),
     }
-    let others = well_formed(lists.iter().flat_map(|list| list.split(' ')));
+    let others = well_formed(lists.iter().flat_map(|list| entries(list)));
     let reached = others.take(ENTRIES).any(|entry| entry == good);
     let Some(among_others) = with(id, digits, &lists) else {
         return; // The list is too long now.
@@ -90,7 +93,19 @@ pub(crate) fn check(input: &[u8]) {
     assert_eq!(KNOWN_ONLY.verify(&tampered, body), None);
 }
 
-fn well_formed<'l>(entries: impl Iterator<Item = &'l str>) -> impl Iterator<Item = &'l str> {
+/// Whatever could be an entry: two texts with a comma between them and none in them.
+fn entries(list: &str) -> Vec<String> {
+    let pairs = |part: &str| {
+        let texts: Vec<&str> = part.split(',').collect();
+        texts
+            .windows(2)
+            .map(|pair| pair.join(","))
+            .collect::<Vec<_>>()
+    };
+    list.split(' ').flat_map(pairs).collect()
+}
+
+fn well_formed(entries: impl Iterator<Item = String>) -> impl Iterator<Item = String> {
     entries
         .filter(|entry| SignatureToken::parse_list(entry).next().is_some())
         .take(ENTRIES)

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{bail, ensure};
 use secrecy::{ExposeSecret, SecretString};
-use shared::{Program, password_file};
+use shared::{Program, password_file, text_file};
 
 const MIN_LEN: usize = 16;
 const MAX_LEN: usize = 128;
@@ -21,8 +21,7 @@ impl Passwords {
     /// nothing in either.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
         let mut passwords: Vec<(Program, SecretString)> = Vec::new();
-        let entries = text
-            .expose_secret()
+        let entries = text_file::without_mark(text.expose_secret())
             .lines()
             .filter(|line| !line.trim_start().starts_with('#'))
             .flat_map(|line| line.split(','))
@@ -110,6 +109,14 @@ mod tests {
         assert_eq!(of(Program::Ingest), "0123456789abcde-");
         assert_eq!(of(Program::Worker(Family::Other)), "0123456789abcde~");
         assert!(!format!("{passwords:?}").contains("0123456789"));
+    }
+
+    #[test]
+    fn a_file_of_another_system_is_read() {
+        let text = format!("\u{feff}{}", GOOD.replace('\n', " \r\n"));
+        let passwords = parse(&text).expect("valid");
+        let vendor = passwords.of(Program::Worker(Family::Vendor));
+        assert_eq!(vendor.expose_secret(), "0123456789abcde_");
     }
 
     #[rstest]

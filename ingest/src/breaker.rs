@@ -41,7 +41,7 @@ enum State {
 pub struct Permit<'b> {
     breaker: &'b Breaker,
     reported: bool,
-    /// Whether the store failed before: give it only a short time to prove itself.
+    /// Whether the store failed before: where there is another one, give it only a short time.
     pub is_trial: bool,
 }
 

@@ -5,9 +5,14 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::bail;
 use clap::Parser;
 use secrecy::SecretString;
-use shared::config::{ProcessArgs, StoreArgs, parse_duration, parse_in_range};
+use shared::config::{
+    DAY, HOUR, ProcessArgs, SECOND, StoreArgs, parse_duration_in, parse_in_range,
+};
 
 use crate::{rotation::Source, secrets::DevelopmentSecret};
+
+/// Senders wait 15 s or more for an answer, and Postgres ends an idle transaction of ours after 15.
+const MAX_ACCEPT_DEADLINE: u64 = 14 * SECOND;
 
 /// Receives Pleo's webhooks: verifies, dedups, publishes to RabbitMQ, answers 2xx only when safe.
 #[derive(Clone, Debug, Parser)]
@@ -25,12 +30,12 @@ pub struct Config {
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
-    /// Named secrets, separated by commas: current=whsec_…,previous=whsec_…
+    /// The secret, whsec_…, or several with names, separated by commas: current=whsec_…,previous=whsec_…
     #[arg(long, env = "WEBHOOK_SECRETS", hide_env_values = true)]
     pub webhook_secrets: Option<SecretString>,
 
-    /// A file with the named secrets, one a line, instead of WEBHOOK_SECRETS; it is read again when
-    /// it changes
+    /// A file with the secrets, one a line, instead of WEBHOOK_SECRETS; it is read again when it
+    /// changes
     #[arg(long, env = "WEBHOOK_SECRETS_FILE", conflicts_with = "webhook_secrets")]
     pub webhook_secrets_file: Option<PathBuf>,
 
@@ -38,25 +43,30 @@ pub struct Config {
     #[arg(long, env = "DEVELOPMENT", default_value_t = false, action = clap::ArgAction::Set)]
     pub development: bool,
 
-    /// How far a webhook's timestamp may be from this server's clock, both ways
-    #[arg(long, env = "TIMESTAMP_TOLERANCE", default_value = "5m", value_parser = parse_duration)]
+    /// How far a webhook's timestamp may be from this server's clock, both ways (1s to 1d)
+    #[arg(long, env = "TIMESTAMP_TOLERANCE", default_value = "5m", value_parser = parse_duration_in::<SECOND, DAY>)]
     pub timestamp_tolerance: Duration,
 
     /// The largest body accepted, in bytes (a worker's batch of them has to fit one statement)
     #[arg(long, env = "BODY_LIMIT", default_value = "262144", value_parser = parse_in_range::<1_024, 524_288>)]
     pub body_limit: usize,
 
+    /// How long a connection without a request stays open (1s to 2h). Above the idle time of whatever
+    /// is in front, which otherwise sends into a connection that is just being closed
+    #[arg(long, env = "KEEP_ALIVE", default_value = "75s", value_parser = parse_duration_in::<SECOND, { 2 * HOUR }>)]
+    pub keep_alive: Duration,
+
     /// Verified events under way at once; past it the answer is 503 without delay
     #[arg(long, env = "IN_FLIGHT_LIMIT", default_value = "1024", value_parser = parse_in_range::<1, 65_536>)]
     pub in_flight_limit: usize,
 
     /// From a read request to its answer, at most (1s to 14s)
-    #[arg(long, env = "ACCEPT_DEADLINE", default_value = "5s", value_parser = parse_accept_deadline)]
+    #[arg(long, env = "ACCEPT_DEADLINE", default_value = "5s", value_parser = parse_duration_in::<SECOND, MAX_ACCEPT_DEADLINE>)]
     pub accept_deadline: Duration,
 
     /// For how long a receipt alone proves that an event is safe; after that it must be in the
-    /// database, or a repeated delivery publishes it again
-    #[arg(long, env = "RECEIPT_TRUST", default_value = "5m", value_parser = parse_duration)]
+    /// database, or a repeated delivery publishes it again (1s to 1d)
+    #[arg(long, env = "RECEIPT_TRUST", default_value = "5m", value_parser = parse_duration_in::<SECOND, DAY>)]
     pub receipt_trust: Duration,
 
     /// The most events published together
@@ -75,7 +85,7 @@ impl Config {
             (Some(text), _) => Ok(Source::Setting(text.clone())),
             (None, Some(path)) => Ok(Source::File(path.clone())),
             (None, None) => bail!(
-                "no secret is configured: set WEBHOOK_SECRETS=name=whsec_… or WEBHOOK_SECRETS_FILE"
+                "no secret is configured: set WEBHOOK_SECRETS=whsec_… or WEBHOOK_SECRETS_FILE"
             ),
         }
     }
@@ -87,15 +97,5 @@ impl Config {
         } else {
             DevelopmentSecret::Refused
         }
-    }
-}
-
-/// Senders wait 15 s or more for an answer, and Postgres ends an idle transaction of ours after 15.
-fn parse_accept_deadline(text: &str) -> Result<Duration, String> {
-    let duration = parse_duration(text)?;
-    if (Duration::from_secs(1)..=Duration::from_secs(14)).contains(&duration) {
-        Ok(duration)
-    } else {
-        Err("must be from 1s to 14s".to_owned())
     }
 }

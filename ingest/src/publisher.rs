@@ -34,7 +34,8 @@ use tracing::{error, info, warn};
 
 use crate::receipts;
 
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// Two round trips, over a long way perhaps.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Between two declarations because of events without a queue.
 const REDECLARE_PAUSE: Duration = Duration::from_secs(5);
@@ -211,10 +212,12 @@ impl Publisher {
         outcomes
     }
 
-    /// Waits for a connection, if there is none, for at most `within`.
-    pub async fn connected(&self, within: Duration) {
+    /// Waits for a connection, if there is none, until `deadline`.
+    pub async fn connected(&self, deadline: Instant) {
         let mut link = self.link.clone();
-        timeout(within, link.wait_for(Option::is_some)).await.ok();
+        timeout_at(deadline, link.wait_for(Option::is_some))
+            .await
+            .ok();
     }
 
     /// All confirmations, or an error if one is missing.

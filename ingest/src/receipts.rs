@@ -32,6 +32,18 @@ const INSERT: &str =
      on conflict do nothing
      returning webhook_id";
 
+/// The receipts that are there, with what proves that their events are safe.
+const LOOK_UP: &str = "select webhook_id, body_sha256,
+            case when published_at > now() - make_interval(secs => $2) then 'receipt'
+                 when exists (select from events e where e.webhook_id = r.webhook_id) then 'stored'
+                 when exists (select from webhook_spool s where s.webhook_id = r.webhook_id) then 'spooled'
+            end
+       from webhook_receipts r
+      where webhook_id = any($1)";
+
+/// What a claim usually needs. A connection prepares it while it is being made.
+pub const STATEMENTS: &[&str] = &[INSERT, LOOK_UP];
+
 /// Fails unless an event could be claimed and spooled now, and writes nothing.
 pub const PROBE: &str = "insert into webhook_receipts (webhook_id, body_sha256, received_at)
     select '', '', now() where false;
@@ -106,19 +118,11 @@ async fn look_up(
         .iter()
         .map(|event| (event.webhook_id.as_str(), &event.body_sha256))
         .collect();
-    let rows = sqlx::query(
-        "select webhook_id, body_sha256,
-                case when published_at > now() - make_interval(secs => $2) then 'receipt'
-                     when exists (select from events e where e.webhook_id = r.webhook_id) then 'stored'
-                     when exists (select from webhook_spool s where s.webhook_id = r.webhook_id) then 'spooled'
-                end
-           from webhook_receipts r
-          where webhook_id = any($1)",
-    )
-    .bind(ids)
-    .bind(trust.as_secs_f64())
-    .fetch_all(&mut *connection)
-    .await?;
+    let rows = sqlx::query(LOOK_UP)
+        .bind(ids)
+        .bind(trust.as_secs_f64())
+        .fetch_all(&mut *connection)
+        .await?;
     let mut claims = HashMap::new();
     let mut stale = Vec::new();
     for row in rows {

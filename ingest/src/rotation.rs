@@ -11,6 +11,7 @@ use std::{
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
+use shared::text_file;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -179,15 +180,15 @@ fn read(path: &Path) -> io::Result<SecretString> {
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
-    let mut text = String::new();
+    let mut content = Vec::new();
     let read = File::open(path)?
         .take(MAX_FILE_LEN + 1)
-        .read_to_string(&mut text);
-    let text = SecretString::from(text);
-    if read? as u64 > MAX_FILE_LEN {
+        .read_to_end(&mut content)?;
+    if read as u64 > MAX_FILE_LEN {
         return Err(io::Error::other("longer than 64 KiB"));
     }
-    Ok(text)
+    let text = text_file::decode(content);
+    text.map(SecretString::from).map_err(io::Error::other)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
+use shared::text_file;
 
 use crate::{
     headers::WebhookHeaders,
@@ -14,6 +15,9 @@ use crate::{
 pub const DEVELOPMENT_SECRET: &str = "whsec_cGxlby13ZWJob29rcy1kZXZlbG9wbWVudC1zZWNyZXQ=";
 
 const MAX_NAME_LEN: usize = 32;
+
+/// The name of a secret that is given without one.
+const DEFAULT_NAME: &str = "default";
 
 /// Whether [`DEVELOPMENT_SECRET`] may be among the secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,12 +37,13 @@ pub struct Secrets {
 
 impl Secrets {
     /// Reads `name=whsec_…` entries, separated by commas or line ends; lines that start with `#`
-    /// are comments. The error names the entry and never shows its key.
+    /// are comments. One entry may be a secret without a name, which is then `default`. The error
+    /// names the entry and never shows its key.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
+        let known = Key::parse(DEVELOPMENT_SECRET).expect("the development secret is a key");
         let mut keys: Vec<(String, Key)> = Vec::new();
         let mut development = None;
-        let entries = text
-            .expose_secret()
+        let entries = text_file::without_mark(text.expose_secret())
             .lines()
             .filter(|line| !line.trim_start().starts_with('#'))
             .flat_map(|line| line.split(','))
@@ -46,11 +51,12 @@ impl Secrets {
             .filter(|entry| !entry.is_empty());
         for (index, entry) in entries.enumerate() {
             let position = index + 1;
-            let Some((name, key)) = entry
-                .split_once('=')
-                .filter(|(name, _)| !name.starts_with("wh"))
-            else {
-                bail!("secret {position} has no name: write it as name=whsec_…");
+            let (name, key) = if signature::looks_like_key(entry) {
+                (DEFAULT_NAME, entry)
+            } else if let Some(named) = entry.split_once('=') {
+                named
+            } else {
+                bail!("secret {position} is no secret: write it as name=whsec_…");
             };
             let name = name.trim();
             if !is_name(name) {
@@ -60,18 +66,19 @@ impl Secrets {
                 );
             }
             if keys.iter().any(|(other, _)| other == name) {
-                bail!("the secret name `{name}` is there twice");
+                bail!(
+                    "the secret name `{name}` is there twice: write each as name=whsec_…, under a \
+                     name of its own"
+                );
             }
-            let text = key.trim();
-            let key = Key::parse(text).with_context(|| format!("the secret `{name}`"))?;
-            // Base64 is read strictly: a key has one spelling.
-            if text == DEVELOPMENT_SECRET {
+            let key = Key::parse(key.trim()).with_context(|| format!("the secret `{name}`"))?;
+            if key == known {
                 development = Some(name.to_owned());
             }
             keys.push((name.to_owned(), key));
         }
         if keys.is_empty() {
-            bail!("no secret is configured: give at least one name=whsec_…");
+            bail!("no secret is configured: give at least one, as name=whsec_…");
         }
         Ok(Self { keys, development })
     }
@@ -140,6 +147,32 @@ mod tests {
     }
 
     #[test]
+    fn a_lone_secret_needs_no_name() {
+        let names = |text: &str| {
+            let secrets = parse(text).expect("valid");
+            secrets.names().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(names(KEY), ["default"]);
+        assert_eq!(names(&format!("{KEY}\nother={KEY}")), ["default", "other"]);
+        assert_eq!(names(&format!("whatever={KEY}")), ["whatever"]);
+    }
+
+    #[test]
+    fn a_file_of_another_system_is_read() {
+        let text = format!("\u{feff}current={KEY} \r\n\tprevious = {KEY}\t\r\n");
+        let secrets = parse(&text).expect("valid");
+        assert_eq!(secrets.names().collect::<Vec<_>>(), ["current", "previous"]);
+    }
+
+    #[rstest]
+    #[case(DEVELOPMENT_SECRET)]
+    #[case(DEVELOPMENT_SECRET.trim_end_matches('='))]
+    fn the_development_secret_is_known_in_every_spelling(#[case] spelling: &str) {
+        let secrets = parse(spelling).expect("valid");
+        assert_eq!(secrets.development_secret(), Some("default"));
+    }
+
+    #[test]
     fn the_development_secret_is_for_development_only() {
         let ours = || parse(&format!("a={KEY}")).expect("valid");
         assert!(ours().permitted(DevelopmentSecret::Refused).is_ok());
@@ -157,7 +190,9 @@ mod tests {
     #[rstest]
     #[case("")]
     #[case(" , \n# only a comment")]
-    #[case(KEY)]
+    #[case(&format!("{KEY},{KEY}"))]
+    #[case(&format!("default={KEY}\n{KEY}"))]
+    #[case(&KEY["whsec_".len()..])]
     #[case(&format!("={KEY}"))]
     #[case(&format!("Current={KEY}"))]
     #[case(&format!("a={KEY},a={KEY}"))]

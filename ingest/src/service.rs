@@ -29,9 +29,6 @@ use crate::{
 /// From a connection's first byte to the end of its headers.
 const HEADERS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Idle connections are closed after this long, so that they do not use up the sockets.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-
 /// Open connections, within what the system allows.
 const MIN_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS: usize = 20_000;
@@ -66,10 +63,11 @@ impl Service {
         )?;
         let connections = u32::try_from(config.batches_in_flight).unwrap_or(u32::MAX);
         // One for each batch, and one so that readiness can be probed while all are busy.
-        let pool = database::pool(
+        let pool = database::pool_preparing(
             config.stores.postgres()?,
             "ingest",
             connections.saturating_add(1),
+            receipts::STATEMENTS,
         );
         let (publisher, supervisor) = publisher::new(
             config.stores.broker()?,
@@ -125,7 +123,7 @@ impl Service {
         })
         .workers(workers)
         .client_request_timeout(HEADERS_DEADLINE)
-        .keep_alive(KEEP_ALIVE)
+        .keep_alive(config.keep_alive)
         .max_connections(max_connections / workers)
         .disable_signals()
         // A second before our own deadline, so that a client that hangs does not make us miss it.

@@ -1,7 +1,7 @@
 //! One batch of events on its way to safety: claim, publish, await confirms, spool what was not
 //! confirmed, commit. Either store alone is enough.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent,
@@ -25,9 +25,9 @@ use crate::{
     watch::Breakers,
 };
 
-/// How long a store that failed before may take to prove itself: the batch that tries it still has
-/// to be answered in good time from the other one.
-const TRIAL: Duration = Duration::from_millis(500);
+/// How long a store that failed before may take to begin: the batch that tries it still has to be
+/// answered in good time from the other one. Enough for four round trips over a long way.
+const TRIAL: Duration = Duration::from_secs(1);
 
 /// For [`Settlement::prove`].
 const PROOF: TransactionMode = TransactionMode::write(Durability::Replicated);
@@ -126,9 +126,11 @@ impl Settlement {
             .filter(|&i| claims[i] == Claim::Publish)
             .collect();
         let to_publish: Vec<&AcceptedEvent> = ours.iter().map(|&i| &events[i]).collect();
-        let confirms = self
-            .publish(&to_publish, receipt, claimed.is_some(), &schedule)
-            .await;
+        let confirms = match claimed {
+            _ if to_publish.is_empty() => Vec::new(),
+            Some(_) => self.publish(&to_publish, receipt, &schedule).await,
+            None => self.publish_or_spool(&to_publish, &schedule).await,
+        };
 
         let unconfirmed: Vec<&AcceptedEvent> = to_publish
             .iter()
@@ -182,8 +184,15 @@ impl Settlement {
         events: &[&AcceptedEvent],
         schedule: &Schedule,
     ) -> Option<(Claimed<'_>, Vec<Claim>)> {
-        let permit = self.breakers.postgres.permit(Instant::now())?;
-        let mut claimed = self.begin(permit, schedule.claimed).await?;
+        let now = Instant::now();
+        let permit = self.breakers.postgres.permit(now)?;
+        let begun = if permit.is_trial {
+            schedule.claimed.min(now + TRIAL)
+        } else {
+            schedule.claimed
+        };
+        let mut claimed = self.begin(permit, begun).await?;
+        claimed.transaction.set_deadline(schedule.claimed);
         let trust = self.receipt_trust;
         let claims = claimed
             .transaction
@@ -236,12 +245,6 @@ impl Settlement {
     }
 
     async fn begin<'s>(&'s self, permit: Permit<'s>, deadline: Instant) -> Option<Claimed<'s>> {
-        let now = Instant::now();
-        let deadline = if permit.is_trial {
-            deadline.min(now + TRIAL)
-        } else {
-            deadline
-        };
         match DeadlineTransaction::begin(&self.pool, &receipts::MODE, deadline).await {
             Ok(transaction) => Some(Claimed {
                 transaction,
@@ -255,32 +258,61 @@ impl Settlement {
         }
     }
 
-    /// `can_spool` tells whether there is another way for what the broker does not take.
+    /// Publishes, while what the broker does not take can still be spooled in the claim's
+    /// transaction.
     async fn publish(
         &self,
         events: &[&AcceptedEvent],
         receipt: Receipt,
-        can_spool: bool,
         schedule: &Schedule,
     ) -> Vec<Result<(), PublishError>> {
-        if events.is_empty() {
-            return Vec::new();
-        }
-        let started = Instant::now();
-        if !can_spool {
-            // One that is just being made, as after a start, is better than a refusal.
-            self.publisher.connected(TRIAL).await;
-        }
-        let permit = match self.breakers.rabbitmq.permit(started) {
-            Some(permit) => permit,
-            None if can_spool => return vec![Err(PublishError::LeftAlone); events.len()],
-            None => self.breakers.rabbitmq.last_resort(started),
+        let now = Instant::now();
+        let Some(permit) = self.breakers.rabbitmq.permit(now) else {
+            return vec![Err(PublishError::LeftAlone); events.len()];
         };
         let deadline = if permit.is_trial {
-            schedule.confirmed.min(started + TRIAL)
+            schedule.confirmed.min(now + TRIAL)
         } else {
             schedule.confirmed
         };
+        self.publish_by(deadline, permit, events, receipt).await
+    }
+
+    /// Publishes without a claim. Where the broker is slow, the spool is tried beside it, as the
+    /// claim may have failed over a lock and not over Postgres. Each store has all the time that is
+    /// left: the alternative is to refuse the events.
+    async fn publish_or_spool(
+        &self,
+        events: &[&AcceptedEvent],
+        schedule: &Schedule,
+    ) -> Vec<Result<(), PublishError>> {
+        let mut publishing = pin!(async {
+            // One that is just being made, as after a start, is better than a refusal.
+            self.publisher.connected(schedule.confirmed).await;
+            let permit = self.breakers.rabbitmq.last_resort(Instant::now());
+            self.publish_by(schedule.committed, permit, events, Receipt::Missing)
+                .await
+        });
+        if let Ok(confirms) = timeout(TRIAL, &mut publishing).await {
+            return confirms;
+        }
+        tokio::select! {
+            confirms = &mut publishing => confirms,
+            // Nothing of a publish that is given up is believed.
+            true = self.spool(None, events, Receipt::Missing, schedule) => {
+                vec![Ok(()); events.len()]
+            }
+        }
+    }
+
+    async fn publish_by(
+        &self,
+        deadline: Instant,
+        permit: Permit<'_>,
+        events: &[&AcceptedEvent],
+        receipt: Receipt,
+    ) -> Vec<Result<(), PublishError>> {
+        let started = Instant::now();
         let confirms = self.publisher.publish(events, receipt, deadline).await;
         match confirms.iter().find_map(|confirm| confirm.as_ref().err()) {
             None => {

@@ -7,7 +7,13 @@
 
 use std::fmt;
 
-use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use base64::{
+    Engine, alphabet,
+    engine::{
+        DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig,
+        general_purpose::STANDARD as BASE64,
+    },
+};
 use ed25519_dalek::{Signature, VerifyingKey};
 use hmac::{Hmac, KeyInit, Mac, digest::CtOutput};
 use sha2::Sha256;
@@ -20,6 +26,13 @@ const PUBLIC_PREFIX: &str = "whpk_";
 
 /// Bytes of a symmetric secret, by the specification.
 const SECRET_LEN: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// Keys come by hand, out of dashboards and password managers. So both alphabets of base64 are
+/// read, with or without padding, as the reference libraries do.
+const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
+const KEY_BASE64_URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
+const ANY_PADDING: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 
 type HmacSha256 = Hmac<Sha256>;
 
@@ -61,18 +74,32 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Keys are equal if they verify the same signatures, however they were written.
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            // Two keys with one tag are one key.
+            (Self::Symmetric(a), Self::Symmetric(b)) => {
+                a.clone().finalize() == b.clone().finalize()
+            }
+            (Self::Public(a), Self::Public(b)) => a == b,
+            (Self::Symmetric(_), Self::Public(_)) | (Self::Public(_), Self::Symmetric(_)) => false,
+        }
+    }
+}
+
 impl Key {
     /// Reads a `whsec_…` or `whpk_…` key.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         if let Some(encoded) = text.strip_prefix(SYMMETRIC_PREFIX) {
-            let secret = BASE64.decode(encoded).map_err(|_| KeyError::Base64)?;
+            let secret = decode_key(encoded)?;
             if !SECRET_LEN.contains(&secret.len()) {
                 return Err(KeyError::Length(secret.len()));
             }
             let mac = HmacSha256::new_from_slice(&secret).expect("HMAC takes keys of any length");
             Ok(Self::Symmetric(Box::new(mac)))
         } else if let Some(encoded) = text.strip_prefix(PUBLIC_PREFIX) {
-            let bytes = BASE64.decode(encoded).map_err(|_| KeyError::Base64)?;
+            let bytes = decode_key(encoded)?;
             let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| KeyError::PublicKey)?;
             let key = VerifyingKey::from_bytes(&bytes).map_err(|_| KeyError::PublicKey)?;
             Ok(Self::Public(Box::new(key)))
@@ -115,6 +142,20 @@ impl Key {
     }
 }
 
+/// Whether a text starts as a key does. It may be a bad one all the same.
+pub fn looks_like_key(text: &str) -> bool {
+    text.starts_with(SYMMETRIC_PREFIX) || text.starts_with(PUBLIC_PREFIX)
+}
+
+fn decode_key(encoded: &str) -> Result<Vec<u8>, KeyError> {
+    let engine = if encoded.contains(['-', '_']) {
+        KEY_BASE64_URL
+    } else {
+        KEY_BASE64
+    };
+    engine.decode(encoded).map_err(|_| KeyError::Base64)
+}
+
 fn authenticate(mac: &HmacSha256, id: &str, timestamp: &str, body: &[u8]) -> HmacSha256 {
     let mut mac = mac.clone();
     for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
@@ -144,19 +185,32 @@ impl SignatureToken {
 
     /// Reads a space-separated list of `version,base64`. Unknown versions and malformed entries are
     /// skipped, as the specification asks: one good signature is enough.
+    ///
+    /// A proxy may have joined several header lines with commas, which HTTP allows. So a comma is
+    /// also what separates two entries, and every version that is followed by a comma and a
+    /// signature is an entry.
     pub fn parse_list(list: &str) -> impl Iterator<Item = Self> + '_ {
-        list.split(' ')
-            .filter(|token| !token.is_empty())
-            .filter_map(|token| {
-                let (version, encoded) = token.split_once(',')?;
-                let bytes = BASE64.decode(encoded).ok()?;
-                match version {
-                    "v1" => bytes.try_into().ok().map(Self::V1),
-                    "v1a" => bytes.try_into().ok().map(Self::V1a),
-                    _ => None,
-                }
-            })
+        list.split(' ').flat_map(|entries| {
+            let versions = entries.split(',');
+            let signatures = entries.split(',').skip(1);
+            versions
+                .zip(signatures)
+                .filter_map(|(version, signature)| Self::parse(version, signature))
+        })
     }
+
+    fn parse(version: &str, signature: &str) -> Option<Self> {
+        // The version first: decoding is what costs.
+        match version {
+            "v1" => decode(signature).map(Self::V1),
+            "v1a" => decode(signature).map(Self::V1a),
+            _ => None,
+        }
+    }
+}
+
+fn decode<const LEN: usize>(signature: &str) -> Option<[u8; LEN]> {
+    BASE64.decode(signature).ok()?.try_into().ok()
 }
 
 /// The name of the first key that verifies one of the request's signatures; `None` if none does.
@@ -199,12 +253,44 @@ mod tests {
         assert_eq!(format!("{key:?}"), "Key::Symmetric(…)");
     }
 
+    #[rstest]
+    #[case("whsec_cGxlby13ZWJob29rcy1kZXZlbG9wbWVudC1zZWNyZXQ=")]
+    #[case("whpk_1SiA4o9hyqTCpIqC5V9HUakiiaeACeqfZTInDBbOir4=")]
+    fn padding_is_optional(#[case] padded: &str) {
+        let key = Key::parse(padded).expect("a key");
+        assert_eq!(Key::parse(padded.trim_end_matches('=')), Ok(key));
+    }
+
+    #[test]
+    fn both_alphabets_are_read_and_not_mixed() {
+        let standard = "whsec_++++////MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        let url_safe = "whsec_----____MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        let key = Key::parse(standard).expect("a key");
+        assert_eq!(Key::parse(url_safe), Ok(key));
+        let mixed = standard.replace('/', "_");
+        assert_eq!(Key::parse(&mixed), Err(KeyError::Base64));
+    }
+
     #[test]
     fn malformed_entries_and_unknown_versions_are_skipped() {
         let good = BASE64.encode([7; 32]);
         let list = format!("v1 v1, v1,@@@ v1,AAAA v2,{good} ,, v1a,{good}  v1,{good}");
         let tokens: Vec<_> = SignatureToken::parse_list(&list).collect();
         assert_eq!(tokens, [SignatureToken::V1([7; 32])]);
+    }
+
+    #[rstest]
+    #[case("v1,A, v1,B")]
+    #[case("v1,A , v1,B")]
+    #[case("v1,A ,v1,B")]
+    #[case("v1,A,v1,B")]
+    #[case(",v1,A,,x,v1,v1,B,")]
+    fn lines_that_a_proxy_joined_are_read(#[case] list: &str) {
+        let (a, b) = (BASE64.encode([1; 32]), BASE64.encode([2; 32]));
+        let list = list.replace('A', &a).replace('B', &b);
+        let tokens: Vec<_> = SignatureToken::parse_list(&list).collect();
+        let expected = [[1; 32], [2; 32]].map(SignatureToken::V1);
+        assert_eq!(tokens, expected, "{list}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{anyhow, ensure};
 use clap::{Args, Parser};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
     Program,
@@ -151,7 +151,8 @@ impl StoreArgs {
 /// How the process shows itself and how it stops.
 #[derive(Args, Clone, Debug)]
 pub struct ProcessArgs {
-    /// What to log, as a tracing filter: `info`, `debug`, `info,worker=debug`
+    /// What to log, as a tracing filter: a level for everything (off, error, warn, info, debug, trace),
+    /// and others for single targets: `info`, `info,worker=debug`
     #[arg(long, env = "LOG", default_value = "info,actix_server=warn,actix_http=off", value_parser = parse_filter)]
     pub log: String,
 
@@ -159,8 +160,8 @@ pub struct ProcessArgs {
     #[arg(long, env = "LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,
 
-    /// After SIGTERM, how long unfinished work may take
-    #[arg(long, env = "SHUTDOWN_DEADLINE", default_value = "25s", value_parser = parse_duration)]
+    /// After SIGTERM, how long unfinished work may take (1s to 1h)
+    #[arg(long, env = "SHUTDOWN_DEADLINE", default_value = "25s", value_parser = parse_duration_in::<SECOND, HOUR>)]
     pub shutdown_deadline: Duration,
 
     /// Where /livez, /readyz and /metrics listen; keep it off the public network. Without it: port
@@ -218,6 +219,38 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A second, in milliseconds, for the limits of [`parse_duration_in`].
+pub const SECOND: u64 = 1_000;
+/// As [`SECOND`].
+pub const HOUR: u64 = 3_600 * SECOND;
+/// As [`SECOND`].
+pub const DAY: u64 = 24 * HOUR;
+
+/// As [`parse_duration`], from `MIN_MS` to `MAX_MS` milliseconds.
+pub fn parse_duration_in<const MIN_MS: u64, const MAX_MS: u64>(
+    text: &str,
+) -> Result<Duration, String> {
+    let (min, max) = (Duration::from_millis(MIN_MS), Duration::from_millis(MAX_MS));
+    let duration = parse_duration(text)?;
+    if (min..=max).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err(format!("must be from {} to {}", short(min), short(max)))
+    }
+}
+
+/// A limit as one would write it.
+fn short(duration: Duration) -> String {
+    let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    [(DAY, "d"), (HOUR, "h"), (60 * SECOND, "m"), (SECOND, "s")]
+        .into_iter()
+        .find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit))
+        .map_or_else(
+            || format!("{ms}ms"),
+            |(unit, name)| format!("{}{name}", ms / unit),
+        )
+}
+
 /// A whole number from `MIN` to `MAX`.
 pub fn parse_in_range<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
     text.parse::<usize>()
@@ -239,10 +272,44 @@ fn parse_prefix(text: &str) -> Result<String, String> {
     }
 }
 
+/// A filter without a level for everything silences what it does not name. That is what a misspelt
+/// level would do, as any other word is taken for a target.
 fn parse_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text)
-        .map(|_| text.to_owned())
-        .map_err(|e| e.to_string())
+    const LEVELS: &str = "off, error, warn, info, debug or trace";
+    EnvFilter::try_new(text).map_err(|e| e.to_string())?;
+    let mut has_level = false;
+    for directive in directives(text) {
+        if directive.parse::<LevelFilter>().is_ok() {
+            has_level = true;
+        } else if !directive.contains(['=', '[']) {
+            return Err(format!(
+                "`{directive}` is no level: write {LEVELS}, or target=level for a single target"
+            ));
+        }
+    }
+    if has_level {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "needs a level for everything else ({LEVELS}), as in info,worker=debug"
+        ))
+    }
+}
+
+/// The parts of a filter. Commas in the fields of a span separate none.
+fn directives(filter: &str) -> impl Iterator<Item = &str> {
+    let mut depth = 0_usize;
+    filter
+        .split(move |c: char| {
+            match c {
+                '[' | '{' => depth += 1,
+                ']' | '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            c == ',' && depth == 0
+        })
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
 }
 
 #[cfg(test)]
@@ -258,6 +325,49 @@ mod tests {
     #[case("soon")]
     fn a_bad_duration_is_refused(#[case] text: &str) {
         assert!(parse_duration(text).is_err());
+    }
+
+    #[rstest]
+    #[case("999ms", None)]
+    #[case("1s", Some(1))]
+    #[case("1d", Some(86_400))]
+    #[case("86401s", None)]
+    #[case("100y", None)]
+    #[case("1", None)]
+    fn a_duration_is_held_to_its_range(#[case] text: &str, #[case] seconds: Option<u64>) {
+        let expected = seconds.map(Duration::from_secs);
+        assert_eq!(parse_duration_in::<SECOND, DAY>(text).ok(), expected);
+    }
+
+    #[test]
+    fn the_error_has_the_range_as_one_would_write_it() {
+        let error = parse_duration_in::<5, { 90 * 60 * SECOND }>("100y").expect_err("too long");
+        assert_eq!(error, "must be from 5ms to 90m");
+    }
+
+    #[rstest]
+    #[case("info")]
+    #[case("off")]
+    #[case("WARN")]
+    #[case("info,worker=debug")]
+    #[case("worker=debug, info")]
+    #[case("info,[batch{family=vendor,size=3}]=debug")]
+    fn a_filter_with_a_level_for_everything_is_taken(#[case] text: &str) {
+        assert_eq!(parse_filter(text), Ok(text.to_owned()));
+    }
+
+    #[rstest]
+    #[case("nonsense", "`nonsense` is no level")]
+    #[case("inof,worker=debug", "`inof` is no level")]
+    #[case("worker=debug", "for everything else")]
+    #[case("", "for everything else")]
+    #[case("worker=loud", "")]
+    fn a_filter_that_would_silence_everything_is_refused(
+        #[case] text: &str,
+        #[case] expected: &str,
+    ) {
+        let error = parse_filter(text).expect_err("refused");
+        assert!(error.contains(expected), "{error}");
     }
 
     #[rstest]

@@ -1,5 +1,6 @@
 //! Postgres: a pool that connects when needed, and a transaction with one deadline over all of it.
 
+mod acquire;
 mod hung_commit;
 mod mode;
 mod transaction;
@@ -7,7 +8,7 @@ mod transaction;
 use std::time::Duration;
 
 use sqlx::{
-    PgPool,
+    Executor, PgPool, SqlSafeStr,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::Instant;
@@ -21,8 +22,8 @@ pub use self::{
 /// that a restart of Postgres costs no request.
 const TRUST_IDLE: Duration = Duration::from_secs(1);
 
-/// How long a probe of the database may take.
-const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a probe of the database may take. It is four round trips, over a long way perhaps.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A probe writes nothing. It is read-write, as some statements are refused otherwise.
 const PROBE: TransactionMode = TransactionMode::write(Durability::Relaxed);
@@ -40,7 +41,32 @@ pub fn parse_url(url: &str) -> Result<PgConnectOptions, String> {
 /// A pool of at most `connections` connections that show as `name` in `pg_stat_activity`. It
 /// connects lazily: services start before Postgres does.
 pub fn pool(options: PgConnectOptions, name: &str, connections: u32) -> PgPool {
+    pool_preparing(options, name, connections, &[])
+}
+
+/// As [`pool`], and each connection prepares these statements while it is being made, so that its
+/// first transaction needs no more round trips than those after it.
+pub fn pool_preparing(
+    options: PgConnectOptions,
+    name: &str,
+    connections: u32,
+    statements: &'static [&'static str],
+) -> PgPool {
     PgPoolOptions::new()
+        .after_connect(move |connection, _meta| {
+            Box::pin(async move {
+                for statement in statements {
+                    // Before the schema is there this fails, and the connection is good all the same.
+                    let prepared = (&mut *connection).prepare(statement.into_sql_str()).await;
+                    if let Err(error) = prepared
+                        && error.as_database_error().is_none()
+                    {
+                        return Err(error);
+                    }
+                }
+                Ok(())
+            })
+        })
         .max_connections(connections)
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {

@@ -19,6 +19,7 @@ pub mod shutdown;
 pub mod spool;
 pub mod systemd;
 pub mod telemetry;
+pub mod text_file;
 pub mod topology;
 
 pub use event_type::{EventType, Family};

@@ -3,8 +3,10 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use secrecy::SecretString;
+
+use crate::text_file;
 
 /// Far more than any password; whoever names a log by mistake gets an answer at once.
 const MAX_BYTES: usize = 4_096;
@@ -22,9 +24,13 @@ fn parse(content: Vec<u8>) -> anyhow::Result<SecretString> {
         content.len() <= MAX_BYTES,
         "is longer than {MAX_BYTES} bytes"
     );
-    let Ok(text) = String::from_utf8(content) else {
-        bail!("is not UTF-8 text");
-    };
+    let text = text_file::decode(content)?;
+    // Each byte of the file counts: whoever else reads it, as the stores do, takes the mark for a
+    // part of the password.
+    ensure!(
+        !text_file::has_mark(&text),
+        "starts with a byte-order mark: save it as UTF-8 without one"
+    );
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
     ensure!(!line.is_empty(), "has no password on its first line");
@@ -66,6 +72,8 @@ mod tests {
     #[case::two_lines(b"hunter2\nhunter2\n")]
     #[case::nul(b"hunter2\0")]
     #[case::not_text(b"hunter2\xff")]
+    #[case::utf16(b"\xff\xfeh\0")]
+    #[case::byte_order_mark(b"\xef\xbb\xbfhunter2\n")]
     #[case::long(&[b'h'; MAX_BYTES + 1])]
     fn any_other_content_is_refused_without_showing_it(#[case] content: &[u8]) {
         let error = format!("{:#}", parse(content.into()).expect_err("refused"));

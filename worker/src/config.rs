@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
-use shared::config::{ProcessArgs, StoreArgs, parse_duration, parse_in_range};
+use shared::config::{DAY, ProcessArgs, SECOND, StoreArgs, parse_duration_in, parse_in_range};
 
 /// Stores one family's events in Postgres, from its queue and from the spool.
 #[derive(Clone, Debug, Parser)]
@@ -30,15 +30,16 @@ pub struct Config {
     #[arg(long, env = "BATCHES_IN_FLIGHT", default_value = "4", value_parser = parse_in_range::<1, 10>)]
     pub batches_in_flight: usize,
 
-    /// How long a batch that is not full waits for more events
-    #[arg(long, env = "BATCH_LINGER", default_value = "5ms", value_parser = parse_duration)]
+    /// How long a batch that is not full waits for more events (1ms to 1s)
+    #[arg(long, env = "BATCH_LINGER", default_value = "5ms", value_parser = parse_duration_in::<1, SECOND>)]
     pub batch_linger: Duration,
 
-    /// How long receipts of stored events are kept to recognise repetitions (other-worker)
+    /// How long receipts of stored events are kept to recognise repetitions, 4d to 3650d
+    /// (other-worker)
     #[arg(long, env = "RECEIPT_RETENTION", default_value = "7d", value_parser = parse_retention)]
     pub receipt_retention: Duration,
 
-    /// How long events are kept that are no dead letters: forever, or at least 30d (other-worker)
+    /// How long events are kept that are no dead letters: forever, or 30d to 36500d (other-worker)
     #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
     pub event_retention: EventRetention,
 }
@@ -54,24 +55,19 @@ pub enum EventRetention {
 
 /// Senders repeat a webhook for up to 75 hours.
 fn parse_retention(text: &str) -> Result<Duration, String> {
-    let duration = parse_duration(text)?;
-    if duration < Duration::from_secs(4 * 24 * 3_600) {
-        return Err("must be at least 4d: senders repeat a webhook for days".to_owned());
-    }
-    Ok(duration)
+    parse_duration_in::<{ 4 * DAY }, { 3_650 * DAY }>(text)
+        .map_err(|error| format!("{error}; senders repeat a webhook for days"))
 }
 
-/// Reads `forever` or a duration of at least 30 days; the function in the database that deletes events
+/// Reads `forever` or a duration of 30 days to 100 years; the function in the database that deletes events
 /// refuses less as well.
 pub fn parse_event_retention(text: &str) -> Result<EventRetention, String> {
     if text == "forever" {
         return Ok(EventRetention::Forever);
     }
-    let duration = parse_duration(text)?;
-    if duration < Duration::from_secs(30 * 24 * 3_600) {
-        return Err("must be `forever` or at least 30d".to_owned());
-    }
-    Ok(EventRetention::For(duration))
+    parse_duration_in::<{ 30 * DAY }, { 36_500 * DAY }>(text)
+        .map(EventRetention::For)
+        .map_err(|error| format!("{error}, or `forever`"))
 }
 
 #[cfg(test)]
@@ -88,7 +84,7 @@ mod tests {
             parse_event_retention("30d"),
             Ok(EventRetention::For(Duration::from_secs(2_592_000)))
         );
-        for bad in ["", "29d", "0s", "never", "30"] {
+        for bad in ["", "29d", "0s", "never", "30", "101years"] {
             assert!(parse_event_retention(bad).is_err(), "{bad}");
         }
     }

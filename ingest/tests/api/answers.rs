@@ -189,6 +189,28 @@ async fn both_header_sets_and_several_signatures_are_accepted(pool: PgPool) {
     ];
     assert_eq!(app.send_with(&headers, &webhook.body).await.0, 202);
     assert_eq!(stores.events(Family::Vendor).await.len(), 2);
+
+    // The two lines as one, as a proxy may join them, in both orders.
+    for (set, good_first) in [("webhook", true), ("webhook", false), ("svix", true)] {
+        let webhook = Webhook::vendor(&Webhook::new_id());
+        let (good, bad) = (
+            &webhook.signature,
+            "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+        );
+        let joined = if good_first {
+            format!("{good}, {bad}")
+        } else {
+            format!("{bad}, {good}")
+        };
+        let names = ["id", "timestamp", "signature"].map(|part| format!("{set}-{part}"));
+        let headers: [(&str, &[u8]); 3] = [
+            (&names[0], webhook.id.as_bytes()),
+            (&names[1], webhook.timestamp.as_bytes()),
+            (&names[2], joined.as_bytes()),
+        ];
+        let (status, answer) = app.send_with(&headers, &webhook.body).await;
+        assert_eq!(status, 202, "{joined}: {answer}");
+    }
     app.stop().await;
     stores.clean_up().await;
 }

@@ -460,3 +460,109 @@ async fn no_receipt_is_committed_while_the_confirm_is_awaited(pool: PgPool) {
     proxied.app.stop().await;
     stores.clean_up().await;
 }
+
+/// The other side of the earth.
+const FAR_AWAY: Mode = Mode::Slow(Duration::from_millis(250));
+
+/// Events whose receipt was committed.
+async fn receipts(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from webhook_receipts")
+        .fetch_one(pool)
+        .await
+        .expect("a count")
+}
+
+/// One value of `/metrics`.
+async fn metric(app: &App, name: &str) -> f64 {
+    let metrics = app.metrics().await;
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with(&format!("{name} ")));
+    let value = line
+        .and_then(|line| line.split(' ').next_back())
+        .expect("the metric");
+    value.parse().expect("a number")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    let app = &proxied.app;
+    proxied.database.set(Mode::Cut).await;
+    let deadline = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < deadline {
+        assert_eq!(app.send(&Webhook::vendor(&Webhook::new_id())).await.0, 202);
+    }
+    proxied.database.set(FAR_AWAY).await;
+    let deadline = Instant::now() + SOON;
+    while receipts(&pool).await == 0 {
+        assert!(Instant::now() < deadline, "every batch goes without dedup");
+        assert_eq!(app.send(&Webhook::vendor(&Webhook::new_id())).await.0, 202);
+    }
+
+    // And soon for all, with several batches at once and with repetitions.
+    app.until_ready("postgres").await;
+    let other = App::start(&stores).await;
+    let deadline = Instant::now() + SOON;
+    loop {
+        let without_dedup = metric(app, "pleo_ingest_without_dedup_total").await;
+        let webhooks: Vec<_> = (0..20)
+            .map(|_| Webhook::vendor(&Webhook::new_id()))
+            .collect();
+        let first = join_all(webhooks.iter().map(|w| app.send(w))).await;
+        assert!(first.iter().all(|(status, _)| *status == 202), "{first:?}");
+        let repeated = join_all(webhooks.iter().map(|w| other.send(w))).await;
+        let recognised = repeated
+            .iter()
+            .all(|(_, body)| body["status"] == "duplicate");
+        if recognised && metric(app, "pleo_ingest_without_dedup_total").await == without_dedup {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{repeated:?}");
+    }
+    other.stop().await;
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn over_a_long_way_to_rabbitmq_events_are_published_again_after_a_cut(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    proxied.broker.set(Mode::Cut).await;
+    for _ in 0..10 {
+        let webhook = Webhook::vendor(&Webhook::new_id());
+        assert_eq!(proxied.app.send(&webhook).await.0, 202);
+    }
+    assert!(spooled(&pool).await > 0);
+    proxied.broker.set(FAR_AWAY).await;
+    let deadline = Instant::now() + SOON;
+    while stores.events(Family::Vendor).await.is_empty() {
+        assert!(Instant::now() < deadline, "everything is spooled");
+        let webhook = Webhook::vendor(&Webhook::new_id());
+        assert_eq!(proxied.app.send(&webhook).await.0, 202);
+    }
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn without_postgres_a_slow_broker_is_waited_for(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    proxied.database.set(Mode::Cut).await;
+    proxied.broker.set(Mode::Freeze).await;
+    let webhook = Webhook::vendor("msg_1");
+    assert_eq!(proxied.app.send(&webhook).await.0, 503);
+    // It has failed a moment ago, and takes its time now: longer than a trial, shorter than the
+    // time for an answer.
+    proxied
+        .broker
+        .set(Mode::Slow(Duration::from_millis(600)))
+        .await;
+    proxied.app.until_check("rabbitmq", true).await;
+    assert_eq!(proxied.app.send(&webhook).await.0, 202, "it was there");
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}

@@ -9,7 +9,10 @@ mod signatures;
 
 use std::{fs, path::Path};
 
+use ingest::{headers::WebhookHeaders, secrets::Secrets};
 use proptest::{collection::vec, prelude::*, sample::select, string::string_regex};
+
+use crate::webhook::{SECRET, Webhook};
 
 /// Calls `check` with each committed input of a fuzzer.
 #[expect(clippy::print_stdout, reason = "says which one fails")]
@@ -72,7 +75,45 @@ fn committed_signatures_verify_only_under_their_secret() {
     each_seed("signatures", signatures::check);
 }
 
+/// An entry of `webhook-signature`: a good one, or what is none.
+fn entries() -> impl Strategy<Value = Option<String>> {
+    let wrong = prop_oneof![
+        2 => string_regex("(v1|v1a|v2|v1,v1|),[A-Za-z0-9+/]{43}=").expect("a regex"),
+        1 => string_regex("[!-~]{0,20}").expect("a regex"),
+        1 => select(vec!["v1", "v1,", ",", ",,", "v1,AAAA"]).prop_map(str::to_owned),
+    ];
+    prop_oneof![1 => Just(None), 4 => wrong.prop_map(Some)]
+}
+
 proptest! {
+    /// A proxy may join header lines with a comma, where the sender itself separates with spaces.
+    #[test]
+    fn a_good_signature_counts_wherever_it_is_and_however_the_others_are_joined(
+        entries in vec((entries(), select(vec![" ", ", ", ",", "  ", " , ", " ,"])), 1..8),
+        svix in any::<bool>(),
+    ) {
+        let webhook = Webhook::vendor("msg_1");
+        let good = webhook.signature.as_str();
+        let list: String = entries
+            .iter()
+            .map(|(entry, joint)| format!("{}{joint}", entry.as_deref().unwrap_or(good)))
+            .collect();
+        let set = if svix { "svix" } else { "webhook" };
+        let headers = WebhookHeaders::parse(|name| {
+            let value = match name.strip_prefix(set) {
+                Some("-id") => Some(webhook.id.as_bytes()),
+                Some("-timestamp") => Some(webhook.timestamp.as_bytes()),
+                Some("-signature") => Some(list.as_bytes()),
+                _ => None,
+            };
+            value.into_iter()
+        })
+        .expect("well-formed headers");
+        let secrets = Secrets::parse(&format!("known={SECRET}").into()).expect("a secret");
+        let expected = entries.iter().any(|(entry, _)| entry.is_none());
+        prop_assert_eq!(secrets.verify(&headers, &webhook.body).is_some(), expected, "{}", list);
+    }
+
     #[test]
     fn headers_are_read_by_the_rules(request in requests()) {
         headers::check(&request);

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::{
+    acquire::acquire,
     hung_commit::{self, Backend},
     mode::{Durability, TransactionMode},
 };
@@ -90,7 +91,7 @@ impl DeadlineTransaction {
         mode: &TransactionMode,
         deadline: Instant,
     ) -> Result<Self, TransactionError> {
-        let connection = within(deadline, pool.acquire()).await?;
+        let connection = acquire(pool, deadline).await?;
         let mut transaction = Self {
             connection: Some(connection),
             deadline,

@@ -280,14 +280,14 @@ mod tests {
     }
 
     #[rstest]
-    #[case("v1,A, v1,B")]
-    #[case("v1,A , v1,B")]
-    #[case("v1,A ,v1,B")]
-    #[case("v1,A,v1,B")]
-    #[case(",v1,A,,x,v1,v1,B,")]
+    #[case("v1,#, v1,%")]
+    #[case("v1,# , v1,%")]
+    #[case("v1,# ,v1,%")]
+    #[case("v1,#,v1,%")]
+    #[case(",v1,#,,x,v1,v1,%,")]
     fn lines_that_a_proxy_joined_are_read(#[case] list: &str) {
         let (a, b) = (BASE64.encode([1; 32]), BASE64.encode([2; 32]));
-        let list = list.replace('A', &a).replace('B', &b);
+        let list = list.replace('#', &a).replace('%', &b);
         let tokens: Vec<_> = SignatureToken::parse_list(&list).collect();
         let expected = [[1; 32], [2; 32]].map(SignatureToken::V1);
         assert_eq!(tokens, expected, "{list}");

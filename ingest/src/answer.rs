@@ -6,15 +6,22 @@ use actix_web::{
     HttpResponse,
     http::{StatusCode, header},
 };
+use chrono::Utc;
 use serde::Serialize;
 
 use crate::{
     acceptor::Outcome,
+    endpoint::PATH,
     headers::{HeaderError, Stale},
 };
 
 /// What a sender should wait after a 503; senders honour it within one to two times the delay.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+const PROBLEM_TYPE: &str = "application/problem+json";
+
+/// The methods of the webhook endpoint.
+const ALLOWED: &str = "POST, OPTIONS";
 
 /// An answer to one request.
 #[derive(Debug)]
@@ -35,6 +42,18 @@ pub enum Answer {
     TooLarge(usize),
     /// As many requests as allowed are being handled.
     Overloaded,
+    /// Webhooks are taken at another path.
+    WrongPath,
+    /// Webhooks come as POST.
+    WrongMethod,
+    /// The client asked which methods there are.
+    Options,
+    /// No HTTP, so actix could not read it.
+    NotHttp,
+    /// The request line and headers did not arrive in time.
+    SlowHead,
+    /// The request line and headers are over the limit, given in bytes.
+    HeadTooLarge(usize),
 }
 
 #[derive(Serialize)]
@@ -55,7 +74,7 @@ impl Answer {
     pub const DISCONNECTED: &'static str = "disconnected";
 
     /// Every label under which a request is counted.
-    pub const METRIC_LABELS: [&'static str; 12] = [
+    pub const METRIC_LABELS: [&'static str; 18] = [
         "accepted",
         "duplicate",
         "conflict",
@@ -67,6 +86,12 @@ impl Answer {
         "wrong_signature",
         "too_large",
         "overloaded",
+        "wrong_path",
+        "wrong_method",
+        "options",
+        "not_http",
+        "slow_head",
+        "head_too_large",
         Self::DISCONNECTED,
     ];
 
@@ -84,6 +109,12 @@ impl Answer {
             Self::WrongSignature => "wrong_signature",
             Self::TooLarge(_) => "too_large",
             Self::Overloaded => "overloaded",
+            Self::WrongPath => "wrong_path",
+            Self::WrongMethod => "wrong_method",
+            Self::Options => "options",
+            Self::NotHttp => "not_http",
+            Self::SlowHead => "slow_head",
+            Self::HeadTooLarge(_) => "head_too_large",
         }
     }
 
@@ -96,17 +127,32 @@ impl Answer {
             Self::Settled(Outcome::Unavailable) | Self::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::BadHeaders(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
-            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
+            Self::BadHeaders(_) | Self::BrokenBody | Self::NotHttp => StatusCode::BAD_REQUEST,
+            Self::SlowBody | Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
             Self::Stale(_) | Self::WrongSignature => StatusCode::UNAUTHORIZED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::WrongPath => StatusCode::NOT_FOUND,
+            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Options => StatusCode::NO_CONTENT,
+            Self::HeadTooLarge(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
 
+    fn problem(&self) -> Option<Problem> {
+        let (title, detail) = self.explanation()?;
+        Some(Problem {
+            title,
+            status: self.status().as_u16(),
+            detail,
+        })
+    }
+
     /// What happened, in a few words, and what to do about it.
-    fn problem(&self) -> Option<(&'static str, String)> {
+    fn explanation(&self) -> Option<(&'static str, String)> {
         Some(match self {
-            Self::Settled(Outcome::Accepted | Outcome::Duplicate(_)) => return None,
+            Self::Settled(Outcome::Accepted | Outcome::Duplicate(_)) | Self::Options => {
+                return None;
+            }
             Self::Settled(Outcome::Conflict) => (
                 "webhook id reused",
                 "this webhook id was accepted before with another body; send a new event under \
@@ -138,6 +184,26 @@ impl Answer {
                 "body too large",
                 format!("the limit is {limit} bytes (BODY_LIMIT)"),
             ),
+            Self::WrongPath => (
+                "nothing is here",
+                format!("webhooks are taken at {PATH}, spelled like this"),
+            ),
+            Self::WrongMethod => (
+                "webhooks come as POST",
+                "this address takes a signed event by POST and has nothing to show".to_owned(),
+            ),
+            Self::NotHttp => (
+                "not understood",
+                "this is no HTTP/1 request that can be read without doubt".to_owned(),
+            ),
+            Self::SlowHead => (
+                "slow request",
+                "the request line and the headers did not arrive in time".to_owned(),
+            ),
+            Self::HeadTooLarge(limit) => (
+                "headers too large",
+                format!("the request line and the headers may take {limit} bytes"),
+            ),
         })
     }
 
@@ -148,22 +214,34 @@ impl Answer {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.insert_header((header::RETRY_AFTER, RETRY_AFTER.as_secs()));
         }
-        match self.problem() {
-            None => response.json(Accepted {
-                status: self.metric_label(),
-            }),
-            Some((title, detail)) => {
-                response
-                    // Only who has shown a good signature may keep a connection: actix guards the
-                    // headers of its first request with a deadline, and of later ones not.
-                    .force_close()
-                    .content_type("application/problem+json")
-                    .json(Problem {
-                        title,
-                        status: status.as_u16(),
-                        detail,
-                    })
-            }
+        if matches!(self, Self::WrongMethod | Self::Options) {
+            response.insert_header((header::ALLOW, ALLOWED));
         }
+        if let Self::Settled(Outcome::Accepted | Outcome::Duplicate(_)) = self {
+            return response.json(Accepted {
+                status: self.metric_label(),
+            });
+        }
+        // Only who has shown a good signature may keep a connection: actix guards the headers of its
+        // first request with a deadline, and of later ones not.
+        response.force_close();
+        match self.problem() {
+            None => response.finish(),
+            Some(problem) => response.content_type(PROBLEM_TYPE).json(problem),
+        }
+    }
+
+    /// The response as bytes, for where actix cannot be told what to answer. Its connection ends with
+    /// it.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let status = self.status();
+        let body = serde_json::to_string(&self.problem()).expect("texts are JSON");
+        let date = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-length: {}\r\ncontent-type: {PROBLEM_TYPE}\r\n\
+             connection: close\r\ndate: {date}\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
     }
 }

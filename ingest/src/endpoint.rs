@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{Method, header},
+    web,
+};
 use bytes::{Bytes, BytesMut};
 use chrono::Utc;
 use futures_util::StreamExt;
@@ -25,6 +29,9 @@ use crate::{
 /// The path that Pleo is to be pointed at.
 pub const PATH: &str = "/webhooks/pleo";
 
+/// As people and proxies write it as well.
+const PATH_AS_FOLDER: &str = "/webhooks/pleo/";
+
 /// A body of the allowed size that takes longer than this is sent by a broken or hostile client.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -42,8 +49,38 @@ pub struct Endpoint {
     timestamp_tolerance: Duration,
 }
 
+/// What there is on the public port.
+pub fn routes(config: &mut web::ServiceConfig) {
+    let webhooks = web::resource([PATH, PATH_AS_FOLDER])
+        .route(web::post().to(receive))
+        .route(
+            web::method(Method::OPTIONS)
+                .to(|endpoint, unread| refuse(Answer::Options, endpoint, unread)),
+        )
+        .default_service(web::to(|endpoint, unread| {
+            refuse(Answer::WrongMethod, endpoint, unread)
+        }));
+    config
+        .service(webhooks)
+        .default_service(web::to(|endpoint, unread| {
+            refuse(Answer::WrongPath, endpoint, unread)
+        }));
+}
+
+/// Answers a request for what is not here.
+async fn refuse(
+    answer: Answer,
+    endpoint: web::Data<Endpoint>,
+    unread: web::Payload,
+) -> HttpResponse<HoldingUnread> {
+    let handling = Handling::start(&endpoint.metrics);
+    debug!(outcome = answer.metric_label(), "refused");
+    handling.finish(&answer);
+    unread::hold(answer.into_response(), unread)
+}
+
 /// Handles one request.
-pub async fn receive(
+async fn receive(
     endpoint: web::Data<Endpoint>,
     acceptor: web::Data<Acceptor>,
     request: HttpRequest,

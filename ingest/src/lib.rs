@@ -2,7 +2,8 @@
 //! to RabbitMQ (or spools to Postgres while RabbitMQ is away) and answers 2xx only when the event is
 //! safe. It does not interpret an event beyond its type.
 //!
-//! The way of a request: [`endpoint`] → [`headers`], [`secrets`], [`signature`] → [`acceptor`] →
+//! The way of a request: [`wire`], [`server`] → [`endpoint`] → [`headers`], [`secrets`],
+//! [`signature`] → [`acceptor`] →
 //! [`settlement`] → [`receipts`] and [`publisher`] → [`answer`]. Beside it, [`rotation`] replaces
 //! the secrets, and [`watch`] asks the stores how they fare while no event comes.
 
@@ -18,8 +19,10 @@ pub mod receipts;
 pub mod recent;
 pub mod rotation;
 pub mod secrets;
+pub mod server;
 pub mod service;
 pub mod settlement;
 pub mod signature;
 pub mod unread;
 pub mod watch;
+pub mod wire;

@@ -192,6 +192,13 @@ impl Metrics {
         self.request_seconds.observe(took.as_secs_f64());
     }
 
+    /// Counts a request that was refused before there was anything to measure.
+    pub fn refused_unread(&self, answer: &Answer) {
+        self.requests
+            .with_label_values(&[answer.metric_label()])
+            .inc();
+    }
+
     /// Counts a duplicate.
     pub fn duplicate(&self, layer: Layer) {
         self.dedup_hits.with_label_values(&[layer.name()]).inc();

@@ -1,13 +1,8 @@
 //! The service put together: start, serve, stop.
 
-use std::{net::SocketAddr, num::NonZero, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use actix_web::{
-    App, HttpResponse, HttpServer,
-    dev::{Server, ServerHandle},
-    http::StatusCode,
-    web,
-};
+use actix_web::dev::{Server, ServerHandle};
 use anyhow::{Context, bail};
 use shared::{Program, database, private_port};
 use tokio::{task::JoinHandle, time::timeout};
@@ -17,27 +12,15 @@ use tracing::info;
 use crate::{
     acceptor::{self, Batcher},
     config::Config,
-    endpoint::{self, Endpoint},
+    endpoint::Endpoint,
     metrics::Metrics,
     publisher::{self, Supervisor},
+    receipts,
     rotation::{self, Rotation},
+    server,
     settlement::Settlement,
-    unread::{self, HoldingUnread},
     watch::Watch,
 };
-
-/// From a connection's first byte to the end of its headers.
-const HEADERS_DEADLINE: Duration = Duration::from_secs(5);
-
-/// Open connections, within what the system allows.
-const MIN_CONNECTIONS: usize = 256;
-const MAX_CONNECTIONS: usize = 20_000;
-
-/// Files that are not connections of clients: those to the stores, logs, the private port.
-const RESERVED_FILES: u64 = 256;
-
-/// What every system allows.
-const MIN_FILES: u64 = 1_024;
 
 /// A service that is bound to its ports and not yet serving.
 pub struct Service {
@@ -96,43 +79,16 @@ impl Service {
             metrics.service.registry.clone(),
             watch.readiness(),
         )?;
-        let endpoint = web::Data::new(Endpoint::new(
+        let endpoint = Endpoint::new(
             secrets,
-            metrics,
+            metrics.clone(),
             config.in_flight_limit,
             config.body_limit,
             config.timestamp_tolerance,
-        ));
-        let file_limit = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(MIN_FILES);
-        let max_connections = usize::try_from(file_limit.saturating_sub(RESERVED_FILES))
-            .unwrap_or(usize::MAX)
-            .clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
-        let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let server = HttpServer::new(move || {
-            App::new()
-                .app_data(endpoint.clone())
-                .app_data(web::Data::new(entrance.acceptor()))
-                .service(
-                    web::resource(endpoint::PATH)
-                        .route(web::post().to(endpoint::receive))
-                        .default_service(web::to(|unread| {
-                            refuse(StatusCode::METHOD_NOT_ALLOWED, unread)
-                        })),
-                )
-                .default_service(web::to(|unread| refuse(StatusCode::NOT_FOUND, unread)))
-        })
-        .workers(workers)
-        .client_request_timeout(HEADERS_DEADLINE)
-        .keep_alive(config.keep_alive)
-        .max_connections(max_connections / workers)
-        .disable_signals()
-        // A second before our own deadline, so that a client that hangs does not make us miss it.
-        .shutdown_timeout(config.process.shutdown_deadline.as_secs().max(2) - 1)
-        .bind(config.listen)
-        .with_context(|| format!("cannot listen on {} (LISTEN)", config.listen))?;
-        let address = server.addrs()[0];
+        );
+        let (public, address) = server::bind(config, endpoint, entrance, metrics)?;
         Ok(Self {
-            public: server.run(),
+            public,
             private,
             address,
             private_address,
@@ -196,11 +152,6 @@ impl Service {
         info!("stopped; every request was answered");
         Ok(())
     }
-}
-
-/// Requests for nothing that is here do not keep their connection either.
-async fn refuse(status: StatusCode, unread: web::Payload) -> HttpResponse<HoldingUnread> {
-    unread::hold(HttpResponse::build(status).force_close().finish(), unread)
 }
 
 /// The server drops its handlers, and with them every way to the batcher, once it has answered everything;

@@ -106,7 +106,7 @@ impl Settlement {
         let now = Instant::now();
         let schedule = Schedule {
             claimed: now + self.deadline * 3 / 10,
-            confirmed: now + self.deadline * 7 / 10,
+            confirmed: now + self.deadline * 6 / 10,
             committed: now + self.deadline,
         };
         let all: Vec<&AcceptedEvent> = events.iter().collect();

@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod event_type;
 pub mod message;
 pub mod metrics;
+mod panics;
 pub mod password_file;
 pub mod private_port;
 pub mod program;

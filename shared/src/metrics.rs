@@ -3,7 +3,7 @@
 use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
 
 use crate::{
-    Program,
+    Program, panics,
     topology::{Drift, Topology},
 };
 
@@ -56,6 +56,7 @@ impl ServiceMetrics {
         };
         this.register(build_info);
         this.register(this.topology_drift.clone());
+        this.register(panics::counter());
         this.register(ProcessCollector::for_self());
         this
     }

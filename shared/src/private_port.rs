@@ -1,13 +1,17 @@
 //! The private port of every service: `/livez`, `/readyz` and `/metrics`. Nothing on it is
 //! authenticated; it belongs on an internal network.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{App, HttpResponse, HttpServer, dev::Server, web};
 use anyhow::Context;
 use futures_util::future::BoxFuture;
 use prometheus::{Registry, TextEncoder};
 use serde::Serialize;
+
+/// Longer than probes and scrapes are apart, which else send into connections that are just being
+/// closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// What a service depends on, as just probed.
 #[derive(Debug, Serialize)]
@@ -64,6 +68,7 @@ pub fn serve(
             .route("/metrics", web::get().to(metrics))
     })
     .workers(1)
+    .keep_alive(KEEP_ALIVE)
     .disable_signals()
     .shutdown_timeout(1)
     .bind(address)

@@ -6,6 +6,8 @@ use tracing_subscriber::{
     EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
 };
 
+use crate::panics;
+
 /// How log lines are written to standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -15,7 +17,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging. `filter` is a `tracing` filter such as `info` or `info,worker=debug`.
+/// Starts logging, panics included. `filter` is a `tracing` filter such as `info` or `info,worker=debug`.
 pub fn init(filter: EnvFilter, format: LogFormat) {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match format {
@@ -30,6 +32,7 @@ pub fn init(filter: EnvFilter, format: LogFormat) {
         .with(filter_fn(shows_no_content))
         .with(layer)
         .init();
+    panics::log();
 }
 
 /// lapin prints whole frames at its most detailed level and returned messages as a warning, bodies

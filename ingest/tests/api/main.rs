@@ -7,6 +7,7 @@ mod hostile;
 mod misconfiguration;
 mod outages;
 mod properties;
+mod protocol;
 mod publishing;
 mod raw;
 mod rotation;

@@ -19,7 +19,7 @@ use shared::{
     Program,
     broker::{self, BrokerUrl},
     config::StoreLocations,
-    topology::{Declare, Drift},
+    topology::{Declare, Drift, Sight},
 };
 use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::time::Instant;
@@ -102,11 +102,13 @@ struct Done {
 pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let setup = Setup::new(args).map_err(WrongSettings::new)?;
     let drifts = setup.run().await?;
-    for Drift { entity, reason } in &drifts {
-        eprintln!(
-            "error: {entity} differs on the broker ({reason}); delete it when it is empty and run \
-             setup again"
-        );
+    for Drift {
+        entity,
+        reason,
+        remedy,
+    } in &drifts
+    {
+        eprintln!("error: {entity} differs on the broker ({reason}): {remedy}");
     }
     Ok(Verdict::of(drifts.is_empty()))
 }
@@ -157,7 +159,9 @@ impl Setup {
         let password = |program| passwords.of(program).clone();
         postgres::apply(postgres, &place, prefix, password).await?;
         let topology = self.stores.broker.topology();
-        let drifts = topology.declare(&rabbitmq, Declare::Active).await?;
+        let drifts = topology
+            .declare(&rabbitmq, Declare::Active, Sight::All)
+            .await?;
         for program in Program::ALL {
             rabbitmq::apply(
                 &self.management,

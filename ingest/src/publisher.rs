@@ -16,12 +16,12 @@ use lapin::{
     types::FieldTable,
 };
 use shared::{
-    AcceptedEvent,
+    AcceptedEvent, Program,
     broker::{self, BrokerUrl, Reconnects},
     database,
     message::{Message, Receipt},
     metrics::ServiceMetrics,
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 use sqlx::PgPool;
 use thiserror::Error;
@@ -408,7 +408,10 @@ impl Supervisor {
     }
 
     async fn declare(&self, connection: &Connection) -> anyhow::Result<()> {
-        let drifts = self.topology.declare(connection, self.declare).await?;
+        let drifts = self
+            .topology
+            .declare(connection, self.declare, Sight::Of(Program::Ingest))
+            .await?;
         self.metrics.set_drift(&self.topology, &drifts);
         Ok(())
     }

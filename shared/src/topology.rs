@@ -3,26 +3,23 @@
 //! There is no dead-letter exchange and no TTL here on purpose: retries and dead letters live in
 //! Postgres, where they can be queried, counted and replayed.
 
-use std::time::Duration;
+mod declare;
 
-use anyhow::Context;
 use lapin::{
-    Channel, Connection, ErrorKind, ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
-    protocol::AMQPErrorKind,
+    ExchangeKind,
     types::{AMQPValue, FieldTable},
 };
-use tokio::time::timeout;
-use tracing::error;
 
-use crate::Family;
-
-/// Declaring everything, which a busy quorum may take a while for.
-const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
+use crate::{Family, Program};
 
 /// RabbitMQ 4 drops a message after 20 returns to the queue unless told otherwise, so a few
 /// consumer crashes would lose innocents. 3.10 has no "unlimited", hence a number that is never met.
-const DELIVERY_LIMIT: i64 = 1_000_000;
+pub const DELIVERY_LIMIT: i64 = 1_000_000;
+
+/// What a queue does that a policy has given a greatest length, when it is full. Without this it
+/// would drop its oldest messages, which the broker has confirmed; with it, it refuses new ones, and
+/// ingest spools them.
+const OVERFLOW: (&str, &str) = ("x-overflow", "reject-publish");
 
 /// The names of everything on the broker, under one prefix.
 #[derive(Clone, Debug)]
@@ -35,8 +32,10 @@ pub struct Topology {
 pub struct Drift {
     /// The queue's or exchange's name.
     pub entity: String,
-    /// The broker's words: which argument, both values, or which permission is missing.
+    /// What differs, in the broker's words where it has some.
     pub reason: String,
+    /// What to do.
+    pub remedy: &'static str,
 }
 
 /// Whether the topology is created where missing, or only looked at.
@@ -46,6 +45,26 @@ pub enum Declare {
     Active,
     /// Only check that it exists.
     Passive,
+}
+
+/// What is looked at where nothing is created. RabbitMQ 4.2 and later refuse to tell an account
+/// about exchanges and queues on which it has no right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Everything.
+    All,
+    /// Only what this service has a right on.
+    Of(Program),
+}
+
+impl Sight {
+    fn has_exchanges(self) -> bool {
+        matches!(self, Self::All | Self::Of(Program::Ingest))
+    }
+
+    fn has_queue(self, family: Family) -> bool {
+        self == Self::All || self == Self::Of(Program::Worker(family))
+    }
 }
 
 impl Topology {
@@ -116,6 +135,15 @@ impl Topology {
 
     /// What every family's queue is declared with.
     pub fn queue_arguments() -> FieldTable {
+        let mut arguments = Self::earlier_queue_arguments();
+        let (name, value) = OVERFLOW;
+        arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        arguments
+    }
+
+    /// What earlier versions declared every queue with. Such a queue works as well, but a policy
+    /// that limits its length lets it drop messages.
+    pub fn earlier_queue_arguments() -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert(
             "x-queue-type".into(),
@@ -126,207 +154,5 @@ impl Topology {
             AMQPValue::LongLongInt(DELIVERY_LIMIT),
         );
         arguments
-    }
-
-    /// Brings the broker to this topology. What differs on the broker is logged and returned, and
-    /// the rest is declared all the same; an error means that the connection is of no use.
-    pub async fn declare(
-        &self,
-        connection: &Connection,
-        mode: Declare,
-    ) -> anyhow::Result<Vec<Drift>> {
-        let drifts = timeout(DECLARE_DEADLINE, self.declare_all(connection, mode))
-            .await
-            .context("RabbitMQ did not answer in time")?
-            .context("cannot declare the topology")?;
-        for drift in &drifts {
-            error!(
-                entity = drift.entity,
-                reason = drift.reason,
-                "the broker's topology differs; compare the entity's arguments with the \
-                 topology in the documentation, then delete and re-create it when it is empty"
-            );
-        }
-        Ok(drifts)
-    }
-
-    async fn declare_all(
-        &self,
-        connection: &Connection,
-        mode: Declare,
-    ) -> Result<Vec<Drift>, lapin::Error> {
-        let mut drifts = Vec::new();
-        self.declare_exchanges(connection, mode, &mut drifts)
-            .await?;
-        for family in Family::ALL {
-            self.declare_queue(connection, mode, family, &mut drifts)
-                .await?;
-        }
-        self.declare_probe(connection, mode, &mut drifts).await?;
-        Ok(drifts)
-    }
-
-    async fn declare_exchanges(
-        &self,
-        connection: &Connection,
-        mode: Declare,
-        drifts: &mut Vec<Drift>,
-    ) -> Result<(), lapin::Error> {
-        let options = ExchangeDeclareOptions {
-            passive: mode == Declare::Passive,
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let unrouted = self.unrouted_exchange();
-        let channel = connection.create_channel().await?;
-        let declared = channel
-            .exchange_declare(
-                unrouted.as_str().into(),
-                ExchangeKind::Fanout,
-                options,
-                FieldTable::default(),
-            )
-            .await;
-        note_drift(declared, &unrouted, drifts)?;
-
-        let mut arguments = FieldTable::default();
-        arguments.insert(
-            "alternate-exchange".into(),
-            AMQPValue::LongString(unrouted.as_str().into()),
-        );
-        let events = self.events_exchange();
-        let channel = connection.create_channel().await?;
-        let declared = channel
-            .exchange_declare(
-                events.as_str().into(),
-                Self::EVENTS_KIND,
-                options,
-                arguments,
-            )
-            .await;
-        note_drift(declared, &events, drifts)
-    }
-
-    async fn declare_queue(
-        &self,
-        connection: &Connection,
-        mode: Declare,
-        family: Family,
-        drifts: &mut Vec<Drift>,
-    ) -> Result<(), lapin::Error> {
-        let queue = self.queue(family);
-        // A refused declaration closes its channel, so each entity has one of its own.
-        let channel = connection.create_channel().await?;
-        let options = QueueDeclareOptions {
-            passive: mode == Declare::Passive,
-            durable: true,
-            ..QueueDeclareOptions::default()
-        };
-        let declared = channel
-            .queue_declare(queue.as_str().into(), options, Self::queue_arguments())
-            .await
-            .map(|_| ());
-        let existed_differently = declared.is_err();
-        note_drift(declared, &queue, drifts)?;
-        if mode == Declare::Passive {
-            return Ok(());
-        }
-        // The queue is there, if with other arguments: events must still reach it.
-        let channel = if existed_differently {
-            connection.create_channel().await?
-        } else {
-            channel
-        };
-        let bound = self.bind(&channel, family, &queue).await;
-        note_drift(bound, &queue, drifts)
-    }
-
-    async fn declare_probe(
-        &self,
-        connection: &Connection,
-        mode: Declare,
-        drifts: &mut Vec<Drift>,
-    ) -> Result<(), lapin::Error> {
-        let name = self.probe();
-        let channel = connection.create_channel().await?;
-        let options = ExchangeDeclareOptions {
-            passive: mode == Declare::Passive,
-            durable: true,
-            ..ExchangeDeclareOptions::default()
-        };
-        let declared = channel
-            .exchange_declare(
-                name.as_str().into(),
-                ExchangeKind::Fanout,
-                options,
-                FieldTable::default(),
-            )
-            .await;
-        note_drift(declared, &name, drifts)?;
-        // Whether there is a queue shows by a probe; a service has no right to look at it.
-        if mode == Declare::Passive {
-            return Ok(());
-        }
-        let channel = connection.create_channel().await?;
-        let made = async {
-            channel
-                .queue_declare(
-                    name.as_str().into(),
-                    QueueDeclareOptions::durable(),
-                    Self::probe_queue_arguments(),
-                )
-                .await?;
-            channel
-                .queue_bind(
-                    name.as_str().into(),
-                    name.as_str().into(),
-                    "".into(),
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await
-        };
-        note_drift(made.await, &name, drifts)
-    }
-
-    async fn bind(
-        &self,
-        channel: &Channel,
-        family: Family,
-        queue: &str,
-    ) -> Result<(), lapin::Error> {
-        let (exchange, key) = match family.resource() {
-            Some(resource) => (self.events_exchange(), resource),
-            None => (self.unrouted_exchange(), ""),
-        };
-        channel
-            .queue_bind(
-                queue.into(),
-                exchange.as_str().into(),
-                key.into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-    }
-}
-
-/// A refusal by the broker (406 other arguments, 403 not allowed, 404 not there) is drift; anything
-/// else is a broken connection.
-fn note_drift(
-    declared: Result<(), lapin::Error>,
-    entity: &str,
-    drifts: &mut Vec<Drift>,
-) -> Result<(), lapin::Error> {
-    let Err(error) = declared else { return Ok(()) };
-    match error.kind() {
-        ErrorKind::ProtocolError(refusal) if matches!(refusal.kind(), AMQPErrorKind::Soft(_)) => {
-            drifts.push(Drift {
-                entity: entity.to_owned(),
-                reason: refusal.get_message().to_string(),
-            });
-            Ok(())
-        }
-        _ => Err(error),
     }
 }

@@ -13,10 +13,10 @@ use lapin::{
     types::FieldTable,
 };
 use shared::{
-    Family,
+    Family, Program,
     broker::{self, BrokerUrl, Reconnects},
     message::Delivered,
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 use tokio::{
     task::JoinSet,
@@ -181,7 +181,14 @@ impl Consumer {
             .await
             .map_err(|reason| anyhow!("postgres is not ready: {reason}"))?;
         let connection = broker::connect(&self.url, &format!("{}-worker", self.family)).await?;
-        let drifts = self.topology.declare(&connection, self.declare).await?;
+        let drifts = self
+            .topology
+            .declare(
+                &connection,
+                self.declare,
+                Sight::Of(Program::Worker(self.family)),
+            )
+            .await?;
         self.metrics.service.set_drift(&self.topology, &drifts);
         let (channel, deliveries) = timeout(SUBSCRIBE_DEADLINE, self.open(&connection))
             .await

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use shared::{
     broker::{self, BrokerUrl},
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 
 use super::{finding::Finding, nodes::Nodes, queues, routes};
@@ -38,7 +38,9 @@ pub(super) async fn check(
         }
     };
     let Some(management) = management else {
-        let declared = topology.declare(&connection, Declare::Passive).await;
+        let declared = topology
+            .declare(&connection, Declare::Passive, Sight::All)
+            .await;
         let mut findings = vec![match declared {
             Ok(drifts) if drifts.is_empty() => {
                 Finding::ok(BROKER, "exchanges and queues are there")

@@ -12,7 +12,7 @@ use lapin::{
 };
 use shared::{
     Family, Program,
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 use sqlx::PgPool;
 
@@ -163,7 +163,9 @@ async fn ingest_can_only_publish_and_only_to_the_events_exchange(pool: PgPool) {
     publish(channel, topology.events_exchange(), "vendor".into())
         .await
         .expect("what it is there for");
-    let drifts = topology.declare(&ingest, Declare::Passive).await;
+    let drifts = topology
+        .declare(&ingest, Declare::Passive, Sight::Of(Program::Ingest))
+        .await;
     assert!(drifts.as_ref().is_ok_and(Vec::is_empty), "{drifts:?}");
 
     assert_configures_nothing(&ingest, &topology, "ingest").await;
@@ -225,7 +227,9 @@ async fn a_worker_can_only_read_and_only_its_own_queue(pool: PgPool) {
         consume(channel, topology.queue(own))
             .await
             .expect("what it is there for");
-        let drifts = topology.declare(&worker, Declare::Passive).await;
+        let drifts = topology
+            .declare(&worker, Declare::Passive, Sight::Of(program))
+            .await;
         assert!(drifts.as_ref().is_ok_and(Vec::is_empty), "{drifts:?}");
 
         assert_configures_nothing(&worker, &topology, who).await;

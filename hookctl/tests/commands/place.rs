@@ -20,7 +20,7 @@ use shared::{
     Family, Program,
     broker::BrokerUrl,
     message::Delivered,
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, PgPool};
 use tokio::{
@@ -75,7 +75,7 @@ impl Place {
             management_url: variable("RABBITMQ_MANAGEMENT_URL"),
         };
         let topology = place.topology();
-        let declared = topology.declare(&place.connection, Declare::Active);
+        let declared = topology.declare(&place.connection, Declare::Active, Sight::All);
         assert!(declared.await.expect("a connection").is_empty());
         place
     }

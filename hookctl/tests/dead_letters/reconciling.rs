@@ -16,7 +16,7 @@ use serde_json::Value;
 use shared::{
     AcceptedEvent, Family,
     message::Receipt,
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 use sqlx::{ConnectOptions, PgPool};
 use tokio::{
@@ -64,7 +64,7 @@ impl Site {
         };
         let drifts = site
             .topology()
-            .declare(&site._connection, Declare::Active)
+            .declare(&site._connection, Declare::Active, Sight::All)
             .await;
         assert!(drifts.expect("a connection").is_empty());
         site

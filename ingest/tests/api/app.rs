@@ -18,7 +18,7 @@ use serde_json::Value;
 use shared::{
     AcceptedEvent, Family,
     message::Delivered,
-    topology::{Declare, Topology},
+    topology::{Declare, Sight, Topology},
 };
 use sqlx::{ConnectOptions, PgPool};
 use tokio::{
@@ -119,7 +119,7 @@ impl Stores {
     pub(crate) async fn declare(&self) {
         let drifts = self
             .topology()
-            .declare(&self.connection, Declare::Active)
+            .declare(&self.connection, Declare::Active, Sight::All)
             .await
             .expect("a connection");
         assert!(drifts.is_empty(), "{drifts:?}");
@@ -127,13 +127,15 @@ impl Stores {
 
     /// Declares a family's queue without the arguments that it should have.
     pub(crate) async fn declare_differently(&self, family: Family) {
+        self.declare_with(family, FieldTable::default()).await;
+    }
+
+    /// Declares a family's queue with other arguments than the topology does.
+    pub(crate) async fn declare_with(&self, family: Family, arguments: FieldTable) {
         let queue = self.topology().queue(family);
+        let durable = QueueDeclareOptions::durable();
         self.channel
-            .queue_declare(
-                queue.as_str().into(),
-                QueueDeclareOptions::durable(),
-                FieldTable::default(),
-            )
+            .queue_declare(queue.as_str().into(), durable, arguments)
             .await
             .expect("a queue");
     }

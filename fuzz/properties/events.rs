@@ -176,7 +176,7 @@ fn check_message(work: &Work) {
             for delivered in Delivered::from_message(&message.properties, false, bytes, now) {
                 assert_eq!(delivered.event, work.event);
                 assert_eq!(delivered.receipt, Receipt::Recorded);
-                assert!(!delivered.unidentified);
+                assert!(!delivered.event.is_unidentified());
                 arrived += 1;
             }
         }
@@ -190,7 +190,7 @@ fn check_message(work: &Work) {
     let delivered = Delivered::from_message(&foreign, false, body.to_vec(), now);
     assert_eq!(delivered.len(), 1);
     let usable = !text.is_empty() && !text.contains('\0');
-    assert_eq!(delivered[0].unidentified, !usable);
+    assert_eq!(delivered[0].event.is_unidentified(), !usable);
     delivered.iter().for_each(check_delivered);
 
     let bundle = BasicProperties::default().with_content_type(bundle::CONTENT_TYPE.into());

@@ -15,6 +15,10 @@ use crate::AcceptedEvent;
 /// once grows.
 pub const MOST_EVENTS: usize = 32;
 
+/// The most events that are read from one message. Only a foreign publisher sends as many, and what it
+/// sends has to fit into a transaction.
+const MOST_READ: usize = 1_024;
+
 /// The most bytes of bodies in one message, but for an event that is larger by itself.
 const MOST_BYTES: usize = 64 * 1024;
 
@@ -77,7 +81,7 @@ pub(crate) fn unpack<'m>(
         return None;
     }
     let entries: Vec<Entry<'m>> = rmp_serde::from_slice(message).ok()?;
-    (!entries.is_empty()).then_some(entries)
+    (1..=MOST_READ).contains(&entries.len()).then_some(entries)
 }
 
 impl<'e> From<&'e AcceptedEvent> for Entry<'e> {

@@ -3,11 +3,19 @@
 
 use std::fmt;
 
+use shared::AcceptedEvent;
+
 /// Of a second body under an id that is taken.
 pub const CONFLICT: &str = "another body was accepted under this webhook id before";
 
 /// Of a message that somebody else than ingest published.
-pub const UNIDENTIFIED: &str = "the message had no id, so it did not come from ingest";
+pub const UNIDENTIFIED: &str =
+    "the message had no id that ingest gives, so it did not come from there";
+
+/// The problem that an event has before its body is looked at.
+pub fn known_of(event: &AcceptedEvent) -> Option<String> {
+    event.is_unidentified().then(|| UNIDENTIFIED.to_owned())
+}
 
 /// Begins that of an event that kept stopping its worker.
 pub const STOPPED_WORKER: &str = "stopped the worker";
@@ -67,7 +75,8 @@ impl Kind {
             Self::Refused => &[],
             Self::StoppedWorker => &[STOPPED_WORKER],
             Self::Conflict => &[CONFLICT],
-            Self::Unidentified => &[UNIDENTIFIED],
+            // As well as an earlier version's words.
+            Self::Unidentified => &["the message had no id"],
         }
     }
 

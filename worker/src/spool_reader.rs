@@ -19,7 +19,7 @@ use tracing::warn;
 use crate::{
     floor::Floor,
     persistence::{Abandoned, Persistence},
-    problem::STOPPED_WORKER,
+    problem::{self, STOPPED_WORKER},
     work::{Source, Work},
 };
 
@@ -202,6 +202,11 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
         secret_name: row.try_get("secret_name")?,
     };
     let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
+    let problem = if gives_up {
+        Some(format!("{STOPPED_WORKER} {TRIES_ALONE} times"))
+    } else {
+        problem::known_of(&event)
+    };
     Ok(Work {
         event,
         receipt: if row.try_get("has_receipt")? {
@@ -210,7 +215,7 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
             Receipt::Missing
         },
         attempts: row.try_get("attempts")?,
-        problem: gives_up.then(|| format!("{STOPPED_WORKER} {TRIES_ALONE} times")),
+        problem,
         source: Source::Spool,
     })
 }

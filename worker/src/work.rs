@@ -34,12 +34,10 @@ pub enum Source {
 impl From<Delivered> for Work {
     fn from(delivered: Delivered) -> Self {
         Self {
+            problem: problem::known_of(&delivered.event),
             event: delivered.event,
             receipt: delivered.receipt,
             attempts: 0,
-            problem: delivered
-                .unidentified
-                .then(|| problem::UNIDENTIFIED.to_owned()),
             source: Source::Queue,
         }
     }

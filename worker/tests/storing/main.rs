@@ -7,6 +7,7 @@ mod crashes;
 mod delays;
 mod events;
 mod failures;
+mod foreign;
 mod migrating;
 mod offenders;
 mod order;

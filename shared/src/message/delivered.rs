@@ -1,0 +1,315 @@
+//! Reading what comes from a queue, whoever published it: each message becomes one event or more that
+//! can be stored.
+
+use bytes::Bytes;
+use chrono::{DateTime, Datelike, TimeZone, Utc};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, ShortString},
+};
+
+use super::{
+    ATTEMPTED_AT_S, AcceptedEvent, EVENTS, RECEIPT, RECEIVED_AT_MS, Receipt, SECRET_NAME,
+    body_sha256,
+};
+use crate::{
+    EventType,
+    bundle::{self, Entry},
+};
+
+/// RabbitMQ's own header on messages of a quorum queue that came back: how often somebody failed
+/// with them.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// The same from 4.3 on, for every return, also where nobody failed.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
+
+/// The most bytes of an id or a name, as in AMQP's own properties: far below what an index of
+/// Postgres can hold.
+const LONGEST_TEXT: usize = 255;
+
+/// An event taken from a work queue.
+#[derive(Debug)]
+pub struct Delivered {
+    /// The event; see [`AcceptedEvent::is_unidentified`].
+    pub event: AcceptedEvent,
+    /// Whether ingest recorded a receipt.
+    pub receipt: Receipt,
+    /// How many times a consumer was given it before and did not acknowledge it.
+    pub redeliveries: u64,
+}
+
+impl Delivered {
+    /// Reads a message, which holds one event or more. What a foreign publisher left out is filled
+    /// in, so that every message can be stored: `now` stands for a missing time of receipt.
+    pub fn from_message(
+        properties: &BasicProperties,
+        redelivered: bool,
+        body: Vec<u8>,
+        now: DateTime<Utc>,
+    ) -> Vec<Self> {
+        let receipt = match header(properties, RECEIPT) {
+            Some(AMQPValue::Boolean(true)) => Receipt::Recorded,
+            _ => Receipt::Missing,
+        };
+        let redeliveries = redeliveries(properties, redelivered);
+        let body = Bytes::from(body);
+        let entries = match bundle::unpack(properties, &body) {
+            Some(entries) => entries,
+            // As an event that names nothing, what is no bundle is kept as it is.
+            None => vec![Entry::from_properties(properties, &body)],
+        };
+        entries
+            .into_iter()
+            .map(|entry| Self {
+                event: entry.into_event(&body, now),
+                receipt,
+                redeliveries,
+            })
+            .collect()
+    }
+
+    /// How many events a message says that it holds, at least 1: enough to plan with, while only
+    /// [reading](Self::from_message) tells for certain.
+    pub fn announced_by(properties: &BasicProperties) -> usize {
+        header(properties, EVENTS)
+            .and_then(as_integer)
+            .and_then(|events| usize::try_from(events).ok())
+            .map_or(1, |events| events.clamp(1, bundle::MOST_EVENTS))
+    }
+}
+
+impl<'m> Entry<'m> {
+    fn from_properties(properties: &'m BasicProperties, body: &'m [u8]) -> Self {
+        Self {
+            webhook_id: properties.message_id().as_ref().map(ShortString::as_str),
+            event_type: properties.kind().as_ref().map(ShortString::as_str),
+            received_at_ms: header(properties, RECEIVED_AT_MS).and_then(as_integer),
+            attempted_at_s: header(properties, ATTEMPTED_AT_S).and_then(as_integer),
+            secret_name: header(properties, SECRET_NAME)
+                .and_then(AMQPValue::as_long_string)
+                .and_then(|name| std::str::from_utf8(name.as_bytes()).ok()),
+            body,
+        }
+    }
+
+    /// The event in a form that can be stored. `message` is what the entry's body is a part of.
+    fn into_event(self, message: &Bytes, now: DateTime<Utc>) -> AcceptedEvent {
+        let body_sha256 = body_sha256(self.body);
+        AcceptedEvent {
+            webhook_id: (self.webhook_id)
+                .filter(|id| (1..=LONGEST_TEXT).contains(&id.len()) && !id.contains('\0'))
+                .map_or_else(|| unidentified_id(&body_sha256), str::to_owned),
+            event_type: self
+                .event_type
+                .and_then(EventType::parse)
+                .unwrap_or_else(EventType::unknown),
+            body: message.slice_ref(self.body),
+            body_sha256,
+            received_at: self
+                .received_at_ms
+                .and_then(|ms| Utc.timestamp_millis_opt(ms).single())
+                .filter(is_plausible)
+                .unwrap_or(now),
+            attempted_at: self
+                .attempted_at_s
+                .and_then(|s| Utc.timestamp_opt(s, 0).single())
+                .filter(is_plausible),
+            secret_name: self
+                .secret_name
+                .filter(|name| name.len() <= LONGEST_TEXT && !name.contains('\0'))
+                .map(str::to_owned),
+        }
+    }
+}
+
+/// The id of an event that came without one, or with one that cannot be stored.
+pub fn unidentified_id(body_sha256: &[u8; 32]) -> String {
+    format!("unidentified:{}", hex::encode(body_sha256))
+}
+
+/// How often consumers had the message before and failed with it.
+fn redeliveries(properties: &BasicProperties, redelivered: bool) -> u64 {
+    let failed = header(properties, DELIVERY_COUNT)
+        .and_then(as_integer)
+        .and_then(|count| u64::try_from(count).ok());
+    match failed {
+        Some(failed) => failed,
+        // RabbitMQ 4.3 counts failures where there are any.
+        None if header(properties, ACQUIRED_COUNT).is_some() => 0,
+        // A classic queue, which ours should not be, says only whether and not how often.
+        None if redelivered => u64::MAX,
+        None => 0,
+    }
+}
+
+fn header<'m>(properties: &'m BasicProperties, name: &str) -> Option<&'m AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+/// A time that Postgres can hold: chrono's range is the wider one.
+fn is_plausible(time: &DateTime<Utc>) -> bool {
+    (1970..10_000).contains(&time.year())
+}
+
+/// Any of AMQP's integer types: brokers and tools choose the width themselves.
+fn as_integer(value: &AMQPValue) -> Option<i64> {
+    match value {
+        AMQPValue::ShortShortInt(v) => Some((*v).into()),
+        AMQPValue::ShortShortUInt(v) => Some((*v).into()),
+        AMQPValue::ShortInt(v) => Some((*v).into()),
+        AMQPValue::ShortUInt(v) => Some((*v).into()),
+        AMQPValue::LongInt(v) => Some((*v).into()),
+        AMQPValue::LongUInt(v) => Some((*v).into()),
+        AMQPValue::LongLongInt(v) => Some(*v),
+        AMQPValue::Timestamp(v) => i64::try_from(*v).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::FieldTable;
+    use rstest::rstest;
+
+    use super::*;
+    use crate::message::Message;
+
+    fn event(body: &'static str) -> AcceptedEvent {
+        AcceptedEvent {
+            webhook_id: "msg_1".to_owned(),
+            event_type: EventType::parse("v1.vendor.created").expect("well formed"),
+            body_sha256: body_sha256(body.as_bytes()),
+            body: body.into(),
+            received_at: now(),
+            attempted_at: None,
+            secret_name: None,
+        }
+    }
+
+    fn deliver(properties: &BasicProperties, body: &[u8]) -> Vec<Delivered> {
+        Delivered::from_message(properties, false, body.to_vec(), now())
+    }
+
+    fn now() -> DateTime<Utc> {
+        Utc.timestamp_opt(1_700_000_000, 0).unwrap()
+    }
+
+    #[test]
+    fn what_claims_to_be_a_bundle_and_is_none_is_kept_whole() {
+        let sent = event("{}");
+        let message = &Message::of(&[&sent, &sent], Receipt::Recorded)[0];
+        let cut = &message.body[..message.body.len() - 1];
+        // An empty array, an array of numbers, no MessagePack at all, and a bundle that was cut off.
+        for body in [&b"\x90"[..], b"\x92\x01\x02", b"\xc1", b"", cut] {
+            let delivered = deliver(&message.properties, body);
+            assert_eq!(delivered.len(), 1);
+            assert_eq!(delivered[0].event.body, body);
+            assert!(delivered[0].event.is_unidentified());
+        }
+    }
+
+    #[test]
+    fn what_a_bundle_leaves_out_is_filled_in() {
+        let properties = BasicProperties::default().with_content_type(bundle::CONTENT_TYPE.into());
+        // [{"body": "hello" as bytes, "new": 1}]
+        let delivered = deliver(&properties, b"\x91\x82\xa4body\xc4\x05hello\xa3new\x01");
+        assert_eq!(delivered.len(), 1);
+        assert!(delivered[0].event.is_unidentified());
+        assert_eq!(delivered[0].event.body, "hello");
+        assert_eq!(delivered[0].event.received_at, now());
+        assert_eq!(delivered[0].receipt, Receipt::Missing);
+    }
+
+    #[test]
+    fn a_false_announcement_is_kept_in_bounds() {
+        for (announced, believed) in [(-1, 1), (0, 1), (7, 7), (i64::MAX, bundle::MOST_EVENTS)] {
+            let mut headers = FieldTable::default();
+            headers.insert(EVENTS.into(), AMQPValue::LongLongInt(announced));
+            let properties = BasicProperties::default().with_headers(headers);
+            assert_eq!(Delivered::announced_by(&properties), believed);
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_gets_an_id_from_its_body_and_the_time_of_now() {
+        let delivered = &deliver(&BasicProperties::default(), b"hello")[0];
+        assert!(delivered.event.is_unidentified());
+        assert_eq!(
+            delivered.event.webhook_id,
+            "unidentified:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+        );
+        assert_eq!(delivered.event.received_at, now());
+        assert_eq!(delivered.event.event_type, EventType::unknown());
+        assert_eq!(delivered.receipt, Receipt::Missing);
+    }
+
+    #[rstest]
+    #[case(&[], false, 0)]
+    #[case(&[(DELIVERY_COUNT, 3)], true, 3)]
+    #[case(&[(DELIVERY_COUNT, 3), (ACQUIRED_COUNT, 9)], true, 3)]
+    // RabbitMQ 4.3, where nobody failed.
+    #[case(&[(ACQUIRED_COUNT, 9)], true, 0)]
+    // A classic queue.
+    #[case(&[], true, u64::MAX)]
+    #[case(&[(DELIVERY_COUNT, -1)], true, u64::MAX)]
+    fn only_failed_deliveries_are_counted(
+        #[case] headers: &[(&str, i64)],
+        #[case] redelivered: bool,
+        #[case] expected: u64,
+    ) {
+        let mut table = FieldTable::default();
+        for (name, count) in headers {
+            table.insert((*name).into(), AMQPValue::LongLongInt(*count));
+        }
+        let properties = BasicProperties::default().with_headers(table);
+        let delivered = Delivered::from_message(&properties, redelivered, Vec::new(), now());
+        assert_eq!(delivered[0].redeliveries, expected);
+    }
+
+    #[rstest]
+    #[case("a".repeat(LONGEST_TEXT), true)]
+    #[case("a".repeat(LONGEST_TEXT + 1), false)]
+    #[case("a".repeat(4_000), false)]
+    #[case(String::new(), false)]
+    #[case("a\0b".to_owned(), false)]
+    fn an_id_that_postgres_cannot_index_is_none(#[case] id: String, #[case] kept: bool) {
+        let sent = AcceptedEvent {
+            webhook_id: id.clone(),
+            ..event("{}")
+        };
+        let other = event("[]");
+        let message = &Message::of(&[&sent, &other], Receipt::Recorded)[0];
+        let delivered = deliver(&message.properties, &message.body);
+        assert_eq!(delivered.len(), 2);
+        assert_eq!(delivered[0].event.webhook_id == id, kept);
+        assert_eq!(delivered[0].event.is_unidentified(), !kept);
+        assert_eq!(delivered[1].event, other);
+    }
+
+    #[test]
+    fn a_bundle_without_end_is_kept_whole() {
+        let properties = BasicProperties::default().with_content_type(bundle::CONTENT_TYPE.into());
+        // [{"body": ""}, …], 65,535 of them.
+        let body = [
+            &b"\xdc\xff\xff"[..],
+            &b"\x81\xa4body\xc4\x00".repeat(65_535),
+        ]
+        .concat();
+        let delivered = deliver(&properties, &body);
+        assert_eq!(delivered.len(), 1);
+        assert_eq!(delivered[0].event.body, body);
+    }
+
+    #[test]
+    fn times_that_postgres_cannot_hold_are_not_believed() {
+        for ms in [-8_000_000_000_000_000, -1, 8_000_000_000_000_000, i64::MAX] {
+            let mut headers = FieldTable::default();
+            headers.insert(RECEIVED_AT_MS.into(), AMQPValue::LongLongInt(ms));
+            headers.insert(ATTEMPTED_AT_S.into(), AMQPValue::LongLongInt(ms));
+            let properties = BasicProperties::default().with_headers(headers);
+            let delivered = &deliver(&properties, b"")[0];
+            assert_eq!(delivered.event.received_at, now());
+            assert_eq!(delivered.event.attempted_at, None);
+        }
+    }
+}

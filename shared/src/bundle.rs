@@ -19,6 +19,10 @@ pub const MOST_EVENTS: usize = 32;
 /// sends has to fit into a transaction.
 const MOST_READ: usize = 1_024;
 
+/// How deep values may be nested. The reader goes down by recursion, and a foreign message without end
+/// must not take the thread's stack, and with it the process. Ours need three levels.
+const MOST_NESTED: usize = 32;
+
 /// The most bytes of bodies in one message, but for an event that is larger by itself.
 const MOST_BYTES: usize = 64 * 1024;
 
@@ -80,7 +84,9 @@ pub(crate) fn unpack<'m>(
     if content_type != Some(CONTENT_TYPE) {
         return None;
     }
-    let entries: Vec<Entry<'m>> = rmp_serde::from_slice(message).ok()?;
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(&message[..]);
+    deserializer.set_max_depth(MOST_NESTED);
+    let entries = Vec::<Entry<'m>>::deserialize(&mut deserializer).ok()?;
     (1..=MOST_READ).contains(&entries.len()).then_some(entries)
 }
 

@@ -13,7 +13,6 @@ use super::{
 };
 use crate::management::{Management, encode};
 
-
 pub(super) async fn check(
     management: &Management,
     vhost: &str,
@@ -245,15 +244,6 @@ mod tests {
             format!("{finding:?}").contains("earlier version"),
             "{finding:?}"
         );
-    }
-
-    #[rstest]
-    #[case(json!({}), true)]
-    #[case(json!({"members": ["a", "b", "c"], "online": ["a"]}), true)]
-    #[case(json!({"members": ["a", "b", "c"], "online": ["a", "b"]}), false)]
-    #[case(json!({"members": ["a"], "online": ["a"]}), false)]
-    fn a_queue_without_a_majority_is_a_problem(#[case] queue: Value, #[case] problem: bool) {
-        assert_eq!(members(&queue, "q").is_problem(), problem);
     }
 
     #[rstest]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lapin::{Connection, ConnectionProperties};
 use serde_json::Value;
-use shared::topology::{Declare, Topology};
+use shared::topology::{Declare, Sight, Topology};
 use stack::{
     base::Base,
     packages::Packages,
@@ -81,7 +81,9 @@ async fn doctor_sees_how_the_queues_lie_on_a_cluster() {
         .await
         .expect("a connection");
     let topology = Topology::new("pleo");
-    let declared = topology.declare(&connection, Declare::Active).await;
+    let declared = topology
+        .declare(&connection, Declare::Active, Sight::All)
+        .await;
     assert!(declared.expect("a connection").is_empty());
 
     // The broker places the leader where the queue is declared.

@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
-use shared::config::{DatabaseArgs, parse_duration};
+use shared::config::DatabaseArgs;
 use sqlx::{Connection, PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
 use crate::{
@@ -86,7 +86,7 @@ struct Which {
     ids: Vec<String>,
 
     /// Only those that were accepted longer ago than this, such as 2h
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = crate::duration::parse)]
     older_than: Option<Duration>,
 }
 

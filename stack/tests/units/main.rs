@@ -63,6 +63,7 @@ impl Installed {
     }
 
     /// What `systemd-analyze` says; `None`, loudly, where there is none.
+    #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
     fn analyze(&self, arguments: &[&OsStr]) -> Option<Output> {
         let output = Command::new("systemd-analyze")
             .args(arguments)

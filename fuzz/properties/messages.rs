@@ -147,7 +147,7 @@ impl Input<'_> {
     fn value(&mut self) -> AMQPValue {
         match self.byte() % 8 {
             0 => AMQPValue::LongLongInt(self.number()),
-            1 => AMQPValue::Boolean(self.byte() % 2 == 0),
+            1 => AMQPValue::Boolean(self.byte().is_multiple_of(2)),
             2 => AMQPValue::LongString(LongString::from(self.bytes())),
             3 => AMQPValue::Timestamp(self.number().unsigned_abs()),
             4 => AMQPValue::ShortShortInt(-1),

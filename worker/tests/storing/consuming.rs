@@ -535,6 +535,10 @@ async fn a_lost_subscription_is_taken_up_again(pool: PgPool) {
 
 /// Takes a message and gives it back, as a node that goes away does, and answers with how many failures
 /// the broker counts then.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test stands in for a node that goes away"
+)]
 async fn come_and_go(broker: &Broker, family: Family) -> u64 {
     let queue = broker.topology.queue(family);
     let message = broker

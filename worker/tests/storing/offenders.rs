@@ -74,8 +74,7 @@ async fn a_locked_row_holds_up_only_its_own_event_and_spends_no_attempt(pool: Pg
         .execute(&mut *user)
         .await
         .expect("a lock");
-    let (neighbours, all) = store(&pool, batch(401, 1), 400).await;
-    println!("1 locked row: neighbours after {neighbours:?}, all after {all:?}");
+    let (neighbours, _) = store(&pool, batch(401, 1), 400).await;
     assert!(neighbours < SOON / 2, "{neighbours:?}");
     assert_eq!(
         count(
@@ -164,6 +163,7 @@ async fn an_offender_with_the_sqlstate_of_an_outage_leaves_its_neighbours_alone(
 /// Prints the figures: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 #[ignore = "measures"]
+#[expect(clippy::print_stdout, reason = "its figures are what it is for")]
 async fn the_cost_of_offenders(pool: PgPool) {
     let kinds = [
         ("none", "null"),

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
-use shared::database::{Durability, TransactionMode};
-use sqlx::{ConnectOptions, PgConnection, postgres::PgConnectOptions};
-use tokio::time::timeout;
-
-const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
+use shared::{
+    database::{Access, DatabaseUrl, Durability, TransactionMode},
+    reach::Unreached,
+};
+use sqlx::PgConnection;
 
 /// As a worker's transaction: on disk once it is committed, and no wait without an end.
 pub const STORING: TransactionMode = TransactionMode::write(Durability::Replicated)
@@ -15,10 +14,6 @@ pub const STORING: TransactionMode = TransactionMode::write(Durability::Replicat
     .statement_timeout(Duration::from_secs(20));
 
 /// Opens a connection that shows as `hookctl` in Postgres' own views.
-pub async fn connect(options: &PgConnectOptions) -> anyhow::Result<PgConnection> {
-    let options = options.clone().application_name("hookctl");
-    timeout(CONNECT_DEADLINE, options.connect())
-        .await
-        .context("postgres did not answer in time")?
-        .context("cannot connect to postgres (DATABASE_URL)")
+pub async fn connect(url: &DatabaseUrl) -> Result<PgConnection, Unreached> {
+    url.connect("hookctl", Access::AsTheAddressSays).await
 }

@@ -47,7 +47,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 /// A connection on which nothing goes on for ever, unseen, after we are gone.
 async fn connect(args: &DatabaseArgs) -> anyhow::Result<PgConnection> {
-    let options = args.postgres().map_err(WrongSettings::new)?;
-    database::connect(&options.options([("statement_timeout", "5min"), ("lock_timeout", "10s")]))
-        .await
+    let url = args.postgres().map_err(WrongSettings::new)?;
+    let url = url.with_settings([("statement_timeout", "5min"), ("lock_timeout", "10s")]);
+    Ok(database::connect(&url).await?)
 }

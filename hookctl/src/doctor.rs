@@ -18,8 +18,7 @@ mod services;
 use std::time::Duration;
 
 use hyper::Uri;
-use shared::{broker::BrokerUrl, config::StoreLocations};
-use sqlx::postgres::PgConnectOptions;
+use shared::{broker::BrokerUrl, config::StoreLocations, database::DatabaseUrl};
 
 use self::finding::Finding;
 use crate::{
@@ -69,7 +68,7 @@ pub struct Args {
 /// What is looked at, from settings that were checked.
 struct Checkup<'a> {
     args: &'a Args,
-    database: PgConnectOptions,
+    database: DatabaseUrl,
     broker: BrokerUrl,
     management: Option<Management>,
 }

@@ -6,7 +6,10 @@ use anyhow::{Context, anyhow, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
-use shared::broker::BrokerUrl;
+use shared::{
+    address::{Address, AddressError, Host},
+    broker::BrokerUrl,
+};
 use ureq::{
     Agent, Body,
     http::{Response, StatusCode},
@@ -15,34 +18,40 @@ use ureq::{
 /// For one request, connecting included.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// For connecting to one node.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
 /// A client of the API.
 #[derive(Clone)]
 pub struct Management {
     agent: Agent,
-    url: Arc<str>,
+    /// One for each node, without a slash at its end.
+    urls: Arc<[String]>,
     authorization: Arc<SecretString>,
 }
 
 impl Management {
-    /// At `url`, such as `http://host:15672`, as the user of `broker`.
+    /// At `url`, such as `http://host:15672` or `http://host:15672,host:15672`, as the user of
+    /// `broker`.
     pub fn new(url: &str, broker: &BrokerUrl) -> anyhow::Result<Self> {
-        // Not repeated in the error, in case it has a password after all.
-        ensure!(
-            (url.starts_with("http://") || url.starts_with("https://")) && !url.contains('@'),
-            "RABBITMQ_MANAGEMENT_URL must be of the form http://host:15672, without a user: that of \
-             AMQP_URL is used"
-        );
+        let urls = read_urls(url).map_err(|error| {
+            anyhow!(
+                "RABBITMQ_MANAGEMENT_URL must be of the form http://host:15672 or a list of such, \
+                 without a user, as that of AMQP_URL is used: {error}"
+            )
+        })?;
         let (user, password) = broker.credentials();
         let pair = format!("{user}:{}", password.expose_secret());
         let config = Agent::config_builder()
             .timeout_global(Some(DEADLINE))
+            .timeout_connect(Some(CONNECT_DEADLINE))
             .http_status_as_error(false)
             // The password is not for whoever the answer points to.
             .max_redirects(0)
             .build();
         Ok(Self {
             agent: config.into(),
-            url: url.trim_end_matches('/').into(),
+            urls: urls.into(),
             authorization: Arc::new(format!("Basic {}", BASE64_STANDARD.encode(pair)).into()),
         })
     }
@@ -83,7 +92,7 @@ impl Management {
         let body = self.accepted(path, answer)?;
         serde_json::from_str(&body)
             .map(Some)
-            .with_context(|| format!("{} is not RabbitMQ's management", self.url))
+            .with_context(|| format!("{} is not RabbitMQ's management", self.urls.join(", ")))
     }
 
     /// Creates or replaces what is at a path.
@@ -115,30 +124,39 @@ impl Management {
     async fn request(
         &self,
         path: &str,
-        send: impl FnOnce(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
+        send: impl Fn(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
     ) -> anyhow::Result<String> {
         let answer = self.exchange(path, send).await?;
         self.accepted(path, answer)
     }
 
+    /// Asks one node after the other until one answers. They share what is asked for, and what is
+    /// changed can be changed twice.
     async fn exchange(
         &self,
         path: &str,
-        send: impl FnOnce(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
+        send: impl Fn(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
     ) -> anyhow::Result<(StatusCode, String)> {
         let client = self.clone();
-        let url = format!("{}{path}", self.url);
+        let path = path.to_owned();
         let sent = tokio::task::spawn_blocking(move || {
-            let mut response = send(&client, &url)?;
-            let body = response.body_mut().read_to_string()?;
-            Ok::<_, ureq::Error>((response.status(), body))
+            let mut errors = Vec::new();
+            for url in client.urls.iter() {
+                let exchanged = send(&client, &format!("{url}{path}")).and_then(|mut response| {
+                    let body = response.body_mut().read_to_string()?;
+                    Ok((response.status(), body))
+                });
+                match exchanged {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => errors.push(format!("{url}: {error}")),
+                }
+            }
+            Err(errors.join("; "))
         });
-        sent.await?.map_err(|error| {
+        sent.await?.map_err(|errors| {
             anyhow!(
-                "cannot reach RabbitMQ's management at {} ({error}): check \
-                 RABBITMQ_MANAGEMENT_URL, and enable it with: rabbitmq-plugins enable \
-                 rabbitmq_management",
-                self.url
+                "cannot reach RabbitMQ's management ({errors}): check RABBITMQ_MANAGEMENT_URL, and \
+                 enable it with: rabbitmq-plugins enable rabbitmq_management"
             )
         })
     }
@@ -150,6 +168,31 @@ impl Management {
             _ => bail!("RabbitMQ's management answers {path} with {status}: {body}"),
         }
     }
+}
+
+/// Reads `http://host:15672,host:15672`. Each host may also have its own `http://`.
+fn read_urls(text: &str) -> Result<Vec<String>, AddressError> {
+    let scheme = if text.starts_with("https://") {
+        "https"
+    } else {
+        "http"
+    };
+    let rest = text
+        .strip_prefix(scheme)
+        .and_then(|rest| rest.strip_prefix("://"))
+        .ok_or(AddressError::Scheme)?;
+    let rest = rest.replace(&format!(",{scheme}://"), ",");
+    let (hosts, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if rest.contains(['@', '?', '#']) || path.contains(',') {
+        return Err(AddressError::Ambiguous);
+    }
+    let path = path.trim_end_matches('/');
+    let address = Address::parse(&format!("{scheme}://{hosts}"), &[scheme], false)?;
+    let url = |host: &Host| {
+        let port = host.port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{}{port}{path}", host.name)
+    };
+    Ok(address.hosts.iter().map(url).collect())
 }
 
 /// A part of a path.
@@ -171,9 +214,30 @@ mod tests {
     #[test]
     fn an_address_with_a_password_is_refused_without_repeating_it() {
         let broker = BrokerUrl::parse("amqp://guest:guest@localhost").expect("valid");
-        for bad in ["http://user:hunter2@host:15672", "host:15672", ""] {
+        for bad in [
+            "http://user:hunter2@host:15672",
+            "http://host:15672,http://user:hunter2@host",
+            "http://host:hunter2",
+            "host:15672",
+            "",
+        ] {
             let error = Management::new(bad, &broker).err().expect("refused");
             assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_node_has_an_address_of_its_own() {
+        for (text, expected) in [
+            ("http://h:15672/", vec!["http://h:15672"]),
+            ("https://h/a/rabbit/", vec!["https://h/a/rabbit"]),
+            ("http://h1:1,[::1]:2", vec!["http://h1:1", "http://[::1]:2"]),
+            (
+                "http://h1:1,http://h2:2",
+                vec!["http://h1:1", "http://h2:2"],
+            ),
+        ] {
+            assert_eq!(read_urls(text).expect("valid"), expected);
         }
     }
 

@@ -16,10 +16,9 @@ use shared::{
     Family,
     broker::reconnect_delays,
     config::DatabaseArgs,
-    database::{self, TransactionError},
+    database::{self, Pool, TransactionError},
     shutdown,
 };
-use sqlx::PgPool;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use worker::judge::Class;
@@ -127,12 +126,7 @@ struct Rebuild<'a> {
 }
 
 impl Rebuild<'_> {
-    async fn passes(
-        &self,
-        pool: &PgPool,
-        table: &Table,
-        totals: &mut Totals,
-    ) -> anyhow::Result<()> {
+    async fn passes(&self, pool: &Pool, table: &Table, totals: &mut Totals) -> anyhow::Result<()> {
         let bar = progress::bar(table.count_events(pool).await?);
         let mut after = self.args.after.clone().unwrap_or_default();
         for _ in 0..PASSES {

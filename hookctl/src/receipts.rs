@@ -119,9 +119,9 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 async fn connect(which: &Which) -> anyhow::Result<PgConnection> {
-    let options = which.database.postgres().map_err(WrongSettings::new)?;
+    let url = which.database.postgres().map_err(WrongSettings::new)?;
     let limits = [("statement_timeout", "5min"), ("lock_timeout", "10s")];
-    database::connect(&options.options(limits)).await
+    Ok(database::connect(&url.with_settings(limits)).await?)
 }
 
 /// A receipt whose event is nowhere.

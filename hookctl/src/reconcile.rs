@@ -87,7 +87,7 @@ async fn look(args: &Args) -> anyhow::Result<Report> {
             .await?;
     }
     let mut postgres =
-        database::connect(&database.options([("statement_timeout", "30min")])).await?;
+        database::connect(&database.with_settings([("statement_timeout", "30min")])).await?;
     let ledger = snapshot(&mut postgres, args).await?;
     Ok(Report::new(queues, ledger, args.missing_after))
 }

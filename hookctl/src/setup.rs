@@ -19,9 +19,10 @@ use shared::{
     Program,
     broker::{self, BrokerUrl},
     config::StoreLocations,
+    database::DatabaseUrl,
     topology::{Declare, Drift, Sight},
 };
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use self::postgres::Place;
@@ -81,7 +82,7 @@ const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
 
 /// What is to be done, from settings that were checked.
 struct Setup {
-    database: PgConnectOptions,
+    database: DatabaseUrl,
     broker: BrokerUrl,
     management: Management,
     stores: StoreLocations,

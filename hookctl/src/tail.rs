@@ -8,8 +8,10 @@ use std::{io, time::Duration};
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use shared::{Family, broker::reconnect_delays, config::DatabaseArgs, shutdown};
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder, postgres::PgConnectOptions};
+use shared::{
+    Family, broker::reconnect_delays, config::DatabaseArgs, database::DatabaseUrl, shutdown,
+};
+use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
 use tokio::time::{sleep, timeout};
 
 use self::{cursor::Cursor, event::Event};
@@ -69,7 +71,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 impl Args {
     /// Ends only with an error: one before the first look was over, or one of the output.
     #[expect(clippy::print_stderr, reason = "notes beside the events")]
-    async fn follow(&self, options: &PgConnectOptions) -> anyhow::Error {
+    async fn follow(&self, options: &DatabaseUrl) -> anyhow::Error {
         let begun = async {
             let mut connection = database::connect(options).await?;
             let cursor = self.begin(&mut connection).await?;

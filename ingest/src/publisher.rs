@@ -18,12 +18,11 @@ use lapin::{
 use shared::{
     AcceptedEvent, Program,
     broker::{self, BrokerUrl, Reconnects},
-    database,
+    database::{self, Pool},
     message::{Message, Receipt},
     metrics::ServiceMetrics,
     topology::{Declare, Sight, Topology},
 };
-use sqlx::PgPool;
 use thiserror::Error;
 use tokio::{
     sync::{Notify, watch},
@@ -123,7 +122,7 @@ pub struct Supervisor {
     link: watch::Sender<Option<Arc<Link>>>,
     redeclare: Arc<Notify>,
     /// Where events go while there is no connection.
-    spool: PgPool,
+    spool: Pool,
 }
 
 /// A publisher and the supervisor that must run for it.
@@ -132,7 +131,7 @@ pub fn new(
     topology: Topology,
     declare: Declare,
     metrics: ServiceMetrics,
-    spool: PgPool,
+    spool: Pool,
 ) -> (Publisher, Supervisor) {
     let (sender, receiver) = watch::channel(None);
     let redeclare = Arc::new(Notify::new());

@@ -5,11 +5,10 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent,
-    database::{self, DeadlineTransaction, Durability, TransactionError, TransactionMode},
+    database::{self, DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     message::Receipt,
     spool::{self, SpoolEntry},
 };
-use sqlx::PgPool;
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
@@ -40,7 +39,7 @@ const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
 
 /// Brings batches to safety.
 pub struct Settlement {
-    pool: PgPool,
+    pool: Pool,
     publisher: Publisher,
     breakers: Breakers,
     /// One at a time, as each may wait for a standby that is away.
@@ -71,7 +70,7 @@ pub struct Receipts<'s>(Option<Claimed<'s>>);
 impl Settlement {
     /// `deadline` is for a whole batch; `receipt_trust` is explained at [`receipts::claim`].
     pub fn new(
-        pool: PgPool,
+        pool: Pool,
         publisher: Publisher,
         metrics: Metrics,
         deadline: Duration,
@@ -405,7 +404,7 @@ fn report_unconfirmed(confirms: &[Result<(), PublishError>], spooled: bool) {
 }
 
 async fn spool_events(
-    pool: &PgPool,
+    pool: &Pool,
     transaction: &mut DeadlineTransaction,
     events: &[&AcceptedEvent],
     receipt: Receipt,

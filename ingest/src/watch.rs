@@ -8,10 +8,9 @@
 use std::{fmt::Display, sync::Arc, time::Duration};
 
 use shared::{
-    database,
+    database::{self, Pool},
     private_port::{Check, Readiness, ReadinessProbe},
 };
-use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -54,7 +53,7 @@ impl Breakers {
 #[derive(Clone)]
 pub struct Watch {
     /// Postgres.
-    pub pool: PgPool,
+    pub pool: Pool,
     /// RabbitMQ.
     pub publisher: Publisher,
     /// What batches found.

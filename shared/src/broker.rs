@@ -5,127 +5,289 @@
 //! any error back off and start over), which ends only with the process.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    fmt,
+    net::{Shutdown, SocketAddr},
+    os::fd::AsFd,
+    sync::Mutex,
     time::Duration,
 };
 
-use anyhow::Context;
+use async_compat::Compat;
 use backon::ExponentialBuilder;
 use futures_util::StreamExt;
 use lapin::{
-    Connection, ConnectionProperties, ErrorKind, Event,
+    AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, Event,
     protocol::AMQPErrorKind,
-    uri::{AMQPQueryString, AMQPUri},
+    runtime,
+    tcp::OwnedTLSConfig,
+    uri::{AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::Interest, net::TcpStream, time::timeout};
 
-/// How long TCP, TLS and the AMQP handshake may take together.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+use crate::{
+    address::{Address, AddressError, Host, HostName, unknown_parameter},
+    reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
+};
 
 /// Seconds between heartbeats; a peer that is silent for two of them is gone. This, not TCP, is
 /// what ends a half-open connection.
 const HEARTBEAT_S: u16 = 5;
 
-/// An AMQP address that was checked at startup. Its password never shows in debug output.
-#[derive(Clone, Debug)]
+/// An AMQP address that was checked at startup, of one broker or of several nodes of a cluster. Its
+/// password never shows in debug output.
+#[derive(Clone)]
 pub struct BrokerUrl {
-    url: SecretString,
-    /// In place of what the address says.
-    password: Option<SecretString>,
-    /// The last attempt to connect met a peer that accepts and then says nothing.
-    went_silent: Arc<AtomicBool>,
+    hosts: Vec<Host>,
+    /// All of the address but its hosts.
+    uri: AMQPUri,
+    has_password: bool,
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrokerUrl")
+            .field("hosts", &self.hosts)
+            .field("vhost", &self.uri.vhost)
+            .finish_non_exhaustive()
+    }
 }
 
 impl BrokerUrl {
     /// Checks an `amqp://` or `amqps://` address. The error does not repeat it, as it may hold a
     /// password.
     pub fn parse(url: &str) -> Result<Self, String> {
-        url.parse::<AMQPUri>()
-            .map(|_| Self {
-                url: SecretString::from(url),
-                password: None,
-                went_silent: Arc::default(),
-            })
-            .map_err(|_| {
-                "not an AMQP address of the form amqp://user:password@host:5672/vhost".to_owned()
-            })
+        Self::read(url).map_err(|error| {
+            format!(
+                "not an AMQP address of the form amqp://user:password@host:5672,host:5672/vhost: \
+                 {error}"
+            )
+        })
+    }
+
+    fn read(url: &str) -> Result<Self, AddressError> {
+        let address = Address::parse(url, &["amqp", "amqps"], false)?;
+        if address
+            .hosts
+            .iter()
+            .any(|host| matches!(host.name, HostName::Socket(_)))
+        {
+            return Err(AddressError::Host);
+        }
+        let guest = AMQPUserInfo::default();
+        let mut uri = AMQPUri {
+            scheme: if address.scheme == "amqps" {
+                AMQPScheme::AMQPS
+            } else {
+                AMQPScheme::AMQP
+            },
+            vhost: address.path.unwrap_or_else(|| "/".to_owned()),
+            query: read_parameters(&address.parameters)?,
+            ..AMQPUri::default()
+        };
+        uri.authority.userinfo = AMQPUserInfo {
+            username: address.user.unwrap_or(guest.username),
+            password: address
+                .password
+                .as_ref()
+                .map_or(guest.password, |password| {
+                    password.expose_secret().to_owned()
+                }),
+        };
+        Ok(Self {
+            hosts: address.hosts,
+            uri,
+            has_password: address.password.is_some(),
+        })
+    }
+
+    /// Whether the address itself has a password.
+    pub(crate) fn has_password(&self) -> bool {
+        self.has_password
     }
 
     /// The same address with this password.
     #[must_use]
-    pub fn with_password(self, password: SecretString) -> Self {
-        Self {
-            password: Some(password),
-            ..self
-        }
+    pub fn with_password(mut self, password: &SecretString) -> Self {
+        password
+            .expose_secret()
+            .clone_into(&mut self.uri.authority.userinfo.password);
+        self
     }
 
     /// The virtual host.
     pub fn vhost(&self) -> String {
-        self.uri().vhost
+        self.uri.vhost.clone()
     }
 
     /// The user's name and password.
     pub fn credentials(&self) -> (String, SecretString) {
-        let user = self.uri().authority.userinfo;
+        let user = self.uri.authority.userinfo.clone();
         (user.username, SecretString::from(user.password))
     }
 
-    fn uri(&self) -> AMQPUri {
-        let mut uri: AMQPUri = self
-            .url
-            .expose_secret()
-            .parse()
-            .expect("the address was parsed once by the constructor");
-        if let Some(password) = &self.password {
-            uri.authority.userinfo.password = password.expose_secret().to_owned();
-        }
-        uri.query = AMQPQueryString {
-            heartbeat: uri.query.heartbeat.or(Some(HEARTBEAT_S)),
-            ..uri.query
-        };
-        uri
+    fn port(&self, host: &Host) -> u16 {
+        host.port.unwrap_or_else(|| self.uri.scheme.default_port())
     }
 }
 
-/// Opens a connection that shows as `name` in RabbitMQ's management.
-pub async fn connect(url: &BrokerUrl, name: &str) -> anyhow::Result<Connection> {
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let uri = url.uri();
-    if url.went_silent.load(Ordering::Relaxed) {
-        knock(&uri).await?;
-    }
-    let connected =
-        tokio::time::timeout(CONNECT_DEADLINE, Connection::connect_uri(uri, properties)).await;
-    url.went_silent.store(connected.is_err(), Ordering::Relaxed);
-    connected
-        .context("the broker did not answer in time")?
-        .context("cannot connect to the broker")
-}
-
-/// Waits for any sign of life. lapin's thread for a connection outlives an attempt that timed out,
-/// for as long as the peer stays silent, so not every attempt may start one.
-async fn knock(uri: &AMQPUri) -> anyhow::Result<()> {
-    let authority = &uri.authority;
-    let knock = async {
-        let address = (authority.host.as_str(), authority.port);
-        let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-        // Whatever it says, closing included, somebody is there.
-        stream.read(&mut [0]).await
+fn read_parameters(parameters: &[(String, String)]) -> Result<AMQPQueryString, AddressError> {
+    let number = |name, text: &str, expected| {
+        let value = text.parse().ok().filter(|number: &u16| *number > 0);
+        value.ok_or(AddressError::Value(name, expected))
     };
-    tokio::time::timeout(CONNECT_DEADLINE, knock)
+    let mut query = AMQPQueryString {
+        heartbeat: Some(HEARTBEAT_S),
+        ..AMQPQueryString::default()
+    };
+    for (name, value) in parameters {
+        match name.as_str() {
+            "heartbeat" => {
+                let heartbeat = number("heartbeat", value, "a number of seconds, 1 to 65535")?;
+                query.heartbeat = Some(heartbeat);
+            }
+            "channel_max" => {
+                let channels = number("channel_max", value, "a number from 1 to 65535")?;
+                query.channel_max = Some(channels);
+            }
+            "frame_max" => {
+                // AMQP asks for no less than this.
+                let size = value.parse().ok().filter(|size| *size >= 4096_u32);
+                let expected = "a number of bytes, at least 4096";
+                query.frame_max = Some(size.ok_or(AddressError::Value("frame_max", expected))?);
+            }
+            "auth_mechanism" => {
+                let expected = "plain, amqplain or external";
+                let mechanism = ["plain", "amqplain", "external"]
+                    .contains(&value.to_lowercase().as_str())
+                    .then(|| value.parse().ok())
+                    .flatten();
+                let known = mechanism.ok_or(AddressError::Value("auth_mechanism", expected))?;
+                query.auth_mechanism = Some(known);
+            }
+            _ => return Err(unknown_parameter(name)),
+        }
+    }
+    Ok(query)
+}
+
+/// Opens a connection that shows as `name` in RabbitMQ's management, to any of the address' hosts.
+pub async fn connect(url: &BrokerUrl, name: &str) -> Result<Connection, Unreached> {
+    let hosts = reach::shuffled(&url.hosts);
+    let attempts = hosts.into_iter().map(|host| connect_to(url, host, name));
+    reach::first(attempts)
         .await
-        .context("the broker accepts connections but says nothing")?
-        .context("cannot connect to the broker")?;
-    Ok(())
+        .map_err(|causes| Unreached::new("RabbitMQ", causes.into_iter().flatten().collect()))
+}
+
+/// Opens a connection to any of a host's addresses.
+async fn connect_to(
+    url: &BrokerUrl,
+    host: &Host,
+    name: &str,
+) -> Result<Connection, Vec<(String, Cause)>> {
+    let port = url.port(host);
+    let addresses = reach::resolve(&host.name, port)
+        .await
+        .map_err(|cause| vec![(reach::label(host, port, None), cause)])?;
+    let attempts = addresses.into_iter().map(async |address| {
+        let attempt = attempt(url, host, address, name).await;
+        attempt.map_err(|cause| (reach::label(host, port, Some(address)), cause))
+    });
+    reach::first(attempts).await
+}
+
+async fn attempt(
+    url: &BrokerUrl,
+    host: &Host,
+    address: SocketAddr,
+    name: &str,
+) -> Result<Connection, Cause> {
+    let io = |error| Cause::from(&error);
+    let stream = reach::tcp(address).await?;
+    stream.set_nodelay(true).map_err(io)?;
+    let mut attempt = Attempt::on(&stream).map_err(io)?;
+    let mut uri = url.uri.clone();
+    uri.authority.host = match &host.name {
+        HostName::Ipv6(address) => address.to_string(),
+        name => name.to_string(),
+    };
+    uri.authority.port = address.port();
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let runtime = runtime::default_runtime().map_err(|error| cause(&error))?;
+    // lapin asks again where the connection ends before the broker has said anything.
+    let stream = Mutex::new(Some(stream));
+    let hand_over = async move |uri: AMQPUri, _| {
+        let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+        let stream =
+            stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))?;
+        let stream = AsyncTcpStream::Plain(Compat::new(stream));
+        Ok(match uri.scheme {
+            AMQPScheme::AMQP => stream,
+            AMQPScheme::AMQPS => {
+                let config = OwnedTLSConfig::default();
+                stream
+                    .into_tls(&uri.authority.host, config.as_ref())
+                    .await?
+            }
+        })
+    };
+    let connected = Connection::connector(uri, runtime, hand_over, properties);
+    match timeout(ATTEMPT_DEADLINE, connected).await {
+        Ok(Ok(connection)) => {
+            attempt.succeeded = true;
+            Ok(connection)
+        }
+        Ok(Err(error)) => Err(cause(&error)),
+        Err(_elapsed) if attempt.heard_something() => {
+            Err(Cause::Other("did not finish the login in time".to_owned()))
+        }
+        Err(_elapsed) => Err(Cause::Silent),
+    }
+}
+
+/// A second handle of the socket that lapin logs in on. lapin's thread for a connection outlives an
+/// attempt that was given up, for as long as the peer stays silent, so the socket is shut down then.
+struct Attempt {
+    socket: std::net::TcpStream,
+    /// Registered with the runtime as a socket of its own, so that it sees bytes that lapin reads.
+    watched: TcpStream,
+    succeeded: bool,
+}
+
+impl Attempt {
+    fn on(stream: &TcpStream) -> std::io::Result<Self> {
+        let socket = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+        Ok(Self {
+            watched: TcpStream::from_std(socket.try_clone()?)?,
+            socket,
+            succeeded: false,
+        })
+    }
+
+    fn heard_something(&self) -> bool {
+        self.watched.try_io(Interest::READABLE, || Ok(())).is_ok()
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if !self.succeeded {
+            // It fails where the connection has ended, which is what it is for.
+            self.socket.shutdown(Shutdown::Both).ok();
+        }
+    }
+}
+
+fn cause(error: &lapin::Error) -> Cause {
+    match error.kind() {
+        ErrorKind::IOError(error) => Cause::from(&**error),
+        ErrorKind::ProtocolError(error) => Cause::Refusal {
+            sqlstate: None,
+            message: error.get_message().to_string(),
+        },
+        _ => Cause::Other(error.to_string()),
+    }
 }
 
 /// Resolves when the connection has ended, with the reason.
@@ -173,12 +335,12 @@ impl Reconnects {
     }
 }
 
-/// The delays between attempts to reach a store: from 100 ms to 5 s, with jitter, without end.
+/// The delays between attempts to reach a store: from 100 ms to 2 s, with jitter, without end.
 pub fn reconnect_delays() -> impl Iterator<Item = Duration> {
     backon::BackoffBuilder::build(
         ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(5))
+            .with_max_delay(Duration::from_secs(2))
             .with_jitter()
             .without_max_times(),
     )
@@ -186,32 +348,67 @@ pub fn reconnect_delays() -> impl Iterator<Item = Duration> {
 
 #[cfg(test)]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
 
+    #[rstest]
+    #[case("")]
+    #[case("http://host")]
+    #[case("amqp//x")]
+    #[case("amqp://")]
+    #[case("amqp://user:hunter2@host:port/")]
+    #[case("amqp://user:hunter2@h1/v,amqp://user:hunter2@h2/v")]
+    #[case("amqp://user:hunter2@%2Frun%2Frabbitmq/v")]
+    #[case("amqp://user:hunter2@host/v?heartbeats=5")]
+    #[case("amqp://user:hunter2@host/v?heartbeat=hunter2")]
+    #[case("amqp://user:hunter2@host/v?heartbeat=0")]
+    #[case("amqp://user:hunter2@host/v?frame_max=1")]
+    #[case("amqp://user:hunter2@host/v?auth_mechanism=hunter2")]
+    fn a_bad_address_is_refused_without_repeating_it(#[case] bad: &str) {
+        let error = BrokerUrl::parse(bad).expect_err("refused");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
     #[test]
-    fn a_bad_address_is_refused_without_repeating_it() {
-        for bad in [
-            "",
-            "http://host",
-            "amqp//x",
-            "amqp://user:hunter2@host:port/",
-        ] {
-            let error = BrokerUrl::parse(bad).expect_err("refused");
-            assert!(!error.contains("hunter2"), "{error}");
-        }
+    fn every_part_of_an_address_is_taken() {
+        let url = BrokerUrl::parse(
+            "amqps://u%40x:p%2Fw@h1:7,[2001:db8::5]/v%2F?heartbeat=9&auth_mechanism=external",
+        )
+        .expect("valid");
+        let ports: Vec<_> = url.hosts.iter().map(|host| url.port(host)).collect();
+        assert_eq!(ports, [7, 5671]);
+        assert_eq!(url.vhost(), "v/");
+        let (user, password) = url.credentials();
+        assert_eq!((user.as_str(), password.expose_secret()), ("u@x", "p/w"));
+        assert_eq!(url.uri.query.heartbeat, Some(9));
+    }
+
+    #[test]
+    fn what_an_address_leaves_out_has_rabbitmqs_defaults() {
+        let url = BrokerUrl::parse("amqp://h").expect("valid");
+        let (user, password) = url.credentials();
+        assert_eq!(
+            (user.as_str(), password.expose_secret()),
+            ("guest", "guest")
+        );
+        assert_eq!((url.vhost().as_str(), url.port(&url.hosts[0])), ("/", 5672));
+        assert_eq!(url.uri.query.heartbeat, Some(HEARTBEAT_S));
     }
 
     #[test]
     fn a_password_does_not_show_in_debug_output() {
         let url = BrokerUrl::parse("amqp://user:hunter2@host:5672/%2f").expect("valid");
         assert!(!format!("{url:?}").contains("hunter2"));
+        let url = url.with_password(&"hunter3".into());
+        assert!(!format!("{url:?}").contains("hunter3"));
     }
 
     #[test]
     fn reconnecting_never_gives_up_and_never_waits_long() {
         let delays: Vec<_> = reconnect_delays().take(1_000).collect();
         assert_eq!(delays.len(), 1_000);
-        assert!(delays.iter().all(|d| *d <= Duration::from_secs(10)));
+        assert!(delays.iter().all(|d| *d <= Duration::from_secs(4)));
     }
 
     #[test]
@@ -220,7 +417,7 @@ mod tests {
         for _ in 0..20 {
             reconnects.delay_after(Duration::from_secs(1));
         }
-        assert!(reconnects.delay_after(Duration::from_secs(1)) >= Duration::from_secs(5));
+        assert!(reconnects.delay_after(Duration::from_secs(1)) >= Duration::from_secs(2));
         assert!(reconnects.delay_after(Duration::from_secs(11)) < Duration::from_secs(1));
     }
 
@@ -234,7 +431,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_peer_that_stays_silent_costs_one_thread_and_not_one_an_attempt() {
+    async fn a_peer_that_stays_silent_is_called_so_and_leaves_no_thread_behind() {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port");
@@ -246,9 +443,15 @@ mod tests {
             }
         });
         let url = BrokerUrl::parse(&format!("amqp://{address}")).expect("valid");
-        for _ in 0..3 {
-            connect(&url, "test").await.expect_err("nobody answers");
-        }
-        assert_eq!(connection_threads(), 1);
+        let error = connect(&url, "test").await.expect_err("nobody answers");
+        assert!(error.to_string().contains("says nothing"), "{error}");
+        let ended = async {
+            while connection_threads() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), ended)
+            .await
+            .expect("no thread is left");
     }
 }

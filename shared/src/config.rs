@@ -6,13 +6,13 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::{anyhow, ensure};
 use clap::{Args, Parser};
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
     Program,
     broker::BrokerUrl,
-    database, password_file,
+    database::DatabaseUrl,
+    password_file,
     telemetry::LogFormat,
     topology::{Declare, Topology},
 };
@@ -22,7 +22,8 @@ use crate::{
 pub struct DatabaseArgs {
     // Both stores' addresses hold passwords. As secrets they stay out of debug output, and parsed
     // only after the command line they stay out of its error messages, which repeat a value.
-    /// Postgres, as postgres://user:password@host:5432/database
+    /// Postgres, as postgres://user:password@host:5432/database; of several hosts (host:5432,host:5432)
+    /// the one that takes writes
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: SecretString,
 
@@ -33,20 +34,18 @@ pub struct DatabaseArgs {
 
 impl DatabaseArgs {
     /// How to connect to Postgres.
-    pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
-        let url = self.database_url.expose_secret();
-        let options =
-            database::parse_url(url).map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?;
+    pub fn postgres(&self) -> anyhow::Result<DatabaseUrl> {
+        let url = DatabaseUrl::parse(self.database_url.expose_secret())
+            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?;
         let Some(file) = &self.database_password_file else {
-            return Ok(options);
+            return Ok(url);
         };
         ensure!(
-            !password_file::is_in_address(url),
+            !url.has_password(),
             "DATABASE_URL has a password although DATABASE_PASSWORD_FILE is set: remove one of the \
              two"
         );
-        let password = password_file::read("DATABASE_PASSWORD_FILE", file)?;
-        Ok(options.password(password.expose_secret()))
+        Ok(url.with_password(&password_file::read("DATABASE_PASSWORD_FILE", file)?))
     }
 
     /// The environment variables that say the same to a child process, password included.
@@ -64,7 +63,8 @@ impl DatabaseArgs {
 /// Where RabbitMQ is and what the pipeline's things are called there.
 #[derive(Args, Clone, Debug)]
 pub struct BrokerArgs {
-    /// RabbitMQ, as amqp://user:password@host:5672/vhost (amqps:// for TLS)
+    /// RabbitMQ, as amqp://user:password@host:5672/vhost (amqps:// for TLS); several nodes as
+    /// host:5672,host:5672
     #[arg(long, env = "AMQP_URL", hide_env_values = true)]
     amqp_url: SecretString,
 
@@ -80,16 +80,16 @@ pub struct BrokerArgs {
 impl BrokerArgs {
     /// How to connect to RabbitMQ.
     pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
-        let url = self.amqp_url.expose_secret();
-        let broker = BrokerUrl::parse(url).map_err(|reason| anyhow!("AMQP_URL is {reason}"))?;
+        let url = BrokerUrl::parse(self.amqp_url.expose_secret())
+            .map_err(|reason| anyhow!("AMQP_URL is {reason}"))?;
         let Some(file) = &self.amqp_password_file else {
-            return Ok(broker);
+            return Ok(url);
         };
         ensure!(
-            !password_file::is_in_address(url),
+            !url.has_password(),
             "AMQP_URL has a password although AMQP_PASSWORD_FILE is set: remove one of the two"
         );
-        Ok(broker.with_password(password_file::read("AMQP_PASSWORD_FILE", file)?))
+        Ok(url.with_password(&password_file::read("AMQP_PASSWORD_FILE", file)?))
     }
 
     /// The topology under the configured prefix.
@@ -124,7 +124,7 @@ pub struct StoreArgs {
 
 impl StoreArgs {
     /// How to connect to Postgres.
-    pub fn postgres(&self) -> anyhow::Result<PgConnectOptions> {
+    pub fn postgres(&self) -> anyhow::Result<DatabaseUrl> {
         self.locations.database.postgres()
     }
 

@@ -3,6 +3,7 @@
 //! and reports. Nothing here verifies a signature (that is `ingest`) or writes an event's final row
 //! (that is `worker`).
 
+pub mod address;
 pub mod broker;
 pub mod bundle;
 pub mod config;
@@ -15,6 +16,7 @@ mod panics;
 pub mod password_file;
 pub mod private_port;
 pub mod program;
+pub mod reach;
 pub mod reason;
 pub mod shutdown;
 pub mod spool;

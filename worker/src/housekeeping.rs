@@ -6,10 +6,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::{IntCounterVec, Opts};
 use shared::{
-    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
+    database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     metrics::ServiceMetrics,
 };
-use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
@@ -89,7 +88,7 @@ impl Table {
 
 /// Sweeps both tables.
 pub struct Housekeeping {
-    pool: PgPool,
+    pool: Pool,
     receipts: Duration,
     events: EventRetention,
     swept: IntCounterVec,
@@ -98,7 +97,7 @@ pub struct Housekeeping {
 impl Housekeeping {
     /// Registers its metric. `receipts` is how long those of stored events are kept.
     pub fn new(
-        pool: PgPool,
+        pool: impl Into<Pool>,
         metrics: &ServiceMetrics,
         receipts: Duration,
         events: EventRetention,
@@ -116,7 +115,7 @@ impl Housekeeping {
             swept.with_label_values(&[table.name()]);
         }
         Self {
-            pool,
+            pool: pool.into(),
             receipts,
             events,
             swept,

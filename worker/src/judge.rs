@@ -36,7 +36,8 @@ impl Class {
         match error {
             TransactionError::Deadline
             | TransactionError::CommitDeadline
-            | TransactionError::NotBegun(_) => Self::Away,
+            | TransactionError::NotBegun(_)
+            | TransactionError::NotConnected(_) => Self::Away,
             TransactionError::Database(sqlx::Error::Database(database)) => {
                 Self::of_sqlstate(database.code().as_deref().unwrap_or_default())
             }

@@ -9,10 +9,9 @@ use chrono::Utc;
 use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts};
 use shared::{
     EventType, Family,
-    database::{DeadlineTransaction, TransactionError, TransactionMode},
+    database::{DeadlineTransaction, Pool, TransactionError, TransactionMode},
     metrics::ServiceMetrics,
 };
-use sqlx::PgPool;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -27,7 +26,7 @@ const MODE: TransactionMode = TransactionMode::read().statement_timeout(Duration
 
 /// Looks at the database and shows what it found.
 pub struct Ledger {
-    pool: PgPool,
+    pool: Pool,
     receipts: Receipts,
     unstored: IntGauge,
     oldest_seconds: Gauge,
@@ -37,9 +36,9 @@ pub struct Ledger {
 
 impl Ledger {
     /// Registers its metrics.
-    pub fn new(pool: PgPool, metrics: &ServiceMetrics) -> Self {
+    pub fn new(pool: impl Into<Pool>, metrics: &ServiceMetrics) -> Self {
         let this = Self {
-            pool,
+            pool: pool.into(),
             receipts: Receipts::unknown(),
             unstored: IntGauge::new(
                 "pleo_ledger_unstored_receipts",

@@ -12,9 +12,8 @@ use std::{
 use chrono::Utc;
 use shared::{
     Family,
-    database::{self, TransactionError},
+    database::{self, Pool, TransactionError},
 };
-use sqlx::PgPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -48,7 +47,7 @@ pub struct Abandoned;
 
 /// Stores batches for one family's worker.
 pub struct Persistence {
-    pool: PgPool,
+    pool: Pool,
     family: Family,
     metrics: Metrics,
     holding: AtomicUsize,
@@ -57,9 +56,9 @@ pub struct Persistence {
 
 impl Persistence {
     /// Stores through `pool`.
-    pub fn new(pool: PgPool, family: Family, metrics: Metrics) -> Self {
+    pub fn new(pool: impl Into<Pool>, family: Family, metrics: Metrics) -> Self {
         Self {
-            pool,
+            pool: pool.into(),
             family,
             metrics,
             holding: AtomicUsize::new(0),

@@ -5,10 +5,9 @@ use bytes::Bytes;
 use chrono::Utc;
 use shared::{
     AcceptedEvent, EventType, Family,
-    database::TransactionError,
+    database::{Pool, TransactionError},
     message::{Receipt, body_sha256},
 };
-use sqlx::PgPool;
 
 use crate::{
     families,
@@ -18,7 +17,7 @@ use crate::{
 };
 
 /// Fails unless an event of this family and size could be stored now.
-pub async fn rehearse(pool: &PgPool, family: Family, size: usize) -> Result<(), TransactionError> {
+pub async fn rehearse(pool: &Pool, family: Family, size: usize) -> Result<(), TransactionError> {
     let harmless = harmless(family, size);
     store::rehearse(pool, &harmless, &Record::new(&harmless)).await
 }

@@ -5,11 +5,10 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::bail;
 use shared::{
     Family, Program, broker, config,
-    database::{self, DeadlineTransaction, TransactionError, TransactionMode},
+    database::{self, DeadlineTransaction, Pool, TransactionError, TransactionMode},
     private_port::{self, Check, Readiness, ReadinessProbe},
     shutdown, systemd,
 };
-use sqlx::PgPool;
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
@@ -122,7 +121,7 @@ async fn all(tasks: &mut JoinSet<()>) {
 }
 
 /// Brings the schema up to date, however long Postgres takes to be there.
-async fn migrate(pool: &PgPool, stop: &CancellationToken) {
+async fn migrate(pool: &Pool, stop: &CancellationToken) {
     let mut delays = broker::reconnect_delays();
     loop {
         let outcome = tokio::select! {
@@ -145,7 +144,7 @@ async fn migrate(pool: &PgPool, stop: &CancellationToken) {
 }
 
 /// On connections of its own, which end with the attempt.
-async fn migrate_once(pool: &PgPool) -> anyhow::Result<()> {
+async fn migrate_once(pool: &Pool) -> anyhow::Result<()> {
     let mut connection = pool.acquire().await?.detach();
     let mut observer = pool.acquire().await?.detach();
     let deadline = Instant::now() + MIGRATION_DEADLINE;
@@ -178,7 +177,7 @@ fn readiness(persistence: Arc<Persistence>, metrics: Metrics) -> ReadinessProbe 
 }
 
 /// Shows how much of the family waits in the spool and how long overdue it is.
-async fn measure_spool(pool: PgPool, metrics: Metrics, family: Family) {
+async fn measure_spool(pool: Pool, metrics: Metrics, family: Family) {
     loop {
         // While Postgres cannot be asked, the last state stays; readiness tells.
         if let Ok((depth, oldest_due_seconds)) = spool_state(&pool, family).await {
@@ -190,7 +189,7 @@ async fn measure_spool(pool: PgPool, metrics: Metrics, family: Family) {
 }
 
 /// The number of the family's rows, and for how many seconds the oldest has been due.
-async fn spool_state(pool: &PgPool, family: Family) -> Result<(i64, f64), TransactionError> {
+async fn spool_state(pool: &Pool, family: Family) -> Result<(i64, f64), TransactionError> {
     let deadline = Instant::now() + MEASURE_EVERY;
     let mut transaction =
         DeadlineTransaction::begin(pool, &TransactionMode::read(), deadline).await?;

@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent, EventType, Family,
-    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
+    database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     message::Receipt,
 };
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{Row, postgres::PgRow};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -74,7 +74,7 @@ const CLAIM_ALONE: &str = claim!("claims >= 2");
 /// Reads one family's part of the spool.
 pub struct SpoolReader {
     /// Where the spool is.
-    pub pool: PgPool,
+    pub pool: Pool,
     /// Stores what is due.
     pub persistence: Arc<Persistence>,
     /// Whose rows.
@@ -157,11 +157,7 @@ impl Claim {
     }
 
     /// Claims the oldest due rows.
-    async fn claim(
-        &mut self,
-        pool: &PgPool,
-        family: Family,
-    ) -> Result<Vec<Work>, TransactionError> {
+    async fn claim(&mut self, pool: &Pool, family: Family) -> Result<Vec<Work>, TransactionError> {
         let deadline = Instant::now() + CLAIM_DEADLINE;
         let start = self.floor.start(Instant::now());
         let (sql, limit) = (self.sql, self.limit);

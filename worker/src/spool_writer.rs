@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use shared::{
-    database::{DeadlineTransaction, Durability, TransactionError, TransactionMode},
+    database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     spool::{self, SpoolEntry},
 };
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -43,7 +43,7 @@ pub struct Postponement<'w> {
 }
 
 /// Spools events unread, each to be handled alone.
-pub async fn isolate(pool: &PgPool, works: &[&Work]) -> Result<(), TransactionError> {
+pub async fn isolate(pool: &Pool, works: &[&Work]) -> Result<(), TransactionError> {
     let entries: Vec<_> = works
         .iter()
         .map(|work| SpoolEntry {
@@ -63,7 +63,7 @@ pub async fn isolate(pool: &PgPool, works: &[&Work]) -> Result<(), TransactionEr
 
 /// Spools events for later, or puts those off that are in the spool.
 pub async fn put_off(
-    pool: &PgPool,
+    pool: &Pool,
     postponements: &[Postponement<'_>],
 ) -> Result<(), TransactionError> {
     let (spooled, new): (Vec<&Postponement<'_>>, Vec<&Postponement<'_>>) = postponements
@@ -122,7 +122,7 @@ async fn update_spooled(
 
 /// Fails unless the spool could be written now. It does all that spooling takes, the commit included,
 /// and leaves nothing behind.
-pub async fn rehearse(pool: &PgPool) -> Result<(), TransactionError> {
+pub async fn rehearse(pool: &Pool) -> Result<(), TransactionError> {
     write(pool, &SPOOL, async |connection| {
         sqlx::raw_sql(
             "savepoint rehearsal;
@@ -142,14 +142,14 @@ pub async fn rehearse(pool: &PgPool) -> Result<(), TransactionError> {
 ///
 /// Noting what becomes of them is best effort: without it they run out by themselves.
 pub struct Claims<'b> {
-    pool: &'b PgPool,
+    pool: &'b Pool,
     ids: Vec<&'b str>,
     hashes: Vec<&'b [u8]>,
 }
 
 impl<'b> Claims<'b> {
     /// Those of `works` that came from the spool.
-    pub fn of(pool: &'b PgPool, works: impl IntoIterator<Item = &'b Work>) -> Self {
+    pub fn of(pool: &'b Pool, works: impl IntoIterator<Item = &'b Work>) -> Self {
         let (ids, hashes) = works
             .into_iter()
             .filter(|work| work.source == Source::Spool)
@@ -206,7 +206,7 @@ impl<'b> Claims<'b> {
 
 /// One transaction, on disk when this returns.
 async fn write(
-    pool: &PgPool,
+    pool: &Pool,
     mode: &TransactionMode,
     statements: impl AsyncFnOnce(&mut PgConnection) -> Result<(), sqlx::Error>,
 ) -> Result<(), TransactionError> {

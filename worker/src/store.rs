@@ -7,10 +7,10 @@ use std::{
 };
 
 use shared::{
-    database::{self, DeadlineTransaction, Durability, TransactionError, TransactionMode},
+    database::{self, DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     message::Receipt,
 };
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::{PgConnection, Row};
 use tokio::time::Instant;
 
 use crate::{
@@ -60,7 +60,7 @@ pub enum Stored {
 /// Stores the batch; the answer is in its order. After an error nothing of it is stored, unless the
 /// commit itself was cut off: storing it again is harmless in any case.
 pub(crate) async fn store(
-    pool: &PgPool,
+    pool: &Pool,
     batch: &[(&Work, &Record)],
     patience: Patience,
 ) -> Result<Vec<Stored>, TransactionError> {
@@ -82,7 +82,7 @@ pub(crate) async fn store(
 }
 
 /// Does all that storing `work` takes, the commit included, and leaves nothing behind.
-pub async fn rehearse(pool: &PgPool, work: &Work, record: &Record) -> Result<(), TransactionError> {
+pub async fn rehearse(pool: &Pool, work: &Work, record: &Record) -> Result<(), TransactionError> {
     let deadline = Instant::now() + DEADLINE;
     let mode = Patience::Short.mode();
     let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
@@ -98,7 +98,7 @@ pub async fn rehearse(pool: &PgPool, work: &Work, record: &Record) -> Result<(),
 
 /// Which of the events change a row of a typed table that somebody has locked.
 pub(crate) async fn locked(
-    pool: &PgPool,
+    pool: &Pool,
     batch: &[(&Work, &Record)],
 ) -> Result<Vec<bool>, TransactionError> {
     const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use shared::database::DatabaseUrl;
+use sqlx::{Connection, PgConnection};
 
 use super::{backlog, clocks, durability, finding::Finding, grants, schema};
 use crate::database;
@@ -11,20 +12,18 @@ use crate::database;
 const OLDEST: i32 = 15;
 
 /// Everything in Postgres.
-pub(super) async fn check(
-    options: &PgConnectOptions,
-    prefix: &str,
-    overdue: Duration,
-) -> Vec<Finding> {
+pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration) -> Vec<Finding> {
     // No question asked here takes long on a well database.
-    let options = options.clone().options([("statement_timeout", "20s")]);
+    let options = options
+        .clone()
+        .with_settings([("statement_timeout", "20s")]);
     let mut connection = match database::connect(&options).await {
         Ok(connection) => connection,
         Err(error) => {
             return vec![
                 Finding::problem(
                     "postgres",
-                    shared::reason::one_line(&error),
+                    error.to_string(),
                     "check DATABASE_URL, and that Postgres runs and takes connections from here",
                 ),
                 Finding::skipped("schema, accounts, durability, backlog", "no Postgres"),

@@ -30,7 +30,7 @@ pub(super) async fn check(
             return vec![
                 Finding::problem(
                     BROKER,
-                    shared::reason::one_line(&error),
+                    error.to_string(),
                     "check AMQP_URL, and that RabbitMQ runs and takes connections from here",
                 ),
                 Finding::skipped("cluster, exchanges, queues", "no RabbitMQ"),

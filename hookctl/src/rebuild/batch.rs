@@ -8,10 +8,10 @@ use std::{
 use anyhow::Context;
 use shared::{
     AcceptedEvent, EventType, Family,
-    database::{DeadlineTransaction, TransactionError},
+    database::{DeadlineTransaction, Pool, TransactionError},
     message::Receipt,
 };
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
 use tokio::time::Instant;
 use worker::{
     families::{self, Resource, SortKey, Typed},
@@ -68,29 +68,34 @@ impl Table {
     }
 
     /// How many events there are to read.
-    pub(super) async fn count_events(&self, pool: &PgPool) -> anyhow::Result<u64> {
+    pub(super) async fn count_events(&self, pool: &Pool) -> anyhow::Result<u64> {
+        let mut connection = pool.acquire().await?;
         let count: i64 = sqlx::query_scalar(
             "select count(*) from events where problem is null and event_type ~ $1",
         )
         .bind(&self.pattern)
-        .fetch_one(pool)
+        .fetch_one(&mut *connection)
         .await
         .context("cannot count the events")?;
+        connection.give_back();
         Ok(u64::try_from(count).unwrap_or_default())
     }
 
     /// How many rows name an event that is not among the healthy ones.
-    pub(super) async fn count_rows_without_event(&self, pool: &PgPool) -> anyhow::Result<i64> {
-        sqlx::query_scalar(AssertSqlSafe(format!(
+    pub(super) async fn count_rows_without_event(&self, pool: &Pool) -> anyhow::Result<i64> {
+        let mut connection = pool.acquire().await?;
+        let count = sqlx::query_scalar(AssertSqlSafe(format!(
             "select count(*) from {0} t
               where not exists (select from {1}.events e
                                  where e.webhook_id = t.webhook_id and e.problem is null)",
             self.qualified(),
             self.schema
         )))
-        .fetch_one(pool)
+        .fetch_one(&mut *connection)
         .await
-        .context("cannot compare the rows with the events")
+        .context("cannot compare the rows with the events")?;
+        connection.give_back();
+        Ok(count)
     }
 }
 
@@ -149,14 +154,14 @@ struct Current {
 
 /// Reads events and writes rows of one table.
 pub(super) struct Writer<'a> {
-    pool: &'a PgPool,
+    pool: &'a Pool,
     table: &'a Table,
     /// Commit, or take everything back.
     keep: bool,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(pool: &'a PgPool, table: &'a Table, keep: bool) -> Self {
+    pub(super) fn new(pool: &'a Pool, table: &'a Table, keep: bool) -> Self {
         Self { pool, table, keep }
     }
 

@@ -45,7 +45,7 @@ async fn ingest_can_claim_again_and_spool(pool: PgPool) {
     let pool = PgPool::connect_with(place.database(Program::Ingest))
         .await
         .expect("it logs in");
-    database::probe(&pool, receipts::PROBE)
+    database::probe(&pool.clone().into(), receipts::PROBE)
         .await
         .expect("it is ready");
     let mut ingest = pool.acquire().await.expect("a connection");

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use clap::Parser;
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
-use shared::{Family, Program, broker};
+use shared::{Family, Program, broker, database::Access};
 use sqlx::{ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
 
 use crate::place::{Place, text};
@@ -321,7 +321,8 @@ async fn every_password_can_be_in_a_file_of_its_own(pool: PgPool) {
             file.as_ref(),
         ]);
         let postgres = config.stores.postgres().expect("good settings");
-        sqlx::PgConnection::connect_with(&postgres)
+        postgres
+            .connect("test", Access::Write)
             .await
             .expect("it logs in");
         let rabbitmq = config.stores.broker().expect("good settings");

@@ -143,7 +143,7 @@ async fn read_spool(pool: &PgPool) {
     let readers: Vec<_> = Family::ALL
         .map(|family| {
             let reader = SpoolReader {
-                pool: pool.clone(),
+                pool: pool.clone().into(),
                 persistence: persistence(pool, family),
                 family,
                 batch_size: 100,

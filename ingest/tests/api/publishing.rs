@@ -32,7 +32,7 @@ async fn connected(
         stores.topology(),
         Declare::Passive,
         ServiceMetrics::new(Program::Ingest),
-        pool.clone(),
+        pool.clone().into(),
     );
     let supervisor = tokio::spawn(supervisor.run(stop.clone()));
     let deadline = Instant::now() + SOON;

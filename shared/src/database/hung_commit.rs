@@ -3,16 +3,16 @@
 //! The backend goes on waiting when its client has gone, and keeps its place among the server's
 //! connections. A pool that opened another connection meanwhile would take them all in the end.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use sqlx::{
-    Connection, PgConnection, PgPool, Postgres, pool::PoolConnection, postgres::PgConnectOptions,
-};
+use sqlx::{Connection, PgConnection};
 use tokio::{
     sync::Mutex,
     time::{sleep, timeout},
 };
 use tracing::warn;
+
+use super::pool::{Pool, PooledConnection};
 
 /// How often Postgres is asked whether the backend is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -28,14 +28,14 @@ static LOOKING: Mutex<()> = Mutex::const_new(());
 
 /// The server's process behind a connection.
 pub(super) struct Backend {
-    server: Arc<PgConnectOptions>,
+    pool: Pool,
     pid: i32,
 }
 
 impl Backend {
-    pub(super) fn new(pool: &PgPool, pid: i32) -> Self {
+    pub(super) fn new(pool: &Pool, pid: i32) -> Self {
         Self {
-            server: pool.connect_options(),
+            pool: pool.clone(),
             pid,
         }
     }
@@ -46,8 +46,8 @@ impl Backend {
         !matches!(timeout(LOOK_DEADLINE, self.look()).await, Ok(Ok(false)))
     }
 
-    async fn look(&self) -> Result<bool, sqlx::Error> {
-        let mut connection = PgConnection::connect_with(&self.server).await?;
+    async fn look(&self) -> anyhow::Result<bool> {
+        let mut connection = self.pool.connect_beyond().await?;
         let is_busy = sqlx::query_scalar(
             "select exists (select from pg_stat_activity
                              where pid = $1 and usename = current_user and state = 'active')",
@@ -56,7 +56,7 @@ impl Backend {
         .fetch_one(&mut connection)
         .await;
         connection.close().await?;
-        is_busy
+        Ok(is_busy?)
     }
 }
 
@@ -65,7 +65,7 @@ impl Backend {
 ///
 /// The answer usually comes by the connection itself. Where the way to the server is lost, the
 /// connection says nothing, or too early that it is broken; then only the server knows.
-pub(super) async fn wait(mut connection: PoolConnection<Postgres>, backend: Backend) {
+pub(super) async fn wait(mut connection: PooledConnection, backend: Backend) {
     warn!("a commit does not end; its connection is kept until it does");
     let answered = {
         let answer = answer(&mut connection);
@@ -87,9 +87,12 @@ pub(super) async fn wait(mut connection: PoolConnection<Postgres>, backend: Back
             }
         }
     };
-    if !answered {
+    if answered {
+        connection.give_back();
+    } else {
         // A connection that is closed in vain is as good as closed.
-        timeout(CLOSE_DEADLINE, connection.close()).await.ok();
+        let close = connection.detach().close();
+        timeout(CLOSE_DEADLINE, close).await.ok();
     }
 }
 

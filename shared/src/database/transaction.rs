@@ -1,6 +1,8 @@
 //! A transaction in which every step is held to one deadline.
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, pool::PoolConnection};
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 use thiserror::Error;
 use tokio::{
     runtime::Handle,
@@ -9,10 +11,18 @@ use tokio::{
 };
 
 use super::{
-    acquire::acquire,
     hung_commit::{self, Backend},
     mode::{Durability, TransactionMode},
+    pool::{Pool, PooledConnection},
 };
+use crate::reach::Unreached;
+
+/// How long beginning may take on a connection that is there. It waits for no lock and no disk, so
+/// after this the connection is dead, and the deadline of the whole transaction need not pass.
+const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A server that takes no writes any more answers so.
+const READ_ONLY_SQL_TRANSACTION: &str = "25006";
 
 /// Why a transaction did not come to its end.
 #[derive(Debug, Error)]
@@ -23,6 +33,9 @@ pub enum TransactionError {
     /// The deadline passed during the commit, whose outcome is unknown.
     #[error("postgres did not commit in time; is a synchronous standby away?")]
     CommitDeadline,
+    /// No server took the connection.
+    #[error(transparent)]
+    NotConnected(#[from] Unreached),
     /// It did not even begin.
     #[error(transparent)]
     NotBegun(sqlx::Error),
@@ -37,6 +50,7 @@ impl TransactionError {
         match self {
             Self::NotBegun(sqlx::Error::Database(error))
             | Self::Database(sqlx::Error::Database(error)) => error.code().map(Into::into),
+            Self::NotConnected(unreached) => unreached.sqlstate().map(Into::into),
             _ => None,
         }
     }
@@ -66,7 +80,7 @@ impl TransactionError {
 /// and no timeout of Postgres ends it. So it keeps its place in the pool until the backend has
 /// finished, which bounds the number of backends by the size of the pool.
 pub struct DeadlineTransaction {
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<PooledConnection>,
     deadline: Instant,
     /// Known where the commit may wait for a standby.
     backend: Option<Backend>,
@@ -77,7 +91,7 @@ pub struct DeadlineTransaction {
 impl DeadlineTransaction {
     /// Begins as `mode` says, in one round trip.
     pub async fn begin(
-        pool: &PgPool,
+        pool: &Pool,
         mode: &TransactionMode,
         deadline: Instant,
     ) -> Result<Self, TransactionError> {
@@ -87,14 +101,16 @@ impl DeadlineTransaction {
     }
 
     async fn connect_and_begin(
-        pool: &PgPool,
+        pool: &Pool,
         mode: &TransactionMode,
         deadline: Instant,
     ) -> Result<Self, TransactionError> {
-        let connection = acquire(pool, deadline).await?;
+        let Ok(connected) = timeout_at(deadline, pool.acquire()).await else {
+            return Err(TransactionError::Deadline);
+        };
         let mut transaction = Self {
-            connection: Some(connection),
-            deadline,
+            connection: Some(connected?),
+            deadline: deadline.min(Instant::now() + BEGIN_DEADLINE),
             backend: None,
             permit: None,
             committing: false,
@@ -114,6 +130,7 @@ impl DeadlineTransaction {
             let pid = row.try_get(0)?;
             transaction.backend = Some(Backend::new(pool, pid));
         }
+        transaction.deadline = deadline;
         Ok(transaction)
     }
 
@@ -146,12 +163,18 @@ impl DeadlineTransaction {
             .connection
             .as_mut()
             .expect("the connection is taken only by commit, rollback and drop");
-        within(self.deadline, step(connection)).await
+        let outcome = within(self.deadline, step(connection)).await;
+        if let Err(error) = &outcome
+            && error.sqlstate().as_deref() == Some(READ_ONLY_SQL_TRANSACTION)
+        {
+            connection.moved();
+        }
+        outcome
     }
 
     /// Makes a transaction that began with a lower durability wait for the disk and the standby when
     /// it commits.
-    pub async fn raise_durability(&mut self, pool: &PgPool) -> Result<(), TransactionError> {
+    pub async fn raise_durability(&mut self, pool: &Pool) -> Result<(), TransactionError> {
         let (pid, _): (i32, String) = self
             .run(async |connection| {
                 sqlx::query_as(
@@ -181,7 +204,9 @@ impl DeadlineTransaction {
     async fn end(mut self, sql: &'static str) -> Result<(), TransactionError> {
         self.execute(sql).await?;
         // Only a connection with no transaction open on it may go back to the pool.
-        drop(self.connection.take());
+        if let Some(connection) = self.connection.take() {
+            connection.give_back();
+        }
         Ok(())
     }
 }
@@ -199,7 +224,7 @@ impl Drop for DeadlineTransaction {
                     drop(permit);
                 });
             }
-            _ => drop(connection.detach()),
+            _ => drop(connection),
         }
     }
 }

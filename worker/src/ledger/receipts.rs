@@ -8,8 +8,8 @@
 use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use shared::database::{DeadlineTransaction, TransactionError, TransactionMode};
-use sqlx::{PgConnection, PgPool};
+use shared::database::{DeadlineTransaction, Pool, TransactionError, TransactionMode};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 
 /// For one statement; Postgres' own limit ends it earlier, so that none goes on unseen.
@@ -115,7 +115,7 @@ impl Receipts {
     }
 
     /// Looks once. After an error it goes on where it was.
-    pub(super) async fn look(&mut self, pool: &PgPool) -> Result<Unstored, TransactionError> {
+    pub(super) async fn look(&mut self, pool: &Pool) -> Result<Unstored, TransactionError> {
         let now = in_transaction(pool, async |connection| {
             sqlx::query_scalar("select now()")
                 .fetch_one(connection)
@@ -137,7 +137,7 @@ impl Receipts {
     }
 
     /// Drops the stragglers that have an event by now.
-    async fn forget_stored(&mut self, pool: &PgPool) -> Result<(), TransactionError> {
+    async fn forget_stored(&mut self, pool: &Pool) -> Result<(), TransactionError> {
         if self.stragglers.is_empty() {
             return Ok(());
         }
@@ -154,7 +154,7 @@ impl Receipts {
     }
 
     /// Reads one slice of the receipts before the watermark, where nothing should be new.
-    async fn look_at_older(&mut self, pool: &PgPool) -> Result<(), TransactionError> {
+    async fn look_at_older(&mut self, pool: &Pool) -> Result<(), TransactionError> {
         let slice = slice(pool, &self.round, self.watermark).await?;
         for row in slice.iter().filter(|row| row.is_unstored) {
             if self.stragglers.len() < MOST_STRAGGLERS {
@@ -169,7 +169,7 @@ impl Receipts {
     /// Reads all receipts from the watermark on, and moves it as far as it may go.
     async fn look_at_recent(
         &mut self,
-        pool: &PgPool,
+        pool: &Pool,
         now: DateTime<Utc>,
     ) -> Result<Recent, TransactionError> {
         let settled = now - SHOWS_UP_WITHIN;
@@ -231,7 +231,7 @@ fn after(slice: &[SliceRow]) -> Option<Cursor> {
 }
 
 async fn slice(
-    pool: &PgPool,
+    pool: &Pool,
     after: &Cursor,
     before: DateTime<Utc>,
 ) -> Result<Vec<SliceRow>, TransactionError> {
@@ -249,7 +249,7 @@ async fn slice(
 
 /// A transaction for each statement, so that none keeps vacuum from its work.
 async fn in_transaction<T>(
-    pool: &PgPool,
+    pool: &Pool,
     statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
 ) -> Result<T, TransactionError> {
     let deadline = Instant::now() + DEADLINE;

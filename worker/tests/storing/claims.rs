@@ -35,7 +35,7 @@ async fn fresh(pool: &PgPool) -> PgPool {
 
 fn start_reader(pool: &PgPool, batch_size: usize) -> CancellationToken {
     let reader = SpoolReader {
-        pool: pool.clone(),
+        pool: pool.clone().into(),
         persistence: persistence(pool, Family::Vendor),
         family: Family::Vendor,
         batch_size,

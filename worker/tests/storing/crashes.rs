@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use shared::Family;
+use shared::{Family, database::Pool};
 use sqlx::PgPool;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -26,7 +26,7 @@ use crate::{
 /// ends without a word instead: so it looks when the backend crashes, which no test may do to the
 /// Postgres that it shares with others.
 struct Between {
-    pool: PgPool,
+    pool: Pool,
     lost: Arc<AtomicUsize>,
 }
 

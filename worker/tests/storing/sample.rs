@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::{TimeZone, Utc};
 use shared::{
     AcceptedEvent, EventType, Family,
+    database::Pool,
     envelope::Envelope,
     message::{Receipt, body_sha256},
 };
@@ -71,7 +72,7 @@ pub(crate) fn work(event: AcceptedEvent) -> Work {
 }
 
 /// What stores events of a family.
-pub(crate) fn persistence(pool: &PgPool, family: Family) -> Arc<Persistence> {
+pub(crate) fn persistence(pool: &(impl Clone + Into<Pool>), family: Family) -> Arc<Persistence> {
     Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
 }
 
@@ -87,9 +88,12 @@ pub(crate) async fn persist(pool: &PgPool, batch: impl IntoIterator<Item = Accep
 }
 
 /// Reads the spool until stopped.
-pub(crate) fn start_spool_reader(pool: &PgPool, family: Family) -> CancellationToken {
+pub(crate) fn start_spool_reader(
+    pool: &(impl Clone + Into<Pool>),
+    family: Family,
+) -> CancellationToken {
     let reader = SpoolReader {
-        pool: pool.clone(),
+        pool: pool.clone().into(),
         persistence: persistence(pool, family),
         family,
         batch_size: 100,

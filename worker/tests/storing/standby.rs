@@ -2,15 +2,21 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use shared::{AcceptedEvent, Family};
-use sqlx::PgPool;
+use shared::{
+    AcceptedEvent, Family,
+    database::{self, DatabaseUrl},
+};
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use stack::{
     base::Base,
     packages::Packages,
     ports,
     postgres::{Durability, Postgres},
 };
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use worker::{
     persistence::{Abandoned, Persistence},
@@ -73,8 +79,8 @@ impl Pair {
 }
 
 fn pool(server: &Postgres) -> PgPool {
-    let options = shared::database::parse_url(&server.url("pleo")).expect("an address");
-    shared::database::pool(options, "test", 4)
+    let pool = PgPoolOptions::new().max_connections(4);
+    pool.connect_lazy(&server.url("pleo")).expect("an address")
 }
 
 fn storing(
@@ -167,4 +173,37 @@ async fn an_event_that_was_found_spooled_is_acknowledged_only_once_the_standby_h
     for again in again {
         again.await.expect("no panic").expect("not abandoned");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_with_both_addresses_finds_the_primary_and_follows_it() {
+    let pair = Pair::start().await;
+    let url = pair.primary.url("pleo");
+    let (scheme, rest) = url.split_once("://").expect("an address");
+    let (owner, place) = rest.split_once('@').expect("an address");
+    let both = format!("{scheme}://{owner}@{},{place}", pair.standby.address());
+    let ours = database::pool(DatabaseUrl::parse(&both).expect("valid"), "test", 2);
+    let writes = "delete from events where false";
+    for _ in 0..5 {
+        database::probe(&ours, writes).await.expect("the primary");
+    }
+
+    pair.primary.kill();
+    pair.standby.promote().await.expect("it is a primary now");
+    let started = Instant::now();
+    while let Err(error) = database::probe(&ours, writes).await {
+        assert!(started.elapsed() < Duration::from_secs(10), "{error}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_alone_is_refused_with_the_reason() {
+    let pair = Pair::start().await;
+    let url = DatabaseUrl::parse(&pair.standby.url("pleo")).expect("valid");
+    let ours = database::pool(url, "test", 1);
+    let error = database::probe(&ours, "select 1")
+        .await
+        .expect_err("refused");
+    assert!(error.to_string().contains("is a standby"), "{error}");
 }

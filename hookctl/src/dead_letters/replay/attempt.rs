@@ -5,10 +5,10 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, Utc};
 use shared::{
     AcceptedEvent, EventType, Family,
-    database::{DeadlineTransaction, TransactionError},
+    database::{DeadlineTransaction, Pool, TransactionError},
     message::Receipt,
 };
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _, postgres::PgRow};
+use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
 use tokio::time::Instant;
 use worker::{
     families::{self, Text, Typed},
@@ -39,7 +39,7 @@ const DOUBLED: &str = "duplicate field";
 
 /// How to replay.
 pub(super) struct Attempt {
-    pub(super) pool: PgPool,
+    pub(super) pool: Pool,
     /// Commit, or take everything back.
     pub(super) keep: bool,
     pub(super) include_withheld: bool,

@@ -1,0 +1,644 @@
+//! Where Postgres is: one server, or several of which one takes writes, and connecting to that one.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::{
+    ConnectOptions, PgConnection,
+    postgres::{PgConnectOptions, PgSslMode},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+use crate::{
+    address::{
+        Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
+    },
+    reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
+};
+
+const DEFAULT_PORT: u16 = 5432;
+
+/// How long a server that did not finish a login may take to answer anything at all.
+const KNOCK_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What is asked of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To take writes.
+    Write,
+    /// To take writes if the address says so or has several hosts; otherwise any server will do.
+    AsTheAddressSays,
+}
+
+/// A Postgres address that was checked at startup. Its password never shows in debug output.
+#[derive(Clone)]
+pub struct DatabaseUrl {
+    servers: Vec<Server>,
+    /// The address asks for a server that takes writes.
+    wants_writes: bool,
+    has_password: bool,
+    /// Of every session.
+    settings: Vec<(&'static str, &'static str)>,
+    /// The server that took writes when it was asked last; it is asked first.
+    last: Arc<Mutex<Option<Host>>>,
+}
+
+#[derive(Clone)]
+struct Server {
+    /// Without one, Postgres' environment variables and defaults apply.
+    host: Option<Host>,
+    options: PgConnectOptions,
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hosts: Vec<_> = self.servers.iter().map(|server| &server.host).collect();
+        f.debug_struct("DatabaseUrl")
+            .field("hosts", &hosts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<PgConnectOptions> for DatabaseUrl {
+    fn from(options: PgConnectOptions) -> Self {
+        let host = match options.get_socket() {
+            Some(folder) => HostName::Socket(folder.clone()),
+            None => match options.get_host().parse() {
+                Ok(address) => HostName::Ipv6(address),
+                Err(_) => HostName::Name(options.get_host().to_owned()),
+            },
+        };
+        let host = Host {
+            name: host,
+            port: Some(options.get_port()),
+        };
+        Self {
+            servers: vec![Server {
+                host: Some(host),
+                options,
+            }],
+            wants_writes: false,
+            has_password: false,
+            settings: Vec::new(),
+            last: Arc::default(),
+        }
+    }
+}
+
+impl DatabaseUrl {
+    /// Checks a `postgres://` address. The error does not repeat it, as it may hold a password.
+    pub fn parse(url: &str) -> Result<Self, String> {
+        Self::read(url).map_err(|error| {
+            format!(
+                "not a Postgres address of the form \
+                 postgres://user:password@host:5432,host:5432/database: {error}"
+            )
+        })
+    }
+
+    fn read(url: &str) -> Result<Self, AddressError> {
+        let address = Address::parse(url, &["postgres", "postgresql"], true)?;
+        let parameters = Parameters::read(&address)?;
+        let has_password = parameters.password.is_some();
+        let servers = if parameters.hosts.is_empty() {
+            vec![parameters.server(None)]
+        } else {
+            let hosts = parameters.hosts.iter().cloned().map(Some);
+            hosts.map(|host| parameters.server(host)).collect()
+        };
+        Ok(Self {
+            wants_writes: parameters.wants_writes || servers.len() > 1,
+            servers,
+            has_password,
+            settings: Vec::new(),
+            last: Arc::default(),
+        })
+    }
+
+    /// Whether the address itself has a password.
+    pub(crate) fn has_password(&self) -> bool {
+        self.has_password
+    }
+
+    /// Whether there is more than one server to choose from.
+    pub(super) fn has_several_hosts(&self) -> bool {
+        self.servers.len() > 1
+    }
+
+    /// The same address with this password.
+    #[must_use]
+    pub fn with_password(self, password: &SecretString) -> Self {
+        self.map(|options| options.password(password.expose_secret()))
+    }
+
+    /// The same address for sessions with these limits. Behind PgBouncer, which takes no settings of
+    /// a session, they go without.
+    #[must_use]
+    pub fn with_settings<const N: usize>(
+        mut self,
+        settings: [(&'static str, &'static str); N],
+    ) -> Self {
+        self.settings = settings.to_vec();
+        self
+    }
+
+    fn map(mut self, change: impl Fn(PgConnectOptions) -> PgConnectOptions) -> Self {
+        for server in &mut self.servers {
+            server.options = change(server.options.clone());
+        }
+        self
+    }
+
+    /// Opens a connection that shows as `name` in `pg_stat_activity`.
+    pub async fn connect(&self, name: &str, access: Access) -> Result<PgConnection, Unreached> {
+        let write = access == Access::Write || self.wants_writes;
+        let servers = self.in_order();
+        let session = Session {
+            name,
+            settings: &self.settings,
+            write,
+        };
+        let attempts = servers.iter().map(|server| server.connect(session));
+        let outcome = reach::first(attempts).await;
+        let mut causes = Vec::new();
+        let mut second_best = None;
+        match outcome {
+            Ok((host, connection)) => {
+                self.remember(host);
+                return Ok(connection);
+            }
+            Err(failures) => {
+                for failure in failures.into_iter().flatten() {
+                    match failure {
+                        Failure::Unreached(server, cause) => causes.push((server, cause)),
+                        Failure::ReadOnlyByDefault(host, connection) => {
+                            second_best = Some((host, *connection));
+                        }
+                    }
+                }
+            }
+        }
+        // Transactions that say that they write may write there after all.
+        if let Some((host, connection)) = second_best {
+            self.remember(host);
+            return Ok(connection);
+        }
+        Err(Unreached::new("Postgres", causes))
+    }
+
+    fn in_order(&self) -> Vec<&Server> {
+        let mut servers = reach::shuffled(&self.servers);
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.sort_by_key(|server| server.host != *last);
+        servers
+    }
+
+    fn remember(&self, host: Option<Host>) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = host;
+    }
+}
+
+/// What an address says, its parameters included.
+struct Parameters {
+    hosts: Vec<Host>,
+    /// Without hosts, or with secrets in none of its parts.
+    options: PgConnectOptions,
+    user: Option<String>,
+    password: Option<SecretString>,
+    database: Option<String>,
+    wants_writes: bool,
+}
+
+impl Parameters {
+    fn read(address: &Address) -> Result<Self, AddressError> {
+        let mut read = Self {
+            hosts: address.hosts.clone(),
+            // PgBouncer refuses `extra_float_digits`, whose default does since Postgres 12.
+            options: PgConnectOptions::new_without_pgpass().extra_float_digits(None),
+            user: address.user.clone(),
+            password: address.password.clone(),
+            database: address.path.clone().filter(|path| !path.is_empty()),
+            wants_writes: false,
+        };
+        let (mut hosts, mut ports) = (None, None);
+        for (name, value) in &address.parameters {
+            match name.as_str() {
+                "host" => hosts = Some(value.as_str()),
+                "port" => ports = Some(value.as_str()),
+                "user" => set_once(&mut read.user, value.clone(), "the user")?,
+                "password" => {
+                    set_once(&mut read.password, value.as_str().into(), "the password")?;
+                }
+                "dbname" => set_once(&mut read.database, value.clone(), "the database")?,
+                _ => read.set(name, value)?,
+            }
+        }
+        match (hosts, ports) {
+            (Some(_), _) if !read.hosts.is_empty() => return Err(AddressError::Twice("the hosts")),
+            (Some(hosts), ports) => read.hosts = hosts_of_parameters(hosts, ports)?,
+            (None, Some(port)) => {
+                if read.hosts.len() > 1 || read.hosts.iter().any(|host| host.port.is_some()) {
+                    return Err(AddressError::Twice("the port"));
+                }
+                let port = parse_port(port)?;
+                read.options = read.options.port(port);
+                for host in &mut read.hosts {
+                    host.port = Some(port);
+                }
+            }
+            (None, None) => {}
+        }
+        Ok(read)
+    }
+
+    /// Takes a parameter that concerns a session or how it is opened.
+    fn set(&mut self, name: &str, value: &str) -> Result<(), AddressError> {
+        let options = self.options.clone();
+        self.options = match name {
+            "target_session_attrs" => {
+                self.wants_writes = match value {
+                    "any" => false,
+                    "read-write" | "primary" => true,
+                    _ => {
+                        return Err(AddressError::Value(
+                            "target_session_attrs",
+                            "read-write, primary or any, as the pipeline has to write",
+                        ));
+                    }
+                };
+                options
+            }
+            // What is done anyway, in random order.
+            "load_balance_hosts" => options,
+            "sslmode" | "ssl-mode" => {
+                let expected = "disable, allow, prefer, require, verify-ca or verify-full";
+                let mode: Result<PgSslMode, _> = value.parse();
+                options.ssl_mode(mode.map_err(|_| AddressError::Value("sslmode", expected))?)
+            }
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => options.ssl_root_cert(value),
+            "sslcert" | "ssl-cert" => options.ssl_client_cert(value),
+            "sslkey" | "ssl-key" => options.ssl_client_key(value),
+            "application_name" => options.application_name(value),
+            "statement-cache-capacity" => {
+                let capacity = value.parse().map_err(|_| {
+                    AddressError::Value("statement-cache-capacity", "a number of statements")
+                })?;
+                options.statement_cache_capacity(capacity)
+            }
+            "options" => {
+                let settings = read_options(value)
+                    .ok_or(AddressError::Value("options", "a list of -c name=value"))?;
+                options.options(settings)
+            }
+            _ => return Err(unknown_parameter(name)),
+        };
+        Ok(())
+    }
+
+    fn server(&self, host: Option<Host>) -> Server {
+        let mut options = self.options.clone();
+        match host.as_ref().map(|host| (&host.name, host.port)) {
+            None => {}
+            Some((HostName::Socket(folder), port)) => {
+                options = options.socket(folder).port(port.unwrap_or(DEFAULT_PORT));
+            }
+            Some((HostName::Name(name), port)) => {
+                options = options.host(name).port(port.unwrap_or(DEFAULT_PORT));
+            }
+            Some((HostName::Ipv6(address), port)) => {
+                let host = address.to_string();
+                options = options.host(&host).port(port.unwrap_or(DEFAULT_PORT));
+            }
+        }
+        if let Some(user) = &self.user {
+            options = options.username(user);
+        }
+        if let Some(database) = &self.database {
+            options = options.database(database);
+        }
+        if let Some(password) = &self.password {
+            options = options.password(password.expose_secret());
+        }
+        Server { host, options }
+    }
+}
+
+fn set_once<T>(place: &mut Option<T>, value: T, what: &'static str) -> Result<(), AddressError> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(AddressError::Twice(what)),
+    }
+}
+
+/// Reads `-c name=value -c name=value`.
+fn read_options(text: &str) -> Option<Vec<(String, String)>> {
+    let mut words = text.split_whitespace();
+    let mut settings = Vec::new();
+    while let Some(word) = words.next() {
+        let setting = match word
+            .strip_prefix("-c")
+            .or_else(|| word.strip_prefix("--"))?
+        {
+            "" => words.next()?,
+            rest => rest,
+        };
+        let (name, value) = setting.split_once('=')?;
+        settings.push((name.to_owned(), value.to_owned()));
+    }
+    Some(settings)
+}
+
+/// Why there is no connection to one server.
+enum Failure {
+    Unreached(String, Cause),
+    /// It takes writes only from transactions that say so.
+    ReadOnlyByDefault(Option<Host>, Box<PgConnection>),
+}
+
+impl Server {
+    /// Connects to any of the server's addresses.
+    async fn connect(
+        &self,
+        session: Session<'_>,
+    ) -> Result<(Option<Host>, PgConnection), Vec<Failure>> {
+        let options = self.options.clone().application_name(session.name);
+        let port = options.get_port();
+        let label = |address| match &self.host {
+            Some(host) => reach::label(host, port, address),
+            None => format!("{}:{port}", options.get_host()),
+        };
+        let unreached = |address, cause| Failure::Unreached(label(address), cause);
+        let by_address = match &self.host {
+            Some(host) if goes_by_address(host, options.get_ssl_mode()) => Some(host),
+            _ => None,
+        };
+        let Some(host) = by_address else {
+            let connected = self.attempt(&options, session).await;
+            return connected.map_err(|cause| vec![cause.named(|cause| unreached(None, cause))]);
+        };
+        let addresses = reach::resolve(&host.name, port)
+            .await
+            .map_err(|cause| vec![unreached(None, cause)])?;
+        let attempts = addresses.into_iter().map(|address| {
+            let options = options.clone().host(&address.ip().to_string());
+            async move {
+                let connected = self.attempt(&options, session).await;
+                connected.map_err(|cause| cause.named(|cause| unreached(Some(address), cause)))
+            }
+        });
+        reach::first(attempts).await
+    }
+
+    async fn attempt(
+        &self,
+        options: &PgConnectOptions,
+        session: Session<'_>,
+    ) -> Result<(Option<Host>, PgConnection), Refused> {
+        let attempt = async {
+            let mut connection = session.open(options).await?;
+            let role = if session.write {
+                role(&mut connection).await?
+            } else {
+                Role::Writable
+            };
+            Ok((role, connection))
+        };
+        match timeout(ATTEMPT_DEADLINE, attempt).await {
+            Ok(Ok((Role::Writable, connection))) => Ok((self.host.clone(), connection)),
+            Ok(Ok((Role::ReadOnlyByDefault, connection))) => Err(Refused::ReadOnlyByDefault(
+                self.host.clone(),
+                Box::new(connection),
+            )),
+            Ok(Ok((Role::Standby, _))) => Err(Refused::For(Cause::ReadOnly(
+                "is a standby, which takes no writes",
+            ))),
+            Ok(Err(error)) => Err(Refused::For(cause(error))),
+            Err(_elapsed) => Err(Refused::For(why_so_slow(options).await)),
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Session<'a> {
+    name: &'a str,
+    settings: &'a [(&'static str, &'static str)],
+    write: bool,
+}
+
+impl Session<'_> {
+    async fn open(self, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+        if self.settings.is_empty() {
+            return options.connect().await;
+        }
+        let settings = self.settings.iter().copied();
+        match options.clone().options(settings).connect().await {
+            Err(sqlx::Error::Database(error))
+                if error.message().contains("unsupported startup parameter") =>
+            {
+                options.connect().await
+            }
+            connected => connected,
+        }
+    }
+}
+
+enum Refused {
+    For(Cause),
+    ReadOnlyByDefault(Option<Host>, Box<PgConnection>),
+}
+
+impl Refused {
+    fn named(self, name: impl FnOnce(Cause) -> Failure) -> Failure {
+        match self {
+            Self::For(cause) => name(cause),
+            Self::ReadOnlyByDefault(host, connection) => {
+                Failure::ReadOnlyByDefault(host, connection)
+            }
+        }
+    }
+}
+
+/// Whether sqlx is given one address after the other instead of the name. It verifies a certificate
+/// for whatever it is given, so a name that may be verified has to stay one.
+fn goes_by_address(host: &Host, mode: PgSslMode) -> bool {
+    let tls = matches!(
+        mode,
+        PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull
+    );
+    match host.name {
+        HostName::Name(_) => !tls,
+        HostName::Ipv6(_) => true,
+        HostName::Socket(_) => false,
+    }
+}
+
+/// What a server does with writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    Writable,
+    ReadOnlyByDefault,
+    Standby,
+}
+
+/// Asks in one round trip. Both settings are in a row, because a proxy may hand out another server
+/// for the next statement.
+pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
+    use sqlx::Row;
+    // As text, without a prepared statement: a connection may be asked often.
+    let row = sqlx::raw_sql(
+        "select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (standby, read_only): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(if standby == "true" {
+        Role::Standby
+    } else if read_only == "on" {
+        Role::ReadOnlyByDefault
+    } else {
+        Role::Writable
+    })
+}
+
+fn cause(error: sqlx::Error) -> Cause {
+    match error {
+        sqlx::Error::Io(error) => Cause::from(&error),
+        sqlx::Error::Tls(error) => Cause::Tls(error.to_string()),
+        sqlx::Error::Database(error) => Cause::Refusal {
+            sqlstate: error.code().map(Into::into),
+            message: error.message().to_owned(),
+        },
+        other => Cause::Other(other.to_string()),
+    }
+}
+
+/// Why a login did not come to its end in time: tells a server that is not there from one that is
+/// silent and from one that is slow.
+async fn why_so_slow(options: &PgConnectOptions) -> Cause {
+    /// Asks whether the server does TLS; Postgres answers with one byte.
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+    if options.get_socket().is_some() {
+        return Cause::Silent;
+    }
+    let address = (options.get_host(), options.get_port());
+    let connected = timeout(KNOCK_DEADLINE, tokio::net::TcpStream::connect(address));
+    let mut stream = match connected.await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Cause::from(&error),
+        Err(_elapsed) => return Cause::NoAnswer,
+    };
+    let knock = async {
+        stream.write_all(&SSL_REQUEST).await?;
+        stream.read(&mut [0]).await
+    };
+    match timeout(KNOCK_DEADLINE, knock).await {
+        Err(_elapsed) => Cause::Silent,
+        Ok(_) => Cause::Other("did not finish the login in time".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("")]
+    #[case("mysql://u:hunter2@h/d")]
+    #[case("postgres://u:hunter2@h:port/d")]
+    #[case("postgres://weird:12?hunter2@127.0.0.1:5432/pleo")]
+    #[case("postgres://u:hunter2@h/d?sslmod=require")]
+    #[case("postgres://u:hunter2@h/d?hunter2=x")]
+    #[case("postgres://u:hunter2@h/d?sslmode=hunter2")]
+    #[case("postgres://u:hunter2@h/d?target_session_attrs=standby")]
+    #[case("postgres://u:hunter2@h/d?host=other")]
+    #[case("postgres://u:hunter2@h:1/d?port=2")]
+    #[case("postgres://u:hunter2@h/d?password=hunter2")]
+    #[case("postgres://u:hunter2@h/d?options=hunter2")]
+    fn a_bad_address_is_refused_without_repeating_it(#[case] bad: &str) {
+        let error = DatabaseUrl::parse(bad).expect_err("refused");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_named() {
+        let error = DatabaseUrl::parse("postgres://u@h/d?sslmod=require").expect_err("refused");
+        assert!(error.contains("`sslmod`"), "{error}");
+    }
+
+    /// Host, port, user and database of each server.
+    fn servers(url: &str) -> Vec<(String, u16)> {
+        let url = DatabaseUrl::parse(url).expect("valid");
+        let options = url.servers.iter().map(|server| &server.options);
+        let host = |options: &PgConnectOptions| match options.get_socket() {
+            Some(folder) => folder.display().to_string(),
+            None => options.get_host().to_owned(),
+        };
+        options
+            .map(|o| {
+                assert_eq!((o.get_database(), o.get_username()), (Some("d"), "u"));
+                (host(o), o.get_port())
+            })
+            .collect()
+    }
+
+    #[rstest]
+    #[case::one("postgres://u:p@h/d", &[("h", 5432)])]
+    #[case::several("postgresql://u:p@h1:5433,[2001:db8::5]/d?target_session_attrs=read-write", &[
+        ("h1", 5433), ("2001:db8::5", 5432),
+    ])]
+    #[case::parameters("postgres:///d?host=h1,h2&port=7,8&user=u&password=p", &[
+        ("h1", 7), ("h2", 8),
+    ])]
+    #[case::socket("postgres://u@%2Frun%2Fpostgresql/d", &[("/run/postgresql", 5432)])]
+    #[case::socket_parameter("postgres:///?dbname=d&host=/run/postgresql&port=7&user=u", &[
+        ("/run/postgresql", 7),
+    ])]
+    #[case::port_parameter("postgres://u@h/d?port=7", &[("h", 7)])]
+    fn every_server_is_read(#[case] url: &str, #[case] expected: &[(&str, u16)]) {
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|(h, p)| ((*h).to_owned(), *p))
+            .collect();
+        assert_eq!(servers(url), expected);
+    }
+
+    #[rstest]
+    #[case("postgres://u@h/d", false)]
+    #[case("postgres://u@h/d?target_session_attrs=any", false)]
+    #[case("postgres://u@h/d?target_session_attrs=read-write", true)]
+    #[case("postgres://u@h/d?target_session_attrs=primary", true)]
+    #[case("postgres://u@h1,h2/d", true)]
+    fn several_hosts_mean_the_one_that_takes_writes(#[case] url: &str, #[case] expected: bool) {
+        assert_eq!(
+            DatabaseUrl::parse(url).expect("valid").wants_writes,
+            expected
+        );
+    }
+
+    #[test]
+    fn the_server_that_took_writes_is_asked_first() {
+        let url = DatabaseUrl::parse("postgres://u@h1,h2,h3,h4/d").expect("valid");
+        let last = url.servers[2].host.clone();
+        url.remember(last.clone());
+        for _ in 0..20 {
+            assert_eq!(url.in_order()[0].host, last);
+        }
+    }
+
+    #[test]
+    fn a_password_does_not_show_in_debug_output() {
+        let url = DatabaseUrl::parse("postgres://u:hunter2@h/d").expect("valid");
+        assert!(!format!("{url:?}").contains("hunter2"));
+        assert!(!format!("{:?}", url.with_password(&"hunter3".into())).contains("hunter3"));
+    }
+}

@@ -1,0 +1,131 @@
+//! Addresses behind which something is wrong, and the parts of the real stores' addresses.
+
+use std::{net::SocketAddr, time::Duration};
+
+use secrecy::ExposeSecret;
+use shared::address::Address;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpSocket, TcpStream},
+    time::{sleep, timeout},
+};
+
+/// A store's user, password and `host:port`.
+pub(crate) struct Store {
+    pub(crate) user: String,
+    pub(crate) password: String,
+    pub(crate) place: String,
+}
+
+impl Store {
+    fn of(variable: &str, scheme: &str) -> Self {
+        let url = std::env::var(variable).expect("the stores' addresses are in the environment");
+        let address = Address::parse(&url, &[scheme], false).expect("a valid address");
+        let host = &address.hosts[0];
+        Self {
+            user: address.user.unwrap_or_else(|| "guest".to_owned()),
+            password: address
+                .password
+                .map_or_else(|| "guest".to_owned(), |p| p.expose_secret().to_owned()),
+            place: format!("{}:{}", host.name, host.port.expect("a port")),
+        }
+    }
+
+    pub(crate) fn postgres() -> Self {
+        Self::of("DATABASE_URL", "postgres")
+    }
+
+    pub(crate) fn rabbitmq() -> Self {
+        Self::of("AMQP_URL", "amqp")
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        let (_, port) = self.place.rsplit_once(':').expect("a port");
+        port.parse().expect("a port")
+    }
+}
+
+/// A port that nothing listens on.
+pub(crate) async fn closed_port() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    listener.local_addr().expect("an address")
+}
+
+/// Accepts connections, as the kernel does for a process that hangs, and says nothing.
+pub(crate) async fn silent() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    (listener, address)
+}
+
+/// A port whose queue of connections is full, so that the kernel drops what comes. It does so until
+/// this is dropped.
+pub(crate) struct DropsPackets {
+    pub(crate) address: SocketAddr,
+    _listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl DropsPackets {
+    pub(crate) async fn on(address: SocketAddr) -> Self {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()
+        } else {
+            TcpSocket::new_v6()
+        }
+        .expect("a socket");
+        socket.bind(address).expect("a free port");
+        let listener = socket.listen(1).expect("it listens");
+        let address = listener.local_addr().expect("an address");
+        let mut waiting = Vec::new();
+        while let Ok(connected) =
+            timeout(Duration::from_millis(500), TcpStream::connect(address)).await
+        {
+            waiting.push(connected.expect("room in the queue"));
+        }
+        Self {
+            address,
+            _listener: listener,
+            _waiting: waiting,
+        }
+    }
+
+    pub(crate) async fn somewhere() -> Self {
+        Self::on(([127, 0, 0, 1], 0).into()).await
+    }
+}
+
+/// Passes everything on to `to`, each part of an answer later by `delay`.
+pub(crate) async fn forward(listen: &str, to: String, delay: Duration) -> SocketAddr {
+    let listener = TcpListener::bind(listen).await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(pass_on(client, to.clone(), delay));
+        }
+    });
+    address
+}
+
+async fn pass_on(client: TcpStream, to: String, delay: Duration) -> std::io::Result<()> {
+    let server = TcpStream::connect(to).await?;
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let requests = tokio::io::copy(&mut from_client, &mut to_server);
+    let answers = async {
+        let mut buffer = [0; 65_536];
+        loop {
+            let n = from_server.read(&mut buffer).await?;
+            if n == 0 {
+                return Ok::<_, std::io::Error>(());
+            }
+            sleep(delay).await;
+            to_client.write_all(&buffer[..n]).await?;
+        }
+    };
+    // Either side's end is the end of both.
+    tokio::select! {
+        ended = requests => ended.map(drop),
+        ended = answers => ended,
+    }
+}

@@ -22,8 +22,7 @@ use crate::process::{Inside, Process, Spec};
 use crate::progress::Progress;
 
 const MAKE: &str = include_str!("debian_root/make.sh");
-const MIRROR: &str = "http://deb.debian.org/debian";
-/// Names a mirror that is nearer.
+/// Names a mirror to use instead of the default one of debootstrap.
 const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
 /// What the tests and drills need, beside the stores: for clusters of them.
 const PACKAGES: [&str; 6] = [
@@ -253,7 +252,7 @@ impl Place {
         }
         let unfinished = self.path.with_extension("new");
         remove(&unfinished)?;
-        let mirror = std::env::var(MIRROR_VARIABLE).unwrap_or_else(|_| MIRROR.to_owned());
+        let mirror = std::env::var(MIRROR_VARIABLE).unwrap_or_default();
         let spec = Spec::new("debootstrap", "unshare")
             .args([
                 "--mount",
@@ -279,7 +278,7 @@ impl Place {
         let status = step.follow(&what, &maker).await;
         ensure!(
             status.success(),
-            "cannot make a Debian root (it needs {mirror}, or another mirror in {MIRROR_VARIABLE}, and \
+            "cannot make a Debian root (it needs a mirror of Debian, which {MIRROR_VARIABLE} may name, and \
              the right to mount): {}",
             maker.obituary()
         );

@@ -1,5 +1,6 @@
-# Makes a Debian of the suite $3 with packages in the folder $1, downloaded from the mirror $2. The
-# packages up to "--" come from unstable, the ones after it from the suite.
+# Makes a Debian of the suite $3 with packages in the folder $1, downloaded from the mirror $2, or from
+# the default one of debootstrap if that is empty. The packages up to "--" come from unstable, the ones
+# after it from the suite.
 #
 # Runs in a mount and a process namespace of its own: what it mounts and starts ends with it.
 set -eu
@@ -7,7 +8,8 @@ root=$1 mirror=$2 suite=$3
 shift 3
 export DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8
 
-debootstrap --variant=minbase "$suite" "$root" "$mirror"
+debootstrap --variant=minbase "$suite" "$root" ${mirror:+"$mirror"}
+mirror=$(sed -n 's/^deb \([^ ]*\) .*/\1/p' "$root/etc/apt/sources.list")
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 

@@ -92,7 +92,7 @@ impl Images {
         let root = self.root.as_ref().context("Compose is not installed")?;
         let image = build(shell, workspace, &debian(root), "cli-plugins").await?;
         let folder = base.folder("docker")?;
-        let id = docker(shell, &["create", &image]).await?;
+        let id = docker(shell, &["create", &image, "true"]).await?;
         let from = format!("{}:/usr/libexec/docker/cli-plugins", id.trim());
         docker(shell, &["cp", &from, &folder.to_string_lossy()]).await?;
         docker(shell, &["rm", id.trim()]).await?;

@@ -160,7 +160,9 @@ fn on(privilege: &str, objects: &str) -> Vec<(String, On)> {
     let objects: Vec<On> = match (objects.split_once(' '), columns) {
         (Some(("database", _)), _) => vec![On::Database],
         (Some(("schema", _)), _) => vec![On::Schema],
-        (Some(("function", signature)), _) => vec![On::Function(signature.to_owned())],
+        (Some(("function", signatures)), _) => split_outside_parentheses(signatures)
+            .map(|signature| On::Function(signature.to_owned()))
+            .collect(),
         (_, None) => objects
             .split(',')
             .map(|table| On::Table(table.trim().to_owned()))
@@ -205,7 +207,7 @@ mod tests {
                on a to :"ingest";
             grant insert on b, c to :"other_worker";
             grant usage on schema :"schema" to :"other_worker";
-            grant execute on function f(timestamptz, integer) to :"other_worker";"#;
+            grant execute on function f(timestamptz, integer), g() to :"other_worker";"#;
         let read: Vec<_> = rights(sql)
             .into_iter()
             .map(|right| (right.program, right.privilege, right.on))
@@ -224,6 +226,7 @@ mod tests {
                 "execute",
                 On::Function("f(timestamptz, integer)".into()),
             ),
+            (other, "execute", On::Function("g()".into())),
         ]
         .map(|(program, privilege, on)| (program, privilege.to_owned(), on));
         assert_eq!(read, expected);

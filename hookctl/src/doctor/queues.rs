@@ -212,7 +212,7 @@ mod tests {
     #[case(json!({"x-queue-type": "quorum", "x-delivery-limit": 1_000_000, "x-overflow": "reject-publish"}), None)]
     #[case(
         json!({"x-queue-type": "quorum", "x-delivery-limit": 1_000_000, "x-overflow": "drop-head"}),
-        Some("x-overflow is \"drop-head\", not \"reject-publish\"")
+        Some(r#"x-overflow is \"drop-head\", not \"reject-publish\""#)
     )]
     #[case(json!({"x-queue-type": "quorum", "x-delivery-limit": 20}), Some("x-delivery-limit is 20, not 1000000"))]
     #[case(json!({"x-queue-type": "quorum"}), Some("x-delivery-limit is not set"))]

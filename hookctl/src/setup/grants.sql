@@ -58,9 +58,9 @@ grant insert (webhook_id, body_sha256, received_at, published_at)
    on webhook_receipts to :"export_job_worker", :"vendor_worker", :"other_worker";
 
 -- One worker keeps house: it sweeps receipts and looks at the ledger and the dead letters. To lock the
--- rows that it is about to delete it needs the right to update some column. It sees what was written
--- off, and writes nothing off.
-grant select (webhook_id, received_at, published_at, written_off_at), update (published_at), delete
+-- rows that it is about to delete it needs the right to update some column, and to delete them by their
+-- place it needs the right to see that. It sees what was written off, and writes nothing off.
+grant select (ctid, webhook_id, received_at, published_at, written_off_at), update (published_at), delete
    on webhook_receipts to :"other_worker";
 grant select on unstored_receipts to :"other_worker";
 grant select (event_type) on dead_letters to :"other_worker";

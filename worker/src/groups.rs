@@ -201,6 +201,8 @@ impl<'r> Run<'r> {
         let class = Class::of(error);
         loop {
             match judge(class, group.size(), &group.history) {
+                // One event may take long; the others do not wait for it.
+                Verdict::Retry if group.size() == Size::One => open.groups.push_back(group),
                 Verdict::Retry => open.groups.push_front(group),
                 Verdict::Rehearse => {
                     let rehearsal = self.rehearse_group(&group).await;

@@ -14,5 +14,6 @@ mod order;
 mod properties;
 mod retention;
 mod sample;
+mod settings;
 mod spool;
 mod standby;

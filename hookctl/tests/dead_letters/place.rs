@@ -138,7 +138,7 @@ pub(crate) async fn spool(pool: &PgPool, event: &AcceptedEvent, attempts: i32, c
 }
 
 /// Runs a reader until the spool is empty.
-async fn read_spool(pool: &PgPool) {
+pub(crate) async fn read_spool(pool: &PgPool) {
     let stop = CancellationToken::new();
     let readers: Vec<_> = Family::ALL
         .map(|family| {

@@ -7,7 +7,9 @@ use shared::AcceptedEvent;
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
-use crate::place::{SOON, event, hookctl, is, lines, sql, store_events, text, vendor_at};
+use crate::place::{
+    SOON, event, hookctl, is, lines, read_spool, sql, store_events, text, vendor_at,
+};
 
 /// Several states of each vendor and one job for each, so that a batch of a rebuild holds only some
 /// of a vendor's events.
@@ -189,6 +191,8 @@ async fn workers_go_on_beside_two_rebuilds_and_the_newest_state_wins(pool: PgPoo
         rebuild(&pool, &["--yes"], 0),
         rebuild(&pool, &["--yes"], 0)
     );
+    // An event whose row a rebuild has locked for long is put off.
+    read_spool(&pool).await;
     let report = rebuild(&pool, &[], 0).await;
     assert_eq!(found(&report, "vendors"), [0, 0, 0]);
     assert!(

@@ -1,7 +1,9 @@
 //! One batch of events on its way to safety: claim, publish, await confirms, spool what was not
 //! confirmed, commit. Either store alone is enough.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+mod last_resort;
+
+use std::{sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent,
@@ -54,6 +56,8 @@ pub struct Settlement {
 struct Schedule {
     claimed: Instant,
     confirmed: Instant,
+    /// Later there is no time to publish any more.
+    connected: Instant,
     committed: Instant,
 }
 
@@ -106,6 +110,7 @@ impl Settlement {
         let schedule = Schedule {
             claimed: now + self.deadline * 3 / 10,
             confirmed: now + self.deadline * 6 / 10,
+            connected: now + self.deadline * 9 / 10,
             committed: now + self.deadline,
         };
         let all: Vec<&AcceptedEvent> = events.iter().collect();
@@ -137,12 +142,18 @@ impl Settlement {
             .filter(|(_, confirm)| confirm.is_err())
             .map(|(event, _)| *event)
             .collect();
-        let (spooled, receipts) = if unconfirmed.is_empty() {
+        let (safe, receipts) = if unconfirmed.is_empty() {
             (false, claimed)
         } else {
-            let spooled = self.spool(claimed, &unconfirmed, receipt, &schedule).await;
-            report_unconfirmed(&confirms, spooled);
-            (spooled, None)
+            let safe = match claimed {
+                Some(claimed) => {
+                    self.spool_or_publish(claimed, &unconfirmed, &schedule)
+                        .await
+                }
+                None => self.spool(None, &unconfirmed, receipt, &schedule).await,
+            };
+            report_unconfirmed(&confirms, safe);
+            (safe, None)
         };
 
         let mut outcomes: Vec<Outcome> = claims
@@ -155,7 +166,7 @@ impl Settlement {
             .collect();
         for (&i, confirm) in ours.iter().zip(&confirms) {
             if let Err(reason) = confirm
-                && !spooled
+                && !safe
             {
                 debug!(webhook_id = events[i].webhook_id, %reason, "not accepted");
                 outcomes[i] = Outcome::Unavailable;
@@ -277,33 +288,6 @@ impl Settlement {
         self.publish_by(deadline, permit, events, receipt).await
     }
 
-    /// Publishes without a claim. Where the broker is slow, the spool is tried beside it, as the
-    /// claim may have failed over a lock and not over Postgres. Each store has all the time that is
-    /// left: the alternative is to refuse the events.
-    async fn publish_or_spool(
-        &self,
-        events: &[&AcceptedEvent],
-        schedule: &Schedule,
-    ) -> Vec<Result<(), PublishError>> {
-        let mut publishing = pin!(async {
-            // One that is just being made, as after a start, is better than a refusal.
-            self.publisher.connected(schedule.confirmed).await;
-            let permit = self.breakers.rabbitmq.last_resort(Instant::now());
-            self.publish_by(schedule.committed, permit, events, Receipt::Missing)
-                .await
-        });
-        if let Ok(confirms) = timeout(TRIAL, &mut publishing).await {
-            return confirms;
-        }
-        tokio::select! {
-            confirms = &mut publishing => confirms,
-            // Nothing of a publish that is given up is believed.
-            true = self.spool(None, events, Receipt::Missing, schedule) => {
-                vec![Ok(()); events.len()]
-            }
-        }
-    }
-
     async fn publish_by(
         &self,
         deadline: Instant,
@@ -392,12 +376,12 @@ impl Claimed<'_> {
 }
 
 /// What is left alone after a failure was reported with that failure.
-fn report_unconfirmed(confirms: &[Result<(), PublishError>], spooled: bool) {
+fn report_unconfirmed(confirms: &[Result<(), PublishError>], safe: bool) {
     let mut errors = confirms.iter().filter_map(|c| c.as_ref().err());
     let events = errors.clone().count();
     match errors.next() {
-        Some(PublishError::LeftAlone) if spooled => {}
-        Some(error) if spooled => warn!(%error, events, "not confirmed, and spooled instead"),
+        Some(PublishError::LeftAlone) if safe => {}
+        Some(error) if safe => warn!(%error, events, "not confirmed, and spooled instead"),
         Some(error) => error!(%error, events, "neither confirmed nor spooled: answered 503"),
         None => {}
     }

@@ -563,3 +563,28 @@ async fn without_postgres_a_slow_broker_is_waited_for(pool: PgPool) {
     proxied.app.stop().await;
     stores.clean_up().await;
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_whose_spooling_hangs_is_published(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let proxied = Proxied::start(&stores).await;
+    // The broker has failed a moment ago, so the next batch means to spool.
+    proxied.broker.set(Mode::Cut).await;
+    let (first, second) = (Webhook::vendor("msg_1"), Webhook::vendor("msg_2"));
+    assert_eq!(proxied.app.send(&first).await.0, 202);
+    assert_eq!(spooled(&pool).await, 1);
+    sqlx::raw_sql(
+        "create function hang() returns trigger language plpgsql as
+           $$ begin perform pg_sleep(60); return new; end $$;
+         create trigger hang before insert on webhook_spool for each row execute function hang()",
+    )
+    .execute(&pool)
+    .await
+    .expect("good SQL");
+    proxied.broker.set(Mode::Pass).await;
+    let (status, answer) = proxied.app.send(&second).await;
+    assert_eq!(status, 202, "RabbitMQ was there: {answer}");
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
+    proxied.app.stop().await;
+    stores.clean_up().await;
+}

@@ -1,0 +1,70 @@
+//! What is done before a batch is refused: where one store fails, the other one gets all the time that
+//! is left, whatever its breaker says.
+
+use std::pin::pin;
+
+use shared::{AcceptedEvent, message::Receipt};
+use tokio::time::{Instant, timeout};
+
+use super::{Claimed, Schedule, Settlement, TRIAL};
+use crate::publisher::PublishError;
+
+impl Settlement {
+    /// Publishes without a claim. Where the broker is slow, the spool is tried beside it, as the
+    /// claim may have failed over a lock and not over Postgres.
+    pub(super) async fn publish_or_spool(
+        &self,
+        events: &[&AcceptedEvent],
+        schedule: &Schedule,
+    ) -> Vec<Result<(), PublishError>> {
+        let mut publishing = pin!(self.publish_at_last(events, schedule));
+        if let Ok(confirms) = timeout(TRIAL, &mut publishing).await {
+            return confirms;
+        }
+        tokio::select! {
+            confirms = &mut publishing => confirms,
+            // Nothing of a publish that is given up is believed.
+            true = self.spool(None, events, Receipt::Missing, schedule) => {
+                vec![Ok(()); events.len()]
+            }
+        }
+    }
+
+    /// Spools what was not confirmed, in the claim's transaction. Where Postgres fails or hangs since
+    /// the claim, the broker is tried again: its breaker may still be open although it is well. True if
+    /// all are safe then. What gets both ways is absorbed by the workers.
+    pub(super) async fn spool_or_publish(
+        &self,
+        claimed: Claimed<'_>,
+        unconfirmed: &[&AcceptedEvent],
+        schedule: &Schedule,
+    ) -> bool {
+        let spooling = self.spool(Some(claimed), unconfirmed, Receipt::Recorded, schedule);
+        let mut spooling = pin!(spooling);
+        let publishing = async {
+            let confirms = self.publish_at_last(unconfirmed, schedule).await;
+            confirms.iter().all(Result::is_ok)
+        };
+        match timeout(TRIAL, &mut spooling).await {
+            Ok(true) => true,
+            Ok(false) => publishing.await,
+            Err(_elapsed) => tokio::select! {
+                true = &mut spooling => true,
+                true = publishing => true,
+                else => false,
+            },
+        }
+    }
+
+    async fn publish_at_last(
+        &self,
+        events: &[&AcceptedEvent],
+        schedule: &Schedule,
+    ) -> Vec<Result<(), PublishError>> {
+        // A connection that is just being made, as after a start, is better than a refusal.
+        self.publisher.connected(schedule.connected).await;
+        let permit = self.breakers.rabbitmq.last_resort(Instant::now());
+        self.publish_by(schedule.committed, permit, events, Receipt::Missing)
+            .await
+    }
+}

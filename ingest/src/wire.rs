@@ -35,7 +35,12 @@ pub struct Wire {
 /// How far the first head of the connection has come.
 #[derive(Debug)]
 enum Head {
-    Reading { length: usize, line_is_empty: bool },
+    Reading {
+        length: usize,
+        /// Empty lines before the request line are skipped, as actix skips them.
+        has_begun: bool,
+        line_is_empty: bool,
+    },
     Read,
     TooLarge,
 }
@@ -45,6 +50,7 @@ impl Head {
     fn read(&mut self, bytes: &[u8]) {
         let Self::Reading {
             length,
+            has_begun,
             line_is_empty,
         } = self
         else {
@@ -53,13 +59,13 @@ impl Head {
         for &byte in bytes {
             *length += 1;
             match byte {
-                b'\n' if *line_is_empty && *length > "\r\n".len() => {
+                b'\n' if *line_is_empty && *has_begun => {
                     *self = Self::Read;
                     return;
                 }
                 b'\n' => *line_is_empty = true,
                 b'\r' => {}
-                _ => *line_is_empty = false,
+                _ => (*has_begun, *line_is_empty) = (true, false),
             }
             if *length > MAX_HEAD {
                 *self = Self::TooLarge;
@@ -77,6 +83,7 @@ impl Wire {
             metrics,
             head: Head::Reading {
                 length: 0,
+                has_begun: false,
                 line_is_empty: true,
             },
             refusal: Bytes::new(),
@@ -201,9 +208,12 @@ mod tests {
     #[case(&["POST / HTTP/1.1\r\nhost: x\r", "\n\r", "\nbody"], "Read")]
     #[case(&["\r\nPOST / HTTP/1.1\nhost: x\n\n"], "Read")]
     #[case(&["POST / HTTP/1.1\r\nhost: x\r\n"], "Reading")]
+    #[case(&["\r\n\r\n\n\nPOST / HTTP/1.1\nhost: x\n"], "Reading")]
+    #[case(&["\n\n\nPOST / HTTP/1.1\nhost: x\n\n"], "Read")]
     fn the_end_of_a_head_is_found_in_any_pieces(#[case] pieces: &[&str], #[case] expected: &str) {
         let mut head = Head::Reading {
             length: 0,
+            has_begun: false,
             line_is_empty: true,
         };
         for piece in pieces {
@@ -218,6 +228,7 @@ mod tests {
     fn a_head_is_held_to_its_limit(#[case] length: usize, #[case] too_large: bool) {
         let mut head = Head::Reading {
             length: 0,
+            has_begun: false,
             line_is_empty: true,
         };
         for _ in 0..length {

@@ -347,7 +347,7 @@ mod tests {
     #[case::line("amqp://u:hunter2@h/v\n", AddressError::Blank)]
     #[case::no_host("amqp://u:hunter2@/v", AddressError::Host)]
     #[case::one_host_missing("amqp://u:hunter2@h1,,h2/v", AddressError::Host)]
-    #[case::bare_ipv6("amqp://u:hunter2@2001:db8::5:5672/v", AddressError::Port)]
+    #[case::bare_ipv6("amqp://u:hunter2@2001:db8::5:5672/v", AddressError::Host)]
     #[case::bad_ipv6("amqp://u:hunter2@[2001:db8]:5672/v", AddressError::Host)]
     #[case::bad_ipv4("amqp://u:hunter2@10.0.0.300/v", AddressError::Host)]
     #[case::bad_name("amqp://u:hunter2@h$/v", AddressError::Host)]

@@ -126,7 +126,7 @@ async fn slow_clients_are_cut_off_and_shut_no_good_sender_out() {
         join_all(unsigned.into_iter().map(drip)),
     );
     assert_eq!(statuses(&heads), [(408, EACH)].into());
-    assert_eq!(statuses(&big_heads), [(408, EACH)].into());
+    assert_eq!(statuses(&big_heads), [(431, EACH)].into());
     assert_eq!(statuses(&bodies), [(408, EACH)].into());
     assert_eq!(statuses(&unsigned), [(400, EACH)].into());
     good.stop().await;

@@ -1,9 +1,11 @@
 //! As a new user meets it: README's commands, then more replicas, kills, and a stop.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ingest::secrets::DEVELOPMENT_SECRET;
+use tokio::time::{Instant, sleep};
 
 use crate::compose::load::Load;
 use crate::compose::site::Site;
@@ -11,6 +13,9 @@ use crate::compose::trial::Trial;
 use crate::compose::{kill, monitoring, readme};
 
 const HEADING: &str = "## With docker compose";
+const FINDS_THEM_WITHIN: Duration = Duration::from_secs(90);
+const STORED_WITHIN: Duration = Duration::from_secs(90);
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const INGEST: usize = 2;
 const VENDOR_WORKERS: usize = 3;
 /// Of everything that runs; the stores one after the other, as one of them is always needed.
@@ -114,34 +119,43 @@ pub(super) async fn demo_is_stored(site: &Site) -> Result<()> {
     let wanted = "10 1 1";
     let query = "select (select count(*) from events where problem is null) || ' ' || \
                  (select count(*) from export_jobs) || ' ' || (select count(*) from vendors)";
-    for _ in 0..60 {
-        if site.sql(query).await? == [wanted] {
+    let deadline = Instant::now() + STORED_WITHIN;
+    loop {
+        let found = site.sql(query).await?;
+        if found == [wanted] {
             return Ok(());
         }
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        ensure!(
+            Instant::now() < deadline,
+            "events, export jobs and vendors: {found:?} instead of {wanted}"
+        );
+        sleep(LOOK_EVERY).await;
     }
-    let found = site.sql(query).await?;
-    ensure!(
-        found == [wanted],
-        "events, export jobs and vendors: {found:?} instead of {wanted}"
-    );
-    Ok(())
 }
 
+/// The services may take some seconds to connect after `setup` has made their accounts.
 async fn doctor(site: &Site) -> Result<()> {
-    let ended = site.try_compose(&["run", "--rm", "-T", "hookctl"]).await?;
-    let problems: Vec<&str> = ended
-        .out
-        .lines()
-        .filter(|line| line.contains("PROBLEM"))
-        .collect();
-    ensure!(
-        ended.code == Some(3) && problems.len() == 1 && problems[0].contains("development secret"),
-        "it ended with {:?}:\n{}",
-        ended.code,
-        ended.end()
-    );
-    Ok(())
+    let deadline = Instant::now() + FINDS_THEM_WITHIN;
+    loop {
+        let ended = site.try_compose(&["run", "--rm", "-T", "hookctl"]).await?;
+        let problems: Vec<&str> = ended
+            .out
+            .lines()
+            .filter(|line| line.contains("PROBLEM"))
+            .collect();
+        let only_the_secret = problems.len() == 1 && problems[0].contains("development secret");
+        if ended.code == Some(3) && only_the_secret {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "it ended with {:?} and found:\n{}\n{}",
+            ended.code,
+            problems.join("\n"),
+            ended.end()
+        );
+        sleep(LOOK_EVERY).await;
+    }
 }
 
 async fn replicas_stay(site: &Site) -> Result<()> {

@@ -20,4 +20,5 @@ while [ "$1" != -- ]; do
   shift 2
 done
 shift
-exec chroot "$root" "$@"
+# The environment is the program's, whose PATH may have no sbin.
+exec /usr/sbin/chroot "$root" "$@"

@@ -49,14 +49,14 @@ pub(crate) enum Fate {
     Locked,
 }
 
-/// How long a statement may take.
+/// How long a statement may take. The batches that follow wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// For a first try, so that a slow event does not hold up the others.
+    /// For a first try.
     Short,
     /// For each of several events of which some are slow.
     Shortest,
-    /// For what failed before.
+    /// For an event out of the spool that is alone and was refused before: it may just be slow.
     Long,
 }
 
@@ -88,10 +88,10 @@ impl<'t> Group<'t> {
     }
 
     fn patience(&self) -> Patience {
-        match (self.history.failures, self.scattered) {
-            (0, true) => Patience::Shortest,
-            (0, false) => Patience::Short,
-            _ => Patience::Long,
+        match self.tasks[..] {
+            [Task::Store(work, _)] if work.attempts > 0 => Patience::Long,
+            _ if self.scattered => Patience::Shortest,
+            _ => Patience::Short,
         }
     }
 

@@ -159,7 +159,7 @@ pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
                 Verdict::Blame
             }
         }
-        (Class::Slow | Class::Suspect, Size::One) if confirmed > 0 => Verdict::Blame,
+        (Class::Suspect, Size::One) if confirmed > 0 => Verdict::Blame,
         (Class::Locked, _) if !history.locks_known => Verdict::FindLocked,
         // The lock is on no row that is known, and yet on this event alone.
         (Class::Locked, Size::One) if confirmed > 0 => Verdict::PutOff,
@@ -168,6 +168,8 @@ pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
             (Some(Rehearsal::Ill), _) => Verdict::Hold,
             (Some(Rehearsal::Well), Size::Many) if class == Class::Slow => Verdict::Scatter,
             (Some(Rehearsal::Well), Size::Many) => Verdict::Halve,
+            // Its next attempt, out of the spool, has more time.
+            (Some(Rehearsal::Well), Size::One) if class == Class::Slow => Verdict::Blame,
             (Some(Rehearsal::Well), Size::One) => Verdict::Retry,
         },
     }
@@ -280,8 +282,9 @@ mod tests {
     #[case(Class::Slow, Size::Many, FIRST, Verdict::Rehearse)]
     #[case(Class::Slow, Size::Many, WELL, Verdict::Scatter)]
     #[case(Class::Slow, Size::Many, ILL, Verdict::Hold)]
-    #[case(Class::Slow, Size::One, WELL, Verdict::Retry)]
-    #[case(Class::Slow, Size::One, CONFIRMED, Verdict::Blame)]
+    #[case(Class::Slow, Size::One, FIRST, Verdict::Rehearse)]
+    #[case(Class::Slow, Size::One, WELL, Verdict::Blame)]
+    #[case(Class::Slow, Size::One, ILL, Verdict::Hold)]
     #[case(Class::Suspect, Size::Many, FIRST, Verdict::Rehearse)]
     #[case(Class::Suspect, Size::Many, WELL, Verdict::Halve)]
     #[case(Class::Suspect, Size::Many, ILL, Verdict::Hold)]

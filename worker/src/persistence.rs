@@ -22,7 +22,7 @@ use crate::{
     families,
     groups::{Fate, Patience, Run, Task},
     metrics::Metrics,
-    record::Record,
+    record::{Body, Record},
     rehearsal,
     spool_writer::{self, Claims, Postponement},
     store::{self, Stored},
@@ -126,46 +126,56 @@ impl Persistence {
         self.must_be_empty(&rest)
     }
 
-    /// Events that could not be stored go back to the spool: the locked ones for the end of the lock,
-    /// the refused ones for their next attempt. A refused one with its attempts spent goes into
-    /// `events`, with the reason as its problem.
+    /// Events that could not be stored are stored in a simpler form, if there is one. What is left goes
+    /// back to the spool: the locked ones for the end of the lock, the refused ones for their next
+    /// attempt.
     async fn set_aside(
         &self,
         run: &mut Run<'_>,
         rest: Vec<(Task<'_>, Fate)>,
     ) -> Result<(), Abandoned> {
         let mut put_off = Vec::new();
-        let mut dead = Vec::new();
+        let mut simpler = Vec::new();
         for (task, fate) in &rest {
             let &Task::Store(work, record) = task else {
                 continue;
             };
-            let Fate::Refused(reason) = fate else {
-                put_off.push(locked(work));
-                continue;
-            };
-            match delay(work) {
-                Some(delay) => put_off.push(refused(work, reason, delay)),
-                None => dead.push((work, record.clone().with_problem(reason.clone()))),
+            match fate {
+                Fate::Locked => put_off.push(locked(work)),
+                Fate::Refused(reason) => match self.simpler(work, record, reason).await {
+                    Some(record) => simpler.push((work, record, reason)),
+                    None => put_off.push(refused(work, reason)),
+                },
             }
         }
-        if !dead.is_empty() {
-            let tasks = dead.iter().map(|(w, r)| Task::Store(w, r)).collect();
+        if !simpler.is_empty() {
+            let tasks = simpler.iter().map(|(w, r, _)| Task::Store(w, r)).collect();
             for (task, fate) in run.complete(tasks).await? {
-                let Task::Store(work, record) = task else {
+                let Task::Store(work, _) = task else {
                     continue;
                 };
-                put_off.push(match fate {
-                    Fate::Locked => locked(work),
-                    // Not even as a dead letter: it stays in the spool rather than getting lost.
-                    Fate::Refused(_) => {
-                        let reason = record.problem.as_deref().unwrap_or_default();
-                        refused(work, reason, RETRY_DELAYS[RETRY_DELAYS.len() - 1])
-                    }
+                let first = simpler.iter().find(|(w, ..)| std::ptr::eq(*w, work));
+                put_off.push(match (fate, first) {
+                    (Fate::Refused(_), Some((.., reason))) => refused(work, reason),
+                    _ => locked(work),
                 });
             }
         }
         self.put_off(run, &put_off).await
+    }
+
+    /// A refused event in a form that Postgres may take: with its body as bytes where it is the body
+    /// that was refused, and as a dead letter where all attempts are spent.
+    async fn simpler(&self, work: &Work, record: &Record, reason: &str) -> Option<Record> {
+        if delay(work).is_none() {
+            return Some(record.clone().with_problem(work, reason.to_owned()));
+        }
+        match &record.body {
+            Body::Json(json) if !store::takes_as_json(&self.pool, json).await => {
+                Some(record.clone().as_bytes(work))
+            }
+            _ => None,
+        }
     }
 
     async fn put_off(
@@ -316,11 +326,13 @@ fn delay(work: &Work) -> Option<Duration> {
     RETRY_DELAYS.get(spent).copied()
 }
 
-fn refused<'w>(work: &'w Work, reason: &'w str, delay: Duration) -> Postponement<'w> {
+/// For the next attempt. What is refused even as a dead letter stays in the spool rather than getting
+/// lost.
+fn refused<'w>(work: &'w Work, reason: &'w str) -> Postponement<'w> {
     Postponement {
         work,
         reason,
-        delay,
+        delay: delay(work).unwrap_or(RETRY_DELAYS[RETRY_DELAYS.len() - 1]),
         attempts: work.attempts.saturating_add(1),
     }
 }

@@ -49,10 +49,9 @@ impl Record {
             // What stopped the worker may be the reading itself, so the body stays untouched.
             return Self::unread(work, raw(), problem.clone());
         }
-        // Whatever the check finds fine and Postgres does not is kept as bytes on the next attempt.
         let body = match jsonb::as_jsonb(&work.event.body) {
-            Some(text) if work.attempts == 0 => Body::Json(text.to_owned()),
-            _ => raw(),
+            Some(text) => Body::Json(text.to_owned()),
+            None => raw(),
         };
         let envelope = match Envelope::parse(&work.event.body) {
             Ok(envelope) => envelope,
@@ -80,12 +79,20 @@ impl Record {
         }
     }
 
-    /// Gives the typed row up, with the reason.
-    pub fn with_problem(self, problem: String) -> Self {
+    /// Keeps the body as it came, where Postgres does not take it as JSON after all.
+    pub fn as_bytes(self, work: &Work) -> Self {
+        Self {
+            body: Body::Raw(work.event.body.clone()),
+            ..self
+        }
+    }
+
+    /// Gives up what Postgres may have refused, the typed row and the body as JSON, with the reason.
+    pub fn with_problem(self, work: &Work, problem: String) -> Self {
         Self {
             problem: Some(storable(problem)),
             typed: None,
-            ..self
+            ..self.as_bytes(work)
         }
     }
 

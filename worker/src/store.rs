@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::{
     families::{self, Text, Typed},
     groups::Patience,
+    judge::Class,
     problem,
     record::{Body, Record},
     work::{Source, Work},
@@ -34,9 +35,9 @@ const MODE: TransactionMode =
 impl Patience {
     const fn mode(self) -> TransactionMode {
         MODE.statement_timeout(match self {
-            Self::Shortest => Duration::from_millis(500),
-            Self::Short => Duration::from_secs(3),
-            Self::Long => Duration::from_secs(20),
+            Self::Shortest => Duration::from_millis(100),
+            Self::Short => Duration::from_millis(1_500),
+            Self::Long => Duration::from_secs(10),
         })
     }
 }
@@ -94,6 +95,26 @@ pub async fn rehearse(pool: &Pool, work: &Work, record: &Record) -> Result<(), T
         .execute("rollback to savepoint rehearsal")
         .await?;
     transaction.commit().await
+}
+
+/// Whether Postgres takes a body as JSON. Without an answer it does.
+pub(crate) async fn takes_as_json(pool: &Pool, body: &str) -> bool {
+    const MODE: TransactionMode = TransactionMode::read();
+    let deadline = Instant::now() + DEADLINE;
+    let Ok(mut transaction) = DeadlineTransaction::begin(pool, &MODE, deadline).await else {
+        return true;
+    };
+    let parsed = transaction
+        .run(async |connection| {
+            sqlx::query("select $1::text::jsonb is null")
+                .bind(body)
+                .execute(connection)
+                .await
+        })
+        .await;
+    // Nothing was written, so the outcome of the rollback does not matter.
+    transaction.rollback().await.ok();
+    !parsed.is_err_and(|error| matches!(Class::of(&error), Class::Row | Class::Suspect))
 }
 
 /// Which of the events change a row of a typed table that somebody has locked.

@@ -23,7 +23,9 @@ const OUTDATED: &str = "
     newest as (
         select distinct on (is_vendor, resource_id) *
           from states order by is_vendor, resource_id, time::timestamptz desc)
-    select count(*)
+    select format('%s %s: the newest state is of %s (%s), the row shows %s',
+                  case when is_vendor then 'vendor' else 'export job' end, n.resource_id,
+                  n.webhook_id, n.time, coalesce(v.webhook_id, j.webhook_id, 'none'))
       from newest n
       left join vendors v on n.is_vendor and v.id = n.resource_id
       left join export_jobs j on not n.is_vendor and j.id = n.resource_id
@@ -40,8 +42,8 @@ pub struct Audit {
     pub problems: usize,
     /// Numbers of events that have a problem and should not, or the other way round.
     pub wrong_problems: Vec<u64>,
-    /// Typed rows that are not the newest state.
-    pub outdated: i64,
+    /// Typed rows that are not the newest state, described.
+    pub outdated: Vec<String>,
     /// Events left in `webhook_spool`.
     pub spooled: i64,
     /// Messages left in the queues.
@@ -76,7 +78,7 @@ pub(super) async fn audit(
     };
     let mut audit = Audit {
         stored_twice: count("select count(*) - count(distinct body_sha256) from events").await?,
-        outdated: count(OUTDATED).await?,
+        outdated: sqlx::query_scalar(OUTDATED).fetch_all(pool).await?,
         spooled,
         queued,
         unstored_receipts: count("select count(*) from unstored_receipts").await?,

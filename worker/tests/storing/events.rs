@@ -78,14 +78,9 @@ async fn whatever_is_signed_can_be_stored(pool: PgPool) {
         let row =
             sqlx::query("select payload is null, raw, problem from events where webhook_id = $1")
                 .bind(format!("m{i}"))
-                .fetch_optional(&pool)
+                .fetch_one(&pool)
                 .await
-                .expect("a query");
-        let Some(row) = row else {
-            // Refused by Postgres after all: kept for an attempt that stores its bytes.
-            assert_eq!(i, 6, "only the number that jsonb cannot hold is deferred");
-            continue;
-        };
+                .expect("a row");
         if row.get::<bool, _>(0) {
             assert_eq!(row.get::<Vec<u8>, _>(1), *body);
         }

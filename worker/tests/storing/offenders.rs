@@ -160,6 +160,46 @@ async fn an_offender_with_the_sqlstate_of_an_outage_leaves_its_neighbours_alone(
     );
 }
 
+/// What was wrong was not the body, so it can be queried like any other once it is stored.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_that_was_refused_for_a_while_keeps_its_payload(pool: PgPool) {
+    on_poison(&pool, "raise 'no'").await;
+    store(&pool, vec![vendor("m1"), vendor("poison-1")], 1).await;
+    until_count(
+        &pool,
+        "select count(*) from webhook_spool where attempts = 1",
+        1,
+    )
+    .await;
+    sql(&pool, "drop function offend cascade").await;
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from events where webhook_id = 'poison-1' and attempts = 2
+            and payload->'data'->>'id' = 'poison-1' and problem is null",
+        1,
+    )
+    .await;
+    reader.cancel();
+}
+
+/// A slow event is put off after a moment and has more time on its next attempt.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_slow_event_is_stored_after_its_neighbours(pool: PgPool) {
+    on_poison(&pool, "perform pg_sleep(3)").await;
+    store(&pool, batch(100, 2), 98).await;
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 98);
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from events where webhook_id like 'poison-%' and attempts = 2
+            and problem is null",
+        2,
+    )
+    .await;
+    reader.cancel();
+}
+
 /// Prints the figures: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 #[ignore = "measures"]
@@ -175,7 +215,7 @@ async fn the_cost_of_offenders(pool: PgPool) {
         ("serialization (40001)", "raise sqlstate '40001'"),
         ("slow (57014)", "perform pg_sleep(60)"),
     ];
-    for offenders in [10, 100] {
+    for offenders in [1, 10, 100] {
         for (kind, statement) in kinds {
             sql(
                 &pool,

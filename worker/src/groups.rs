@@ -29,6 +29,9 @@ const NEXT_TRY: Duration = Duration::from_millis(200);
 /// For so long a group needs no rehearsal of its own after another one got through.
 const WELL_FOR: Duration = Duration::from_secs(1);
 
+/// Into so many groups a batch is divided that has a slow event.
+const SCATTERED_GROUPS: usize = 32;
+
 /// One thing to be done with one event. Those of a group are all of one kind.
 #[derive(Clone, Copy)]
 pub(crate) enum Task<'t> {
@@ -54,7 +57,7 @@ pub(crate) enum Fate {
 pub(crate) enum Patience {
     /// For a first try.
     Short,
-    /// For each of several events of which some are slow.
+    /// For a part of a batch in which some events are slow.
     Shortest,
     /// For an event out of the spool that is alone and was refused before: it may just be slow.
     Long,
@@ -64,7 +67,7 @@ pub(crate) enum Patience {
 struct Group<'t> {
     tasks: Vec<Task<'t>>,
     history: History,
-    /// Whether one of these is slow.
+    /// Whether one of these may be slow.
     scattered: bool,
     /// When it may be tried again, right after a rehearsal.
     rehearse_at: Option<Instant>,
@@ -100,10 +103,16 @@ impl<'t> Group<'t> {
         [Self::new(self.tasks), Self::new(second)]
     }
 
-    fn singles(self) -> impl Iterator<Item = Self> {
-        self.tasks.into_iter().map(|task| Self {
-            scattered: true,
-            ..Self::new(vec![task])
+    /// Small groups, of which few hold a slow event; small ones are divided into single events. Halves
+    /// would cost a timeout for each halving.
+    fn scattered(mut self) -> impl Iterator<Item = Self> {
+        let size = (self.tasks.len() / SCATTERED_GROUPS).max(1);
+        std::iter::from_fn(move || {
+            let next = self.tasks.len().checked_sub(1)? / size * size;
+            Some(Self {
+                scattered: true,
+                ..Self::new(self.tasks.split_off(next))
+            })
         })
     }
 }
@@ -226,7 +235,7 @@ impl<'r> Run<'r> {
                     open.groups.push_front(Group::new(free));
                 }
                 Verdict::Halve => open.groups.extend(group.halves()),
-                Verdict::Scatter => open.groups.extend(group.singles()),
+                Verdict::Scatter => open.groups.extend(group.scattered()),
                 Verdict::RehearseLater => {
                     group.rehearse_at = Some(Instant::now() + NEXT_TRY);
                     open.groups.push_back(group);

@@ -123,7 +123,7 @@ pub enum Verdict {
     FindLocked,
     /// Try each half on its own.
     Halve,
-    /// Try each event on its own, with little patience.
+    /// Try small groups and in the end single events, with little patience.
     Scatter,
     /// Wait a moment, rehearse, and try it again if that goes well.
     RehearseLater,

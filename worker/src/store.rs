@@ -26,19 +26,19 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// An acknowledgement follows, and the message is then gone.
-///
-/// A lock that somebody holds on one row may not hold up the others for long. Other workers hold theirs
-/// for milliseconds.
-const MODE: TransactionMode =
-    TransactionMode::write(Durability::Replicated).lock_timeout(Duration::from_secs(1));
+const MODE: TransactionMode = TransactionMode::write(Durability::Replicated);
 
 impl Patience {
+    /// A wait for a lock ends first, and so is not taken for slowness. Other workers hold theirs for
+    /// milliseconds.
     const fn mode(self) -> TransactionMode {
-        MODE.statement_timeout(match self {
-            Self::Shortest => Duration::from_millis(100),
-            Self::Short => Duration::from_millis(1_500),
-            Self::Long => Duration::from_secs(10),
-        })
+        let (statement, lock) = match self {
+            Self::Shortest => (100, 50),
+            Self::Short => (1_000, 500),
+            Self::Long => (10_000, 1_000),
+        };
+        MODE.statement_timeout(Duration::from_millis(statement))
+            .lock_timeout(Duration::from_millis(lock))
     }
 }
 

@@ -42,6 +42,11 @@ pub fn permissions(program: Program, topology: &Topology) -> Permissions {
     }
 }
 
+/// A name that may have any character, quoted for SQL.
+pub(crate) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// Refuses a prefix whose accounts would have too long names.
 pub fn check_prefix(prefix: &str) -> anyhow::Result<()> {
     let longest = Program::ALL.map(|program| name(program, "").len());

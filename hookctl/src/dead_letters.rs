@@ -9,10 +9,9 @@ mod replay;
 mod show;
 
 use shared::config::DatabaseArgs;
-use sqlx::PgConnection;
 
 use crate::{
-    database,
+    database::{self, Connection},
     verdict::{Verdict, WrongSettings},
 };
 
@@ -45,9 +44,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     }
 }
 
-/// A connection on which nothing goes on for ever, unseen, after we are gone.
-async fn connect(args: &DatabaseArgs) -> anyhow::Result<PgConnection> {
+async fn connect(args: &DatabaseArgs) -> anyhow::Result<Connection> {
     let url = args.postgres().map_err(WrongSettings::new)?;
-    let url = url.with_settings([("statement_timeout", "5min"), ("lock_timeout", "10s")]);
     Ok(database::connect(&url).await?)
 }

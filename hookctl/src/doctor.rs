@@ -14,6 +14,7 @@ mod routes;
 mod schema;
 mod secrets;
 mod services;
+mod settings;
 
 use std::time::Duration;
 

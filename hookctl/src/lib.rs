@@ -3,6 +3,7 @@
 //! It acts as the stores' owner or administrator and is no part of the way that an event takes.
 
 pub mod account;
+mod account_settings;
 pub mod age;
 pub mod completions;
 pub mod database;

@@ -28,6 +28,7 @@ use self::{
     report::{Change, Totals},
 };
 use crate::{
+    database::READING,
     family,
     output::OutputArgs,
     progress, typed_table,
@@ -99,7 +100,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     });
     let mut all = Vec::new();
     for family in families {
-        let table = Table::find(&mut connection, family).await?;
+        let table = Table::find(&mut *connection.begin(&READING).await?, family).await?;
         let rebuild = Rebuild {
             args,
             writer: Writer::new(&pool, &table, args.yes),

@@ -8,10 +8,11 @@ use chrono::{DateTime, Utc};
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use shared::config::DatabaseArgs;
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
 use crate::{
-    age, database,
+    age,
+    database::{self, CHANGING, Connection, READING},
     output::{OutputArgs, Row},
     printable::printable,
     verdict::{Verdict, WrongSettings},
@@ -106,7 +107,8 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
                 false => State::Unstored,
             };
             let mut connection = connect(&args.which).await?;
-            let receipts = find(&mut connection, &args.which, state).await?;
+            let mut transaction = connection.begin(&READING).await?;
+            let receipts = find(&mut transaction, &args.which, state).await?;
             args.which.output.print_rows(&receipts)?;
         }
         Command::WriteOff(args) => {
@@ -118,10 +120,9 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::Fine)
 }
 
-async fn connect(which: &Which) -> anyhow::Result<PgConnection> {
+async fn connect(which: &Which) -> anyhow::Result<Connection> {
     let url = which.database.postgres().map_err(WrongSettings::new)?;
-    let limits = [("statement_timeout", "5min"), ("lock_timeout", "10s")];
-    Ok(database::connect(&url.with_settings(limits)).await?)
+    Ok(database::connect(&url).await?)
 }
 
 /// A receipt whose event is nowhere.
@@ -251,7 +252,8 @@ impl Change<'_> {
             Self::Restore => (State::WrittenOff, "restored"),
         };
         if !yes {
-            let receipts = find(&mut connection, which, from).await?;
+            let mut transaction = connection.begin(&READING).await?;
+            let receipts = find(&mut transaction, which, from).await?;
             which.output.print_rows(&receipts)?;
             let count = receipts.len();
             eprintln!("{count} would be {verb}; nothing was changed, do it with --yes");
@@ -266,7 +268,7 @@ impl Change<'_> {
     /// Leaves out what ingest has published anew since it was chosen: that is on its way again.
     async fn apply(
         self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         which: &Which,
         from: State,
     ) -> Result<Vec<Receipt>, sqlx::Error> {
@@ -289,7 +291,7 @@ impl Change<'_> {
             " from chosen where webhook_id = id and published_at is not distinct from published
              returning {COLUMNS}"
         ));
-        let mut transaction = connection.begin().await?;
+        let mut transaction = connection.begin(&CHANGING).await?;
         let rows = query.build().fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         rows.iter().map(Receipt::read).collect()

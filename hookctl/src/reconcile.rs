@@ -8,13 +8,14 @@ mod typed_tables;
 
 use std::time::Duration;
 
-use shared::config::StoreLocations;
-use sqlx::{Connection, PgConnection};
+use shared::{config::StoreLocations, database::TransactionMode};
+
 use worker::config::{EventRetention, parse_event_retention};
 
 use self::{ledger::Ledger, queues::Queues, report::Report};
 use crate::{
-    database, duration,
+    database::{self, Connection, READING},
+    duration,
     management::Management,
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
@@ -86,17 +87,19 @@ async fn look(args: &Args) -> anyhow::Result<Report> {
             .add_unacknowledged(&management, &broker.vhost())
             .await?;
     }
-    let mut postgres =
-        database::connect(&database.with_settings([("statement_timeout", "30min")])).await?;
+    let mut postgres = database::connect(&database).await?;
     let ledger = snapshot(&mut postgres, args).await?;
     Ok(Report::new(queues, ledger, args.missing_after))
 }
 
+/// It may have to compare every event with its rows.
+const SNAPSHOT: TransactionMode = READING
+    .in_one_snapshot()
+    .statement_timeout(Duration::from_secs(1_800));
+
 /// All of Postgres' side as of one moment.
-async fn snapshot(postgres: &mut PgConnection, args: &Args) -> anyhow::Result<Ledger> {
-    let mut transaction = postgres
-        .begin_with("begin isolation level repeatable read read only")
-        .await?;
+async fn snapshot(postgres: &mut Connection, args: &Args) -> anyhow::Result<Ledger> {
+    let mut transaction = postgres.begin(&SNAPSHOT).await?;
     let ledger = Ledger::read(
         &mut transaction,
         args.missing_after,

@@ -22,12 +22,13 @@ use shared::{
     database::DatabaseUrl,
     topology::{Declare, Drift, Sight},
 };
-use sqlx::PgConnection;
 use tokio::time::Instant;
 
 use self::postgres::Place;
 use crate::{
-    account, database,
+    account,
+    account_settings::{Hindrance, hindrances},
+    database::{self, Connection, READING},
     management::Management,
     passwords::Passwords,
     verdict::{Verdict, WrongSettings},
@@ -40,7 +41,8 @@ use crate::{
 /// the services and restart those.
 ///
 /// Exit codes: 0 done, 1 failed (repeat it once the reason is gone), 2 wrong settings, 3 done but
-/// something on the broker differs from the topology.
+/// something on the broker differs from the topology, or an account has a setting that stops its
+/// service.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -96,22 +98,36 @@ struct Done {
     existed: HashSet<String>,
     rights: Vec<(Program, Vec<(String, String)>)>,
     drifts: Vec<Drift>,
+    hindrances: Vec<Hindrance>,
 }
 
 /// Runs the subcommand.
 #[expect(clippy::print_stderr, reason = "errors of a command-line tool")]
 pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let setup = Setup::new(args).map_err(WrongSettings::new)?;
-    let drifts = setup.run().await?;
+    let Some(done) = setup.run().await? else {
+        return Ok(Verdict::Fine);
+    };
     for Drift {
         entity,
         reason,
         remedy,
-    } in &drifts
+    } in &done.drifts
     {
         eprintln!("error: {entity} differs on the broker ({reason}): {remedy}");
     }
-    Ok(Verdict::of(drifts.is_empty()))
+    for Hindrance {
+        account,
+        found,
+        remedy,
+        stops,
+    } in &done.hindrances
+    {
+        let level = if *stops { "error" } else { "warning" };
+        eprintln!("{level}: {account} has {found}: {remedy}");
+    }
+    let stops = done.hindrances.iter().any(|hindrance| hindrance.stops);
+    Ok(Verdict::of(done.drifts.is_empty() && !stops))
 }
 
 impl Setup {
@@ -131,32 +147,34 @@ impl Setup {
         })
     }
 
-    async fn run(&self) -> anyhow::Result<Vec<Drift>> {
+    async fn run(&self) -> anyhow::Result<Option<Done>> {
         let mut postgres = database::connect(&self.database).await?;
         let Some(passwords) = &self.passwords else {
             self.show(&mut postgres).await?;
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let done = self.apply(&mut postgres, passwords).await?;
         self.report(&done)?;
-        Ok(done.drifts)
+        Ok(Some(done))
     }
 
     /// Whatever can be known to fail does so before anything is changed.
     async fn apply(
         &self,
-        postgres: &mut PgConnection,
+        postgres: &mut Connection,
         passwords: &Passwords,
     ) -> anyhow::Result<Done> {
         let prefix = &self.stores.broker.topology_prefix;
-        let place = Place::find(postgres).await?;
-        postgres::check_existing(postgres, prefix).await?;
-        postgres::check_ownership(postgres, &place).await?;
+        let mut looking = postgres.begin(&READING).await?;
+        let place = Place::find(&mut looking).await?;
+        postgres::check_existing(&mut looking, prefix).await?;
+        postgres::check_ownership(&mut looking, &place).await?;
+        let existed = postgres::existing(&mut looking, prefix).await?;
+        looking.rollback().await?;
         self.management.check().await?;
         let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
 
         self.migrate(postgres).await?;
-        let existed = postgres::existing(postgres, prefix).await?;
         let password = |program| passwords.of(program).clone();
         postgres::apply(postgres, &place, prefix, password).await?;
         let topology = self.stores.broker.topology();
@@ -173,25 +191,30 @@ impl Setup {
             )
             .await?;
         }
+        let mut looking = postgres.begin(&READING).await?;
         let mut rights = Vec::new();
         for program in Program::ALL {
-            let granted = postgres::rights(postgres, &account::name(program, prefix)).await?;
+            let granted = postgres::rights(&mut looking, &account::name(program, prefix)).await?;
             rights.push((program, granted));
         }
+        let hindrances = hindrances(&mut looking, prefix).await?;
         Ok(Done {
             place,
             existed,
             rights,
             drifts,
+            hindrances,
         })
     }
 
     #[expect(clippy::print_stderr, reason = "standard output is the report")]
-    async fn migrate(&self, postgres: &mut PgConnection) -> anyhow::Result<()> {
+    async fn migrate(&self, postgres: &mut Connection) -> anyhow::Result<()> {
         let mut observer = database::connect(&self.database).await?;
         let deadline = Instant::now() + MIGRATION_DEADLINE;
         let on_wait = |error: &migrations::Error| eprintln!("{error}; it is tried again");
-        migrations::run(postgres, &mut observer, deadline, on_wait)
+        let search = self.database.schema().search();
+        let (postgres, observer) = (postgres.bare(), observer.bare());
+        migrations::run(postgres, observer, &search, deadline, on_wait)
             .await
             .context("cannot bring the schema up to date")
     }
@@ -232,10 +255,11 @@ impl Setup {
     }
 
     /// What would be done, as a script for psql with the rest as comments.
-    async fn show(&self, postgres: &mut PgConnection) -> anyhow::Result<()> {
+    async fn show(&self, postgres: &mut Connection) -> anyhow::Result<()> {
         let prefix = &self.stores.broker.topology_prefix;
-        let place = Place::find(postgres).await?;
-        let existing = postgres::existing(postgres, prefix).await?;
+        let mut looking = postgres.begin(&READING).await?;
+        let place = Place::find(&mut looking).await?;
+        let existing = postgres::existing(&mut looking, prefix).await?;
         let mut out = io::stdout().lock();
         writeln!(
             out,

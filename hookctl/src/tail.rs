@@ -9,14 +9,19 @@ use anyhow::Context;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use shared::{
-    Family, broker::reconnect_delays, config::DatabaseArgs, database::DatabaseUrl, shutdown,
+    Family,
+    broker::reconnect_delays,
+    config::DatabaseArgs,
+    database::{DatabaseUrl, TransactionMode},
+    shutdown,
 };
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
+use sqlx::{Postgres, QueryBuilder};
 use tokio::time::{sleep, timeout};
 
 use self::{cursor::Cursor, event::Event};
 use crate::{
-    database, duration, family,
+    database::{self, Connection},
+    duration, family,
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
 };
@@ -26,6 +31,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// For each answer, and each row of it.
 const ROW_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Without limits of Postgres, which would count the time during which our output is not taken.
+const LOOK: TransactionMode = TransactionMode::read()
+    .statement_timeout(Duration::ZERO)
+    .idle_timeout(Duration::ZERO);
 
 /// Show events as workers store them, until Ctrl-C.
 ///
@@ -102,11 +112,9 @@ impl Args {
     }
 
     /// Shows what is stored already, and says where to go on.
-    async fn begin(&self, connection: &mut PgConnection) -> anyhow::Result<Cursor> {
+    async fn begin(&self, connection: &mut Connection) -> anyhow::Result<Cursor> {
         // One snapshot for all: what the last events leave out must not look new afterwards.
-        let mut snapshot = connection
-            .begin_with("begin isolation level repeatable read")
-            .await?;
+        let mut snapshot = connection.begin(&LOOK.in_one_snapshot()).await?;
         let now: DateTime<Utc> = sqlx::query_scalar("select now()")
             .fetch_one(&mut *snapshot)
             .await?;
@@ -137,7 +145,7 @@ impl Args {
     }
 
     /// Shows what is new, again and again, until the connection ends.
-    async fn watch(&self, mut connection: PgConnection, cursor: &mut Cursor) -> anyhow::Error {
+    async fn watch(&self, mut connection: Connection, cursor: &mut Cursor) -> anyhow::Error {
         loop {
             if let Err(error) = self.look(&mut connection, cursor).await {
                 return error;
@@ -146,13 +154,14 @@ impl Args {
         }
     }
 
-    async fn look(&self, connection: &mut PgConnection, cursor: &mut Cursor) -> anyhow::Result<()> {
+    async fn look(&self, connection: &mut Connection, cursor: &mut Cursor) -> anyhow::Result<()> {
         let mut query = self.select();
         query
             .push(" and stored_at >= ")
             .push_bind(cursor.lower_bound())
             .push(" order by stored_at, webhook_id");
-        let mut events = query.build_query_as::<Event>().fetch(connection);
+        let mut transaction = connection.begin(&LOOK).await?;
+        let mut events = query.build_query_as::<Event>().fetch(&mut *transaction);
         while let Some(event) = timeout(ROW_DEADLINE, events.try_next())
             .await
             .context("no answer in time")??
@@ -161,6 +170,8 @@ impl Args {
                 self.output.print(&event, Event::to_string)?;
             }
         }
+        drop(events);
+        transaction.rollback().await?;
         cursor.forget();
         Ok(())
     }

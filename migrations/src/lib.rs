@@ -16,7 +16,7 @@ use std::{convert::Infallible, time::Duration};
 
 pub use blocker::Blocker;
 use sqlx::{
-    Connection, PgConnection,
+    AssertSqlSafe, Connection, PgConnection,
     migrate::{Migrate, MigrateError, Migrator},
 };
 use thiserror::Error;
@@ -72,17 +72,21 @@ pub enum Error {
 
 /// Applies what is missing. Any number of services may do this at once.
 ///
+/// `search` is the statement that sets the search path of a transaction, so that the tables are made in
+/// its first schema.
+///
 /// An attempt that does not get its locks in time is repeated until `deadline`; `on_wait` is told each
 /// time who holds them, which the connection `observer` finds out.
 pub async fn run(
     connection: &mut PgConnection,
     observer: &mut PgConnection,
+    search: &str,
     deadline: Instant,
     mut on_wait: impl FnMut(&Error),
 ) -> Result<(), Error> {
     let mut failures = 0;
     loop {
-        match attempt(connection, observer).await {
+        match attempt(connection, observer, search).await {
             Ok(Attempt::UpToDate) => return Ok(()),
             Ok(Attempt::Applied) => failures = 0,
             Err(error @ Error::Blocked(_)) => {
@@ -111,14 +115,14 @@ enum Attempt {
 async fn attempt(
     connection: &mut PgConnection,
     observer: &mut PgConnection,
+    search: &str,
 ) -> Result<Attempt, Error> {
     let mut blockers = Vec::new();
-    let mut transaction = connection.begin().await.map_err(MigrateError::from)?;
+    // In one message, as the session's own limits count until these are set.
+    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
+    let begun = connection.begin_with(begin).await;
+    let mut transaction = begun.map_err(MigrateError::from)?;
     let outcome = async {
-        sqlx::raw_sql(LIMITS)
-            .execute(&mut *transaction)
-            .await
-            .map_err(MigrateError::from)?;
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
             .fetch_one(&mut *transaction)
             .await

@@ -11,7 +11,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use crate::{
     Program,
     broker::BrokerUrl,
-    database::DatabaseUrl,
+    database::{DatabaseUrl, Schema},
     password_file,
     telemetry::LogFormat,
     topology::{Declare, Topology},
@@ -30,13 +30,18 @@ pub struct DatabaseArgs {
     /// A file with the password for DATABASE_URL, which then has none
     #[arg(long, env = "DATABASE_PASSWORD_FILE")]
     database_password_file: Option<PathBuf>,
+
+    /// The schema of the tables; the search path of the database or the role does not count
+    #[arg(long, env = "DATABASE_SCHEMA", default_value_t, value_parser = Schema::parse)]
+    database_schema: Schema,
 }
 
 impl DatabaseArgs {
     /// How to connect to Postgres.
     pub fn postgres(&self) -> anyhow::Result<DatabaseUrl> {
         let url = DatabaseUrl::parse(self.database_url.expose_secret())
-            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?;
+            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?
+            .with_schema(self.database_schema.clone());
         let Some(file) = &self.database_password_file else {
             return Ok(url);
         };
@@ -53,7 +58,8 @@ impl DatabaseArgs {
         let url = self.database_url.expose_secret();
         let file = self.database_password_file.as_ref();
         let file = file.map(|file| ("DATABASE_PASSWORD_FILE", file.into()));
-        [("DATABASE_URL", url.into())]
+        let schema = self.database_schema.name().into();
+        [("DATABASE_URL", url.into()), ("DATABASE_SCHEMA", schema)]
             .into_iter()
             .chain(file)
             .collect()

@@ -4,6 +4,7 @@
 mod hung_commit;
 mod mode;
 mod pool;
+mod schema;
 mod transaction;
 mod url;
 
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 pub use self::{
     mode::{Durability, TransactionMode},
     pool::{Pool, PooledConnection},
+    schema::Schema,
     transaction::{DeadlineTransaction, TransactionError, make_commit_wait},
     url::{Access, DatabaseUrl},
 };

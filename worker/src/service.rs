@@ -149,7 +149,8 @@ async fn migrate_once(pool: &Pool) -> anyhow::Result<()> {
     let mut observer = pool.acquire().await?.detach();
     let deadline = Instant::now() + MIGRATION_DEADLINE;
     let on_wait = |error: &migrations::Error| warn!(%error, "it is tried again");
-    migrations::run(&mut connection, &mut observer, deadline, on_wait).await?;
+    let search = pool.schema().search();
+    migrations::run(&mut connection, &mut observer, &search, deadline, on_wait).await?;
     Ok(())
 }
 

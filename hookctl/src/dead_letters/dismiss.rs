@@ -2,7 +2,7 @@
 
 use anyhow::anyhow;
 use shared::config::DatabaseArgs;
-use sqlx::{Connection, PgConnection, Postgres, QueryBuilder};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::{
     connect,
@@ -10,6 +10,7 @@ use super::{
     letter::{COLUMNS, Letter},
 };
 use crate::{
+    database::{CHANGING, Connection, READING},
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
 };
@@ -96,7 +97,7 @@ impl Change<'_> {
         let mut connection = connect(&self.args.database).await?;
         let verb = self.verb;
         if !self.args.yes {
-            let letters = self.find(&mut connection).await?;
+            let letters = self.find(&mut *connection.begin(&READING).await?).await?;
             self.args.output.print_rows(&letters)?;
             eprintln!(
                 "{} would be {verb}; nothing was changed, do it with --yes",
@@ -127,8 +128,8 @@ impl Change<'_> {
 
     /// Changes some of those that are left and answers with them. They are locked in the order of a
     /// replay, so that neither waits for the other in a circle.
-    async fn batch(&self, connection: &mut PgConnection) -> anyhow::Result<Vec<Letter>> {
-        let mut transaction = connection.begin().await?;
+    async fn batch(&self, connection: &mut Connection) -> anyhow::Result<Vec<Letter>> {
+        let mut transaction = connection.begin(&CHANGING).await?;
         let mut query = QueryBuilder::<Postgres>::new(
             "with chosen as materialized (select webhook_id as id from events",
         );

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     age,
+    database::READING,
     output::{OutputArgs, Row},
     printable::printable,
     verdict::Verdict,
@@ -44,16 +45,17 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut connection = connect(&args.database).await?;
+    let mut transaction = connection.begin(&READING).await?;
     let state = if args.dismissed {
         State::Dismissed
     } else {
         State::Open
     };
     if args.summary {
-        let groups = groups(&mut connection, args, state).await?;
+        let groups = groups(&mut transaction, args, state).await?;
         print(args, &groups)?;
     } else {
-        let letters = letters(&mut connection, args, state).await?;
+        let letters = letters(&mut transaction, args, state).await?;
         print(args, &letters)?;
     }
     Ok(Verdict::Fine)

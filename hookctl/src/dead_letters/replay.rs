@@ -25,6 +25,7 @@ use super::{
     filter::{Filter, State},
 };
 use crate::{
+    database::READING,
     progress,
     verdict::{Verdict, WrongSettings},
 };
@@ -114,7 +115,9 @@ impl Letters {
         query.push_bind(STOPPED_WORKER).push(") from events");
         args.filter.push(State::Open, &mut query);
         query.push(" order by stored_at, webhook_id");
-        let found: Vec<(String, bool)> = query.build_query_as().fetch_all(&mut connection).await?;
+        let mut transaction = connection.begin(&READING).await?;
+        let found: Vec<(String, bool)> =
+            query.build_query_as().fetch_all(&mut *transaction).await?;
         let (dangerous, ordinary): (Vec<_>, Vec<_>) = found
             .into_iter()
             .partition(|(_, stopped)| *stopped && !args.in_process);

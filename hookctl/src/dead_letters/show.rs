@@ -17,7 +17,9 @@ use super::{
     connect,
     letter::{Dismissal, family},
 };
-use crate::{output::OutputArgs, printable::printable, typed_table, verdict::Verdict};
+use crate::{
+    database::READING, output::OutputArgs, printable::printable, typed_table, verdict::Verdict,
+};
 
 /// Show everything about one event: its problem, what happened to it, its body, and the typed row of
 /// the same resource.
@@ -39,11 +41,12 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut connection = connect(&args.database).await?;
-    let Some(event) = Event::find(&mut connection, &args.webhook_id).await? else {
+    let mut transaction = connection.begin(&READING).await?;
+    let Some(event) = Event::find(&mut transaction, &args.webhook_id).await? else {
         bail!(
             "{} is not in events: {}",
             printable(&args.webhook_id, false),
-            whereabouts(&mut connection, &args.webhook_id).await?
+            whereabouts(&mut transaction, &args.webhook_id).await?
         );
     };
     if args.raw {

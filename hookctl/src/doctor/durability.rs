@@ -9,8 +9,9 @@ const STANDBY: &str = "standby";
 
 pub(super) async fn settings(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let (fsync, full_page_writes, synchronous_commit): (String, String, String) = sqlx::query_as(
+        // The transaction that asks has set the last one itself.
         "select current_setting('fsync'), current_setting('full_page_writes'),
-                current_setting('synchronous_commit')",
+                (select reset_val from pg_settings where name = 'synchronous_commit')",
     )
     .fetch_one(postgres)
     .await?;

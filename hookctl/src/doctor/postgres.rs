@@ -2,22 +2,21 @@
 
 use std::time::Duration;
 
-use shared::database::DatabaseUrl;
-use sqlx::{Connection, PgConnection};
+use shared::database::{DatabaseUrl, TransactionMode};
+use sqlx::PgConnection;
 
-use super::{backlog, clocks, durability, finding::Finding, grants, schema};
-use crate::database;
+use super::{backlog, clocks, durability, finding::Finding, grants, schema, settings};
+use crate::database::{self, Connection, READING};
 
 /// The oldest version that the pipeline is tested with.
 const OLDEST: i32 = 15;
 
+/// No question asked here takes long on a well database.
+const LOOK: TransactionMode = READING.statement_timeout(Duration::from_secs(20));
+
 /// Everything in Postgres.
 pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration) -> Vec<Finding> {
-    // No question asked here takes long on a well database.
-    let options = options
-        .clone()
-        .with_settings([("statement_timeout", "20s")]);
-    let mut connection = match database::connect(&options).await {
+    let mut connection = match database::connect(options).await {
         Ok(connection) => connection,
         Err(error) => {
             return vec![
@@ -31,23 +30,35 @@ pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration
         }
     };
     let postgres = &mut connection;
-    let mut findings = settle("postgres", version(postgres).await);
-    findings.extend(settle(
-        "clock of postgres",
-        clocks::postgres(postgres).await,
-    ));
-    findings.extend(settle("schema", schema::check(postgres).await));
-    findings.extend(settle("accounts", grants::check(postgres, prefix).await));
-    findings.extend(settle("durability", durability::settings(postgres).await));
-    findings.extend(settle("standby", durability::standby(postgres).await));
-    findings.extend(settle(
-        "dead letters",
-        backlog::dead_letters(postgres).await,
-    ));
-    findings.extend(settle("spool", backlog::spool(postgres, overdue).await));
-    // Whatever happens to a connection that is not needed any more.
-    connection.close().await.ok();
+    let mut findings = look(postgres, "postgres", version).await;
+    findings.extend(look(postgres, "clock of postgres", clocks::postgres).await);
+    findings.extend(look(postgres, "schema", schema::check).await);
+    let grants = async |connection: &mut PgConnection| grants::check(connection, prefix).await;
+    findings.extend(look(postgres, "accounts", grants).await);
+    let settings = async |connection: &mut PgConnection| settings::check(connection, prefix).await;
+    findings.extend(look(postgres, "settings", settings).await);
+    findings.extend(look(postgres, "durability", durability::settings).await);
+    findings.extend(look(postgres, "standby", durability::standby).await);
+    findings.extend(look(postgres, "dead letters", backlog::dead_letters).await);
+    let spool = async |connection: &mut PgConnection| backlog::spool(connection, overdue).await;
+    findings.extend(look(postgres, "spool", spool).await);
+    connection.close().await;
     findings
+}
+
+/// One check in a transaction of its own, so that its failure is not that of the next one.
+async fn look(
+    connection: &mut Connection,
+    check: &str,
+    look: impl AsyncFnOnce(&mut PgConnection) -> Result<Vec<Finding>, sqlx::Error>,
+) -> Vec<Finding> {
+    let result = async {
+        let mut transaction = connection.begin(&LOOK).await?;
+        let findings = look(&mut transaction).await?;
+        transaction.rollback().await?;
+        Ok(findings)
+    };
+    settle(check, result.await)
 }
 
 async fn version(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {

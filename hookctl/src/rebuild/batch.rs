@@ -11,7 +11,11 @@ use shared::{
     database::{DeadlineTransaction, Pool, TransactionError},
     message::Receipt,
 };
-use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{
+    AssertSqlSafe, PgConnection, Postgres, Row as _,
+    postgres::{PgArguments, PgRow},
+    query::QueryScalar,
+};
 use tokio::time::Instant;
 use worker::{
     families::{self, Resource, SortKey, Typed},
@@ -20,9 +24,14 @@ use worker::{
 };
 
 use super::report::Change;
-use crate::{database, typed_table};
+use crate::{
+    database::{READING, STORING},
+    typed_table,
+};
 
 const DEADLINE: Duration = Duration::from_secs(40);
+
+const COUNT_DEADLINE: Duration = Duration::from_secs(1_800);
 
 /// The typed table of a family.
 pub(super) struct Table {
@@ -69,34 +78,41 @@ impl Table {
 
     /// How many events there are to read.
     pub(super) async fn count_events(&self, pool: &Pool) -> anyhow::Result<u64> {
-        let mut connection = pool.acquire().await?;
-        let count: i64 = sqlx::query_scalar(
+        let query = sqlx::query_scalar(
             "select count(*) from events where problem is null and event_type ~ $1",
-        )
-        .bind(&self.pattern)
-        .fetch_one(&mut *connection)
-        .await
-        .context("cannot count the events")?;
-        connection.give_back();
+        );
+        let count = count(pool, query.bind(&self.pattern)).await;
+        let count = count.context("cannot count the events")?;
         Ok(u64::try_from(count).unwrap_or_default())
     }
 
     /// How many rows name an event that is not among the healthy ones.
     pub(super) async fn count_rows_without_event(&self, pool: &Pool) -> anyhow::Result<i64> {
-        let mut connection = pool.acquire().await?;
-        let count = sqlx::query_scalar(AssertSqlSafe(format!(
+        let query = sqlx::query_scalar(AssertSqlSafe(format!(
             "select count(*) from {0} t
               where not exists (select from {1}.events e
                                  where e.webhook_id = t.webhook_id and e.problem is null)",
             self.qualified(),
             self.schema
-        )))
-        .fetch_one(&mut *connection)
-        .await
-        .context("cannot compare the rows with the events")?;
-        connection.give_back();
-        Ok(count)
+        )));
+        let count = count(pool, query).await;
+        count.context("cannot compare the rows with the events")
     }
+}
+
+/// Counts rows of a whole table.
+async fn count(
+    pool: &Pool,
+    query: QueryScalar<'_, Postgres, i64, PgArguments>,
+) -> Result<i64, TransactionError> {
+    let deadline = Instant::now() + COUNT_DEADLINE;
+    let mode = READING.statement_timeout(COUNT_DEADLINE);
+    let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
+    let count = transaction
+        .run(async |connection| query.fetch_one(connection).await)
+        .await?;
+    transaction.rollback().await?;
+    Ok(count)
 }
 
 /// A healthy event, and the row that this version makes of it.
@@ -224,7 +240,7 @@ impl<'a> Writer<'a> {
 
     async fn begin(&self) -> Result<DeadlineTransaction, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
-        DeadlineTransaction::begin(self.pool, &database::STORING, deadline).await
+        DeadlineTransaction::begin(self.pool, &STORING, deadline).await
     }
 
     async fn write_on(

@@ -1,27 +1,32 @@
 //! Roles and grants in Postgres.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Context, ensure};
 use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret, SecretString};
-use shared::Program;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use shared::{Program, database::TransactionMode};
+use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::account;
+use crate::{
+    account::{self, identifier},
+    database::{CHANGING, Connection},
+};
 
 /// What the accounts may do, with variables for names.
 pub(crate) const GRANTS: &str = include_str!("grants.sql");
 
 /// Only one set-up of a database at a time; any number will do that nobody else uses.
-const LOCK: &str = "set local lock_timeout = '30s'; select pg_advisory_xact_lock(7236839910421)";
+const LOCK: &str = "select pg_advisory_xact_lock(7236839910421)";
+
+const APPLYING: TransactionMode = CHANGING.lock_timeout(Duration::from_secs(30));
 
 /// Where the accounts get their rights.
 #[derive(Debug)]
 pub(super) struct Place {
     /// The database.
     pub(super) database: String,
-    /// The schema with the tables: the first of the owner's search path.
+    /// The schema with the tables.
     pub(super) schema: String,
     /// The role that we are.
     pub(super) role: String,
@@ -35,7 +40,7 @@ impl Place {
                 .fetch_one(connection)
                 .await?;
         let schema = schema.context(
-            "the search path names no schema that exists: create it, or set another search path",
+            "there is no schema of that name that we may use: create it, or set DATABASE_SCHEMA",
         )?;
         Ok(Self {
             database,
@@ -110,12 +115,12 @@ pub(super) async fn check_ownership(
 
 /// Makes the accounts and gives each its rights and password, all of it or nothing.
 pub(super) async fn apply(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     place: &Place,
     prefix: &str,
     password: impl Fn(Program) -> SecretString,
 ) -> anyhow::Result<()> {
-    let mut transaction = connection.begin().await?;
+    let mut transaction = connection.begin(&APPLYING).await?;
     sqlx::raw_sql(LOCK)
         .execute(&mut *transaction)
         .await
@@ -213,11 +218,6 @@ pub(super) fn grants(place: &Place, prefix: &str) -> String {
         sql = sql.replace(&variable, &identifier(&account::name(program, prefix)));
     }
     sql
-}
-
-/// A name that may have any character, quoted for SQL.
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn names(prefix: &str) -> Vec<String> {

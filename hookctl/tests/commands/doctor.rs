@@ -62,7 +62,7 @@ impl Place {
     }
 
     /// All workers, running in this process.
-    fn workers(&self, stop: &CancellationToken) -> Vec<JoinHandle<anyhow::Result<()>>> {
+    pub(crate) fn workers(&self, stop: &CancellationToken) -> Vec<JoinHandle<anyhow::Result<()>>> {
         let workers = Family::ALL.map(|family| {
             let config = self.worker_config();
             let stop = stop.clone();

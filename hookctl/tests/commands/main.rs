@@ -6,5 +6,6 @@ mod doctor;
 mod load;
 mod place;
 mod send;
+mod settings;
 mod tail;
 mod terminal;

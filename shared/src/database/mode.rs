@@ -3,6 +3,8 @@
 
 use std::{fmt::Write, time::Duration};
 
+use super::schema::Schema;
+
 /// What a commit waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
@@ -53,6 +55,9 @@ pub struct TransactionMode {
     idle_timeout: Duration,
     by_index: bool,
 }
+
+/// Older servers have no `transaction_timeout`, which ends a session in the middle of a transaction.
+const HAS_TRANSACTION_TIMEOUT: u32 = 170_000;
 
 /// For statements that take a few rows of many. The planner chooses by statistics, and by settings
 /// of the database or the role. Where those are wrong, it may read and sort a whole table for them.
@@ -135,8 +140,12 @@ impl TransactionMode {
         self.durability
     }
 
-    /// The statements that begin the transaction, for one round trip.
-    pub fn begin(&self) -> String {
+    /// The statements that begin the transaction in this schema, for one round trip. `server` is the
+    /// server's version as a number, such as 150004, where it is known.
+    ///
+    /// The time limits come first, as each of these statements is under those of the session until
+    /// then.
+    pub fn begin(&self, schema: &Schema, server: Option<u32>) -> String {
         let mut sql = format!(
             "begin isolation level {} {}",
             match self.isolation {
@@ -151,6 +160,10 @@ impl TransactionMode {
         for (name, value) in self.settings() {
             write!(sql, "; set local {name} = {value}").expect("a string takes everything");
         }
+        if server.is_some_and(|version| version >= HAS_TRANSACTION_TIMEOUT) {
+            sql.push_str("; set local transaction_timeout = 0");
+        }
+        write!(sql, "; {}", schema.search()).expect("a string takes everything");
         for (name, value) in BY_INDEX.iter().filter(|_| self.by_index) {
             write!(sql, "; set local {name} = {value}").expect("a string takes everything");
         }
@@ -161,13 +174,13 @@ impl TransactionMode {
         let milliseconds = |limit: Duration| limit.as_millis().to_string();
         let durability = self.durability.synchronous_commit().to_owned();
         [
-            ("synchronous_commit", durability),
-            ("lock_timeout", milliseconds(self.lock_timeout)),
             ("statement_timeout", milliseconds(self.statement_timeout)),
             (
                 "idle_in_transaction_session_timeout",
                 milliseconds(self.idle_timeout),
             ),
+            ("lock_timeout", milliseconds(self.lock_timeout)),
+            ("synchronous_commit", durability),
         ]
     }
 }
@@ -183,9 +196,10 @@ mod tests {
     #[rstest]
     #[case(
         WRITE,
-        "begin isolation level read committed read write; set local synchronous_commit = on; \
-         set local lock_timeout = 2000; set local statement_timeout = 5000; \
-         set local idle_in_transaction_session_timeout = 30000"
+        Some(169_999),
+        "begin isolation level read committed read write; set local statement_timeout = 5000; \
+         set local idle_in_transaction_session_timeout = 30000; set local lock_timeout = 2000; \
+         set local synchronous_commit = on; set local search_path = \"public\", pg_temp"
     )]
     #[case(
         TransactionMode::read()
@@ -193,12 +207,18 @@ mod tests {
             .lock_timeout(Duration::from_millis(1))
             .statement_timeout(Duration::from_millis(2))
             .idle_timeout(Duration::from_millis(3)),
-        "begin isolation level repeatable read read only; set local synchronous_commit = off; \
-         set local lock_timeout = 1; set local statement_timeout = 2; \
-         set local idle_in_transaction_session_timeout = 3"
+        Some(170_000),
+        "begin isolation level repeatable read read only; set local statement_timeout = 2; \
+         set local idle_in_transaction_session_timeout = 3; set local lock_timeout = 1; \
+         set local synchronous_commit = off; set local transaction_timeout = 0; \
+         set local search_path = \"public\", pg_temp"
     )]
-    fn a_mode_is_rendered_whole(#[case] mode: TransactionMode, #[case] sql: &str) {
-        assert_eq!(mode.begin(), sql);
+    fn a_mode_is_rendered_whole(
+        #[case] mode: TransactionMode,
+        #[case] server: Option<u32>,
+        #[case] sql: &str,
+    ) {
+        assert_eq!(mode.begin(&Schema::default(), server), sql);
     }
 
     #[rstest]
@@ -209,7 +229,7 @@ mod tests {
         #[case] durability: Durability,
         #[case] expected: &str,
     ) {
-        let sql = TransactionMode::write(durability).begin();
+        let sql = TransactionMode::write(durability).begin(&Schema::default(), None);
         assert!(sql.contains(expected), "{sql}");
     }
 }

@@ -14,13 +14,17 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Executor, PgConnection, PgPool, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, SqlSafeStr};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, timeout},
 };
 
-use super::url::{Access, DatabaseUrl, Role, role};
+use super::{
+    mode::TransactionMode,
+    schema::Schema,
+    url::{Access, DatabaseUrl, Role, role},
+};
 use crate::reach::{Cause, Unreached};
 
 /// A connection that was unused for longer than this is tried before it is handed out, so that a
@@ -35,6 +39,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A connection is replaced after this, so that Postgres gives back what a session has gathered.
 const LIFETIME: Duration = Duration::from_secs(1800);
+
+/// Preparing reads the tables' definitions.
+const PREPARING: TransactionMode = TransactionMode::read();
 
 /// A pool of at most so many connections. Clones share them.
 #[derive(Clone)]
@@ -130,6 +137,11 @@ impl Pool {
         self.connect(place).await
     }
 
+    /// The schema of its transactions.
+    pub fn schema(&self) -> &Schema {
+        self.0.url.schema()
+    }
+
     /// A connection that takes no place of the pool and never comes back to it.
     pub(super) async fn connect_beyond(&self) -> Result<PgConnection, Unreached> {
         self.0.url.connect(&self.0.name, Access::Write).await
@@ -163,15 +175,31 @@ impl Pool {
 impl Inner {
     async fn connect(&self) -> Result<PgConnection, Unreached> {
         let mut connection = self.url.connect(&self.name, Access::Write).await?;
-        for statement in self.statements {
-            let prepare = (&mut connection).prepare(statement.into_sql_str());
-            // Before the schema is there this fails, and the connection is good all the same.
-            match timeout(TRY_DEADLINE, prepare).await {
-                Ok(Ok(_) | Err(sqlx::Error::Database(_))) => {}
-                _ => return Err(self.unreached(Cause::Silent)),
-            }
+        if self.statements.is_empty() {
+            return Ok(connection);
         }
+        // What is prepared outlives the transaction, in which names mean what they will mean later.
+        let begin = PREPARING.begin(self.url.schema(), connection.server_version_num());
+        self.step(sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut connection))
+            .await?;
+        for statement in self.statements {
+            self.step((&mut connection).prepare(statement.into_sql_str()))
+                .await?;
+        }
+        self.step(sqlx::raw_sql("rollback").execute(&mut connection))
+            .await?;
         Ok(connection)
+    }
+
+    /// Before the schema is there preparing fails, and the connection is good all the same.
+    async fn step<T>(
+        &self,
+        step: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<(), Unreached> {
+        match timeout(TRY_DEADLINE, step).await {
+            Ok(Ok(_) | Err(sqlx::Error::Database(_))) => Ok(()),
+            _ => Err(self.unreached(Cause::Silent)),
+        }
     }
 
     fn unreached(&self, cause: Cause) -> Unreached {

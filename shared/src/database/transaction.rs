@@ -115,7 +115,7 @@ impl DeadlineTransaction {
             permit: None,
             committing: false,
         };
-        let mut begin = mode.begin();
+        let mut begin = mode.begin(pool.schema(), transaction.server_version());
         if mode.durability() == Durability::Replicated {
             begin.push_str("; select pg_backend_pid()");
         }
@@ -132,6 +132,11 @@ impl DeadlineTransaction {
         }
         transaction.deadline = deadline;
         Ok(transaction)
+    }
+
+    fn server_version(&self) -> Option<u32> {
+        let connection = self.connection.as_deref();
+        connection.and_then(PgConnection::server_version_num)
     }
 
     /// Moves the deadline of the steps that follow.

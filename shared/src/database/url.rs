@@ -16,6 +16,7 @@ use tokio::{
     time::timeout,
 };
 
+use super::schema::Schema;
 use crate::{
     address::{
         Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
@@ -44,8 +45,7 @@ pub struct DatabaseUrl {
     /// The address asks for a server that takes writes.
     wants_writes: bool,
     has_password: bool,
-    /// Of every session.
-    settings: Vec<(&'static str, &'static str)>,
+    schema: Schema,
     /// The server that took writes when it was asked last; it is asked first.
     last: Arc<Mutex<Option<Host>>>,
 }
@@ -86,7 +86,7 @@ impl From<PgConnectOptions> for DatabaseUrl {
             }],
             wants_writes: false,
             has_password: false,
-            settings: Vec::new(),
+            schema: Schema::default(),
             last: Arc::default(),
         }
     }
@@ -117,7 +117,7 @@ impl DatabaseUrl {
             wants_writes: parameters.wants_writes || servers.len() > 1,
             servers,
             has_password,
-            settings: Vec::new(),
+            schema: Schema::default(),
             last: Arc::default(),
         })
     }
@@ -138,15 +138,15 @@ impl DatabaseUrl {
         self.map(|options| options.password(password.expose_secret()))
     }
 
-    /// The same address for sessions with these limits. Behind PgBouncer, which takes no settings of
-    /// a session, they go without.
+    /// The same address for transactions in this schema.
     #[must_use]
-    pub fn with_settings<const N: usize>(
-        mut self,
-        settings: [(&'static str, &'static str); N],
-    ) -> Self {
-        self.settings = settings.to_vec();
-        self
+    pub fn with_schema(self, schema: Schema) -> Self {
+        Self { schema, ..self }
+    }
+
+    /// The schema of the transactions there.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     fn map(mut self, change: impl Fn(PgConnectOptions) -> PgConnectOptions) -> Self {
@@ -160,12 +160,7 @@ impl DatabaseUrl {
     pub async fn connect(&self, name: &str, access: Access) -> Result<PgConnection, Unreached> {
         let write = access == Access::Write || self.wants_writes;
         let servers = self.in_order();
-        let session = Session {
-            name,
-            settings: &self.settings,
-            write,
-        };
-        let attempts = servers.iter().map(|server| server.connect(session));
+        let attempts = servers.iter().map(|server| server.connect(name, write));
         let outcome = reach::first(attempts).await;
         let mut causes = Vec::new();
         let mut second_best = None;
@@ -366,9 +361,10 @@ impl Server {
     /// Connects to any of the server's addresses.
     async fn connect(
         &self,
-        session: Session<'_>,
+        name: &str,
+        write: bool,
     ) -> Result<(Option<Host>, PgConnection), Vec<Failure>> {
-        let options = self.options.clone().application_name(session.name);
+        let options = self.options.clone().application_name(name);
         let port = options.get_port();
         let label = |address| match &self.host {
             Some(host) => reach::label(host, port, address),
@@ -380,7 +376,7 @@ impl Server {
             _ => None,
         };
         let Some(host) = by_address else {
-            let connected = self.attempt(&options, session).await;
+            let connected = self.attempt(&options, write).await;
             return connected.map_err(|cause| vec![cause.named(|cause| unreached(None, cause))]);
         };
         let addresses = reach::resolve(&host.name, port)
@@ -389,7 +385,7 @@ impl Server {
         let attempts = addresses.into_iter().map(|address| {
             let options = options.clone().host(&address.ip().to_string());
             async move {
-                let connected = self.attempt(&options, session).await;
+                let connected = self.attempt(&options, write).await;
                 connected.map_err(|cause| cause.named(|cause| unreached(Some(address), cause)))
             }
         });
@@ -399,11 +395,11 @@ impl Server {
     async fn attempt(
         &self,
         options: &PgConnectOptions,
-        session: Session<'_>,
+        write: bool,
     ) -> Result<(Option<Host>, PgConnection), Refused> {
         let attempt = async {
-            let mut connection = session.open(options).await?;
-            let role = if session.write {
+            let mut connection = options.connect().await?;
+            let role = if write {
                 role(&mut connection).await?
             } else {
                 Role::Writable
@@ -421,31 +417,6 @@ impl Server {
             ))),
             Ok(Err(error)) => Err(Refused::For(cause(error))),
             Err(_elapsed) => Err(Refused::For(why_so_slow(options).await)),
-        }
-    }
-}
-
-/// What is asked for.
-#[derive(Clone, Copy)]
-struct Session<'a> {
-    name: &'a str,
-    settings: &'a [(&'static str, &'static str)],
-    write: bool,
-}
-
-impl Session<'_> {
-    async fn open(self, options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
-        if self.settings.is_empty() {
-            return options.connect().await;
-        }
-        let settings = self.settings.iter().copied();
-        match options.clone().options(settings).connect().await {
-            Err(sqlx::Error::Database(error))
-                if error.message().contains("unsupported startup parameter") =>
-            {
-                options.connect().await
-            }
-            connected => connected,
         }
     }
 }
@@ -492,9 +463,11 @@ pub(super) enum Role {
 /// for the next statement.
 pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
     use sqlx::Row;
-    // As text, without a prepared statement: a connection may be asked often.
+    // As text, without a prepared statement: a connection may be asked often. The role's own limit may
+    // be too short.
     let row = sqlx::raw_sql(
-        "select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
+        "set local statement_timeout = '2s';
+         select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
     )
     .fetch_one(&mut *connection)
     .await?;

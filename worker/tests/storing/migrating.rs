@@ -11,6 +11,8 @@ use crate::sample::{SOON, count, event, export_job_body, persist, sql, until_cou
 /// The migration after this one changes `events`, for which it needs the table alone.
 const BEFORE_A_CHANGE_OF_EVENTS: i64 = 5;
 
+const SEARCH: &str = "set local search_path = public, pg_temp";
+
 /// Reads `events` in a transaction that stays open, as somebody's forgotten session does.
 async fn forgotten_session(pool: &PgPool) -> PgConnection {
     let options = pool.connect_options();
@@ -83,6 +85,7 @@ async fn a_migration_that_waits_says_for_whom_and_goes_on_when_it_can(pool: PgPo
             migrations::run(
                 &mut connection,
                 &mut observer,
+                SEARCH,
                 Instant::now() + 3 * SOON,
                 on_wait,
             )
@@ -122,7 +125,7 @@ async fn a_migration_gives_up_at_its_deadline_with_nothing_half_done(pool: PgPoo
     let mut connection = pool.acquire().await.expect("a connection");
     let mut observer = pool.acquire().await.expect("a connection");
     let deadline = Instant::now() + Duration::from_secs(2);
-    let outcome = migrations::run(&mut connection, &mut observer, deadline, |_| {}).await;
+    let outcome = migrations::run(&mut connection, &mut observer, SEARCH, deadline, |_| {}).await;
     assert!(
         matches!(&outcome, Err(Error::Blocked(blockers)) if blockers.len() == 1),
         "{outcome:?}"
@@ -141,6 +144,7 @@ async fn many_may_migrate_an_empty_database_at_once(pool: PgPool) {
         migrations::run(
             &mut connection,
             &mut observer,
+            SEARCH,
             Instant::now() + 3 * SOON,
             |_| {},
         )

@@ -13,7 +13,7 @@ use worker::{
 use crate::sample::{count, event, persist, start_spool_reader, until_count, vendor, vendor_body};
 
 /// Each comes on top of those before it.
-const SETTINGS: [&str; 14] = [
+const SETTINGS: [&str; 16] = [
     "default_transaction_isolation = 'serializable'",
     "default_transaction_isolation = 'repeatable read'",
     "default_transaction_read_only = on",
@@ -28,6 +28,8 @@ const SETTINGS: [&str; 14] = [
     "standard_conforming_strings = off",
     "timezone = 'Asia/Kathmandu'",
     "row_security = off",
+    "search_path = decoy",
+    "search_path = nowhere",
 ];
 
 /// What every worker does, on connections that know the settings.
@@ -41,7 +43,7 @@ async fn work_through(pool: &PgPool, admin: &mut PgConnection, round: usize) {
     let other = vendor_body("v", "Other", "DRAFT", "2025-02-21T10:05:43Z");
     persist(&fresh, [vendor(&id("a")), event(&id("b"), other)]).await;
     sqlx::query(
-        "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+        "insert into public.webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
                                     has_receipt, due_at)
          values ($1, sha256('{}'), 'vendor', 'v1.vendor.created', '{}', now(), false, now())",
     )
@@ -52,7 +54,7 @@ async fn work_through(pool: &PgPool, admin: &mut PgConnection, round: usize) {
     let reader = start_spool_reader(&fresh, Family::Vendor);
     until_count(
         pool,
-        "select count(*) from events where webhook_id like 'spooled-%'",
+        "select count(*) from public.events where webhook_id like 'spooled-%'",
         i64::try_from(round).unwrap_or(0) + 1,
     )
     .await;
@@ -96,6 +98,15 @@ async fn set(admin: &mut PgConnection, setting: &str) {
 async fn settings_of_a_database_change_nothing(pool: PgPool) {
     // It began before the settings, and so does not know them.
     let mut admin = pool.acquire().await.expect("a connection");
+    sqlx::raw_sql(
+        "create schema decoy;
+         create table decoy.events (webhook_id text);
+         create table decoy.webhook_receipts (webhook_id integer);
+         create table decoy.webhook_spool (webhook_id integer)",
+    )
+    .execute(&mut *admin)
+    .await
+    .expect("tables");
     for (round, setting) in SETTINGS.into_iter().enumerate() {
         set(&mut admin, setting).await;
         work_through(&pool, &mut admin, round).await;
@@ -104,10 +115,13 @@ async fn settings_of_a_database_change_nothing(pool: PgPool) {
     assert_eq!(
         count(
             &pool,
-            "select count(*) from events where webhook_id like '%#conflict-%'"
+            "select count(*) from public.events where webhook_id like '%#conflict-%'"
         )
         .await,
         rounds
     );
-    assert_eq!(count(&pool, "select count(*) from webhook_spool").await, 0);
+    assert_eq!(
+        count(&pool, "select count(*) from public.webhook_spool").await,
+        0
+    );
 }

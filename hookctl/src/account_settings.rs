@@ -1,0 +1,207 @@
+//! What the services' accounts have that no transaction can set for itself, and that hinders or
+//! betrays their work.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use shared::{Program, config::parse_duration};
+use sqlx::PgConnection;
+
+use crate::account;
+
+/// One account's settings and attributes by their names.
+type Values = BTreeMap<String, String>;
+
+/// Something that an account should not have.
+#[derive(Debug)]
+pub(crate) struct Hindrance {
+    pub(crate) account: String,
+    /// Such as `role = app`.
+    pub(crate) found: String,
+    pub(crate) remedy: String,
+    /// Events are not stored, or not safe.
+    pub(crate) stops: bool,
+}
+
+struct Rule {
+    /// What it looks at, settings first.
+    names: &'static [&'static str],
+    hinders: fn(&Values) -> bool,
+    /// With `{}` for the account.
+    remedy: &'static str,
+    stops: bool,
+}
+
+const CONNECTION_LIMIT: &str = "connection limit";
+const EXPIRED: &str = "password expired";
+const EMIT: &str = "execute on pg_logical_emit_message";
+
+/// Below this limit even the statement that begins a transaction may not end in time.
+const SHORT_STATEMENT: Duration = Duration::from_secs(1);
+/// Events come in bursts; the pause between two is longer than this only at night.
+const SHORT_IDLE: Duration = Duration::from_secs(10);
+/// What a worker opens with default settings: one for each batch, three for its other tasks and one
+/// for a look at a commit that hangs.
+const CONNECTIONS: i64 = 8;
+
+const RULES: [Rule; 8] = [
+    Rule {
+        names: &["role"],
+        hinders: |values| !matches!(value(values, "role"), "" | "none"),
+        remedy: "alter role {} reset role, also in this database: statements have the rights of \
+                 that role and not of the account",
+        stops: true,
+    },
+    Rule {
+        names: &[EMIT],
+        hinders: |values| value(values, EMIT) == "false",
+        remedy: "as a superuser, grant execute on function pg_logical_emit_message(boolean, text, text) \
+                 to {}, from Postgres 17 on (boolean, text, text, boolean): without it neither a repeated event is answered nor a repeated message acknowledged",
+        stops: true,
+    },
+    Rule {
+        names: &[EXPIRED],
+        hinders: |values| value(values, EXPIRED) == "true",
+        remedy: "alter role {} valid until 'infinity': Postgres refuses its logins",
+        stops: true,
+    },
+    Rule {
+        names: &[CONNECTION_LIMIT],
+        hinders: |values| {
+            let limit = value(values, CONNECTION_LIMIT).parse::<i64>();
+            limit.is_ok_and(|limit| (0..CONNECTIONS).contains(&limit))
+        },
+        remedy: "alter role {} connection limit -1, or 8 for each replica: a service that gets no \
+                 connection stores nothing",
+        stops: false,
+    },
+    Rule {
+        names: &["statement_timeout"],
+        hinders: |values| is_short(values, "statement_timeout", SHORT_STATEMENT),
+        remedy: "alter role {} set statement_timeout = 0: each transaction sets its own limit, and \
+                 is under this one until it has",
+        stops: false,
+    },
+    Rule {
+        names: &["idle_session_timeout"],
+        hinders: |values| is_short(values, "idle_session_timeout", SHORT_IDLE),
+        remedy: "alter role {} set idle_session_timeout = 0: it closes connections that wait for \
+                 the next event, which then waits for a login",
+        stops: false,
+    },
+    Rule {
+        names: &["track_activities"],
+        hinders: |values| value(values, "track_activities") == "off",
+        remedy: "as a superuser, alter role {} set track_activities = on: without it a commit that \
+                 waits for a standby looks as if it were over",
+        stops: false,
+    },
+    Rule {
+        names: &[
+            "log_statement",
+            "log_min_duration_statement",
+            "log_parameter_max_length",
+        ],
+        hinders: logs_bodies,
+        remedy: "as a superuser, alter role {} set log_parameter_max_length = 0: the server's log \
+                 gets the bodies of events",
+        stops: false,
+    },
+];
+
+/// What the accounts have that they should not; without accounts, what the current user has.
+pub(crate) async fn hindrances(
+    postgres: &mut PgConnection,
+    prefix: &str,
+) -> Result<Vec<Hindrance>, sqlx::Error> {
+    let mut accounts: BTreeMap<String, Values> = BTreeMap::new();
+    for (account, name, value) in read(postgres, prefix).await? {
+        accounts.entry(account).or_default().insert(name, value);
+    }
+    let found = accounts.iter().flat_map(|(account, values)| {
+        let rules = RULES.iter().filter(|rule| (rule.hinders)(values));
+        rules.map(|rule| Hindrance {
+            account: account.clone(),
+            found: rule
+                .names
+                .iter()
+                .map(|name| format!("{name} = {}", value(values, name)))
+                .collect::<Vec<_>>()
+                .join(", "),
+            remedy: rule.remedy.replace("{}", &account::identifier(account)),
+            stops: rule.stops,
+        })
+    });
+    Ok(found.collect())
+}
+
+/// Each account's values, as its next session will have them. What is set neither for an account nor
+/// for the database is as it is for us.
+async fn read(
+    postgres: &mut PgConnection,
+    prefix: &str,
+) -> Result<Vec<(String, String, String)>, sqlx::Error> {
+    let names = Program::ALL.map(|program| account::name(program, prefix));
+    let settings: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
+    sqlx::query_as(
+        "with accounts as (
+             select * from pg_roles where rolname = any($1)
+             union all
+             select * from pg_roles
+              where rolname = current_user
+                and not exists (select from pg_roles where rolname = any($1)))
+         select a.rolname::text, v.name, v.value
+           from accounts a
+          cross join lateral (
+             select s.name, coalesce(
+                        (select substr(c, strpos(c, '=') + 1)
+                           from pg_db_role_setting d
+                          cross join unnest(d.setconfig) as c
+                          where d.setrole in (0, a.oid)
+                            and d.setdatabase in (0, (select oid from pg_database
+                                                       where datname = current_database()))
+                            and split_part(c, '=', 1) = s.name
+                          order by d.setrole = 0, d.setdatabase = 0
+                          limit 1),
+                        (select reset_val from pg_settings where name = s.name))
+               from unnest($2::text[]) as s (name)
+             union all
+             select $3, a.rolconnlimit::text
+             union all
+             select $4, (a.rolvaliduntil < now())::text
+             union all
+             select $5, bool_and(has_function_privilege(a.oid, p.oid, 'execute'))::text
+               from pg_proc p where p.proname = 'pg_logical_emit_message'
+                               and p.proargtypes[2] = 'text'::regtype) as v (name, value)
+          where v.value is not null",
+    )
+    .bind(names.to_vec())
+    .bind(settings)
+    .bind(CONNECTION_LIMIT)
+    .bind(EXPIRED)
+    .bind(EMIT)
+    .fetch_all(postgres)
+    .await
+}
+
+fn value<'v>(values: &'v Values, name: &str) -> &'v str {
+    values.get(name).map_or("", String::as_str)
+}
+
+/// Whether a time limit is set and less than `least`.
+fn is_short(values: &Values, name: &str, least: Duration) -> bool {
+    let value = value(values, name);
+    // Without a unit it is in milliseconds; zero is no limit.
+    let limit = match value.parse() {
+        Ok(0) => return false,
+        Ok(ms) => Ok(Duration::from_millis(ms)),
+        Err(_) => parse_duration(value),
+    };
+    limit.is_ok_and(|limit| limit < least)
+}
+
+/// Statements are logged with their parameters, among which are the bodies.
+fn logs_bodies(values: &Values) -> bool {
+    let statements = matches!(value(values, "log_statement"), "mod" | "all");
+    let slow = !matches!(value(values, "log_min_duration_statement"), "" | "-1");
+    (statements || slow) && value(values, "log_parameter_max_length") != "0"
+}

@@ -1,0 +1,72 @@
+//! The schema that the pipeline's tables are in.
+
+use std::fmt;
+
+/// Postgres cuts longer names off.
+const MAX_NAME_LEN: usize = 63;
+
+/// The schema that the pipeline's tables are in.
+///
+/// Each transaction names it, so that the search path of a role or a database does not count. That is
+/// no setting of the session: poolers such as PgBouncer take none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schema(String);
+
+impl Default for Schema {
+    fn default() -> Self {
+        Self("public".to_owned())
+    }
+}
+
+impl Schema {
+    /// A schema of this name. The error says what a name may be.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        if (1..=MAX_NAME_LEN).contains(&name.len()) && !name.contains('\0') {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(format!("must be a name of 1 to {MAX_NAME_LEN} bytes"))
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// The statement by which names mean what is in this schema, until the transaction ends. Temporary
+    /// tables come last: a session that is shared may have some that are called as a table is.
+    pub fn search(&self) -> String {
+        let quoted = self.0.replace('"', "\"\"");
+        format!("set local search_path = \"{quoted}\", pg_temp")
+    }
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("")]
+    #[case("a\0")]
+    #[case(&"x".repeat(64))]
+    fn what_postgres_would_take_for_another_name_is_refused(#[case] name: &str) {
+        assert!(Schema::parse(name).is_err());
+    }
+
+    #[test]
+    fn a_name_is_quoted() {
+        let schema = Schema::parse("My \"own\"").expect("a name");
+        assert_eq!(
+            schema.search(),
+            "set local search_path = \"My \"\"own\"\"\", pg_temp"
+        );
+    }
+}

@@ -79,11 +79,15 @@ async fn a_worker_can_put_off_isolate_and_sweep(pool: PgPool) {
             "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
              values ('msg_old', 'unknown', now() - interval '9 days', '', '');
              insert into webhook_receipts (webhook_id, received_at, body_sha256)
-             values ('msg_old', now() - interval '9 days', '')",
+             values ('msg_old', now() - interval '9 days', '');
+             create function refuse_first() returns trigger language plpgsql as
+                $$ begin raise 'not yet'; end $$;
+             create trigger refuse_first before insert on events
+                for each row when (new.webhook_id = 'msg_refused' and new.attempts = 1)
+                execute function refuse_first()",
         )
         .await;
-    // The first number is one that Postgres refuses, so that this event is put off once.
-    let refused = event("msg_refused", r#"{"data":{},"n":1e-99999}"#);
+    let refused = event("msg_refused", "{}");
     let isolated = event("msg_isolated", "{}");
     let mut owner = pool.acquire().await.expect("a connection");
     spool::insert(&mut owner, &[entry(&refused, 0), entry(&isolated, 2)])

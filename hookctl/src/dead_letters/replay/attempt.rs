@@ -81,8 +81,7 @@ impl Attempt {
         Ok(replayed)
     }
 
-    /// As a worker's second attempt does, this one leaves the body as bytes, in case `jsonb` is what
-    /// refuses it.
+    /// Leaves the body as bytes, in case `jsonb` is what refuses it.
     async fn again(&self, id: &String) -> Result<Vec<Replayed>, TransactionError> {
         match self.transaction(std::slice::from_ref(id), true).await {
             Err(error) if is_a_rows_fault(&error) => Ok(vec![self.replayed(
@@ -175,11 +174,14 @@ impl Attempt {
         let work = Work {
             event: letter.event.clone(),
             receipt: Receipt::Recorded,
-            attempts: i32::from(keep_bytes),
+            attempts: 0,
             problem: None,
             source: Source::Queue,
         };
-        let record = Record::new(&work);
+        let mut record = Record::new(&work);
+        if keep_bytes {
+            record = record.as_bytes(&work);
+        }
         match record.problem {
             Some(problem) => Judgement::Left(letter.event.webhook_id, Outcome::StillWrong, problem),
             None => Judgement::Mended(letter, Box::new(record)),

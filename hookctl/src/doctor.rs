@@ -4,6 +4,7 @@
 mod backlog;
 mod clocks;
 mod durability;
+mod encryption;
 mod finding;
 mod grants;
 mod nodes;
@@ -108,6 +109,7 @@ impl<'a> Checkup<'a> {
             self.args.overdue,
         )
         .await;
+        findings.extend(encryption::check(&self.database));
         let topology = self.args.stores.broker.topology();
         findings.extend(rabbitmq::check(&self.broker, self.management.as_ref(), &topology).await);
         findings.push(secrets::check(&self.args.secrets));

@@ -4,15 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use shared::{
     address::{Address, AddressError, Host},
     broker::BrokerUrl,
+    tls::{self, Tls},
 };
 use ureq::{
     Agent, Body,
     http::{Response, StatusCode},
+    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
 };
 
 /// For one request, connecting included.
@@ -40,11 +43,17 @@ impl Management {
                  without a user, as that of AMQP_URL is used: {error}"
             )
         })?;
+        ensure!(
+            !broker.logs_in_by_certificate(),
+            "RABBITMQ_MANAGEMENT_URL needs a user with a password in AMQP_URL, as RabbitMQ's \
+             management takes no certificate for a login"
+        );
         let (user, password) = broker.credentials();
         let pair = format!("{user}:{}", password.expose_secret());
         let config = Agent::config_builder()
             .timeout_global(Some(DEADLINE))
             .timeout_connect(Some(CONNECT_DEADLINE))
+            .tls_config(tls_config(broker.tls()?))
             .http_status_as_error(false)
             // The password is not for whoever the answer points to.
             .max_redirects(0)
@@ -148,7 +157,7 @@ impl Management {
                 });
                 match exchanged {
                     Ok(answer) => return Ok(answer),
-                    Err(error) => errors.push(format!("{url}: {error}")),
+                    Err(error) => errors.push(format!("{url}: {}", reason(&error))),
                 }
             }
             Err(errors.join("; "))
@@ -168,6 +177,48 @@ impl Management {
             _ => bail!("RabbitMQ's management answers {path} with {status}: {body}"),
         }
     }
+}
+
+/// What the broker's connections trust and show, for its HTTP API.
+fn tls_config(tls: Tls) -> TlsConfig {
+    let certificates = |all: &[CertificateDer<'_>]| -> Vec<_> {
+        let owned = |der: &CertificateDer<'_>| Certificate::from_der(der).to_owned();
+        all.iter().map(owned).collect()
+    };
+    let mut config = TlsConfig::builder();
+    if !tls.authorities.is_empty() {
+        let roots = certificates(&tls.authorities);
+        config = config.root_certs(RootCerts::Specific(Arc::new(roots)));
+    }
+    let identity = tls.identity.as_ref().map(|identity| {
+        let key = private_key(&identity.key);
+        ClientCert::new_with_certs(&certificates(&identity.certificates), key)
+    });
+    config.client_cert(identity).build()
+}
+
+/// ureq takes the kind of a key from PEM alone.
+fn private_key(key: &PrivateKeyDer<'_>) -> PrivateKey<'static> {
+    let kind = match key {
+        PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
+        PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
+        _ => "PRIVATE KEY",
+    };
+    let der = BASE64_STANDARD.encode(key.secret_der());
+    let pem = format!("-----BEGIN {kind}-----\n{der}\n-----END {kind}-----\n");
+    PrivateKey::from_pem(pem.as_bytes()).expect("what was just written as PEM")
+}
+
+fn reason(error: &ureq::Error) -> String {
+    let tls = match error {
+        ureq::Error::Io(error) => tls::reason(error),
+        ureq::Error::Rustls(error) => Some(tls::explain(error)),
+        _ => None,
+    };
+    tls.map_or_else(
+        || error.to_string(),
+        |reason| format!("TLS failed: {reason}"),
+    )
 }
 
 /// Reads `http://host:15672,host:15672`. Each host may also have its own `http://`.

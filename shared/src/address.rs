@@ -63,6 +63,20 @@ impl HostName {
     }
 }
 
+impl HostName {
+    /// Whether it never leaves this machine: a socket, or loopback.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Name(name) => {
+                let address: Option<Ipv4Addr> = name.parse().ok();
+                name == "localhost" || address.is_some_and(|address| address.is_loopback())
+            }
+            Self::Ipv6(address) => address.is_loopback(),
+            Self::Socket(_) => true,
+        }
+    }
+}
+
 impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use async_compat::Compat;
 use backon::ExponentialBuilder;
 use futures_util::StreamExt;
@@ -19,8 +20,8 @@ use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, Event,
     protocol::AMQPErrorKind,
     runtime,
-    tcp::OwnedTLSConfig,
-    uri::{AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo},
+    tcp::{RustlsConnector, RustlsConnectorConfig},
+    uri::{AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism},
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{io::Interest, net::TcpStream, time::timeout};
@@ -28,6 +29,8 @@ use tokio::{io::Interest, net::TcpStream, time::timeout};
 use crate::{
     address::{Address, AddressError, Host, HostName, unknown_parameter},
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
+    reason,
+    tls::{Tls, TlsFiles},
 };
 
 /// Seconds between heartbeats; a peer that is silent for two of them is gone. This, not TCP, is
@@ -41,7 +44,9 @@ pub struct BrokerUrl {
     hosts: Vec<Host>,
     /// All of the address but its hosts.
     uri: AMQPUri,
+    has_user: bool,
     has_password: bool,
+    tls: TlsFiles,
 }
 
 impl fmt::Debug for BrokerUrl {
@@ -49,6 +54,7 @@ impl fmt::Debug for BrokerUrl {
         f.debug_struct("BrokerUrl")
             .field("hosts", &self.hosts)
             .field("vhost", &self.uri.vhost)
+            .field("tls", &self.tls)
             .finish_non_exhaustive()
     }
 }
@@ -85,6 +91,7 @@ impl BrokerUrl {
             query: read_parameters(&address.parameters)?,
             ..AMQPUri::default()
         };
+        let has_user = address.user.is_some();
         uri.authority.userinfo = AMQPUserInfo {
             username: address.user.unwrap_or(guest.username),
             password: address
@@ -97,7 +104,9 @@ impl BrokerUrl {
         Ok(Self {
             hosts: address.hosts,
             uri,
+            has_user,
             has_password: address.password.is_some(),
+            tls: TlsFiles::default(),
         })
     }
 
@@ -115,6 +124,41 @@ impl BrokerUrl {
         self
     }
 
+    /// The same address with these authorities and this client certificate. The certificate is the
+    /// login where the address has no user.
+    ///
+    /// # Errors
+    /// When a file cannot be used, or the address is not one of TLS.
+    pub fn with_tls(mut self, files: TlsFiles) -> anyhow::Result<Self> {
+        if files.is_empty() {
+            return Ok(self);
+        }
+        ensure!(
+            self.uri.scheme == AMQPScheme::AMQPS,
+            "AMQP_CA_FILE or AMQP_CERT_FILE is set, and AMQP_URL is not amqps://, so that nothing \
+             would be encrypted"
+        );
+        files.read()?;
+        if files.has_identity() && !self.has_user && self.uri.query.auth_mechanism.is_none() {
+            self.uri.query.auth_mechanism = Some(SASLMechanism::External);
+        }
+        self.tls = files;
+        Ok(self)
+    }
+
+    /// The authorities and the client certificate, as they are in their files now.
+    ///
+    /// # Errors
+    /// When a file cannot be used any more.
+    pub fn tls(&self) -> anyhow::Result<Tls> {
+        self.tls.read()
+    }
+
+    /// Whether the client certificate is the login, and no user and password.
+    pub fn logs_in_by_certificate(&self) -> bool {
+        self.uri.query.auth_mechanism == Some(SASLMechanism::External)
+    }
+
     /// The virtual host.
     pub fn vhost(&self) -> String {
         self.uri.vhost.clone()
@@ -124,6 +168,30 @@ impl BrokerUrl {
     pub fn credentials(&self) -> (String, SecretString) {
         let user = self.uri.authority.userinfo.clone();
         (user.username, SecretString::from(user.password))
+    }
+
+    /// What makes a TLS connection of a plain one, if the address is one of TLS.
+    fn connector(&self) -> Result<Option<RustlsConnector>, Cause> {
+        if self.uri.scheme != AMQPScheme::AMQPS {
+            return Ok(None);
+        }
+        let tls = self.tls();
+        let Tls {
+            authorities,
+            identity,
+        } = tls.map_err(|error| Cause::Tls(reason::one_line(&error)))?;
+        let config = if authorities.is_empty() {
+            RustlsConnectorConfig::new_with_webpki_root_certs()
+        } else {
+            RustlsConnectorConfig::default().with_parsable_certificates(authorities)
+        };
+        let connector = match identity {
+            Some(identity) => {
+                config.connector_with_single_cert(identity.certificates, identity.key)
+            }
+            None => config.connector_with_no_client_auth(),
+        };
+        connector.map(Some).map_err(|error| Cause::from(&error))
     }
 
     fn port(&self, host: &Host) -> u16 {
@@ -215,6 +283,7 @@ async fn attempt(
     uri.authority.port = address.port();
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = runtime::default_runtime().map_err(|error| cause(&error))?;
+    let tls = url.connector()?;
     // lapin asks again where the connection ends before the broker has said anything.
     let stream = Mutex::new(Some(stream));
     let hand_over = async move |uri: AMQPUri, _| {
@@ -222,14 +291,9 @@ async fn attempt(
         let stream =
             stream.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))?;
         let stream = AsyncTcpStream::Plain(Compat::new(stream));
-        Ok(match uri.scheme {
-            AMQPScheme::AMQP => stream,
-            AMQPScheme::AMQPS => {
-                let config = OwnedTLSConfig::default();
-                stream
-                    .into_tls(&uri.authority.host, config.as_ref())
-                    .await?
-            }
+        Ok(match &tls {
+            None => stream,
+            Some(connector) => stream.into_rustls(connector, &uri.authority.host).await?,
         })
     };
     let connected = Connection::connector(uri, runtime, hand_over, properties);
@@ -286,6 +350,9 @@ fn cause(error: &lapin::Error) -> Cause {
             sqlstate: None,
             message: error.get_message().to_string(),
         },
+        ErrorKind::ParsingError(_) => Cause::Other(
+            "does not speak plain AMQP on this port (amqps:// is for a port of TLS)".to_owned(),
+        ),
         _ => Cause::Other(error.to_string()),
     }
 }

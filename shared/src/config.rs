@@ -14,6 +14,7 @@ use crate::{
     database::{DatabaseUrl, Schema},
     password_file,
     telemetry::LogFormat,
+    tls::TlsFiles,
     topology::{Declare, Topology},
 };
 
@@ -42,6 +43,7 @@ impl DatabaseArgs {
         let url = DatabaseUrl::parse(self.database_url.expose_secret())
             .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?
             .with_schema(self.database_schema.clone());
+        url.check_certificates()?;
         let Some(file) = &self.database_password_file else {
             return Ok(url);
         };
@@ -78,6 +80,18 @@ pub struct BrokerArgs {
     #[arg(long, env = "AMQP_PASSWORD_FILE")]
     amqp_password_file: Option<PathBuf>,
 
+    /// A PEM file with the authorities that vouch for RabbitMQ, in place of the public ones
+    #[arg(long, env = "AMQP_CA_FILE")]
+    amqp_ca_file: Option<PathBuf>,
+
+    /// A PEM file with the certificate to show to RabbitMQ; it is the login where AMQP_URL has no user
+    #[arg(long, env = "AMQP_CERT_FILE")]
+    amqp_cert_file: Option<PathBuf>,
+
+    /// A PEM file with the key of that certificate
+    #[arg(long, env = "AMQP_KEY_FILE")]
+    amqp_key_file: Option<PathBuf>,
+
     /// What the names of exchanges and queues start with
     #[arg(long, env = "TOPOLOGY_PREFIX", default_value = "pleo", value_parser = parse_prefix)]
     pub topology_prefix: String,
@@ -88,9 +102,19 @@ impl BrokerArgs {
     pub fn broker(&self) -> anyhow::Result<BrokerUrl> {
         let url = BrokerUrl::parse(self.amqp_url.expose_secret())
             .map_err(|reason| anyhow!("AMQP_URL is {reason}"))?;
+        let url = url.with_tls(TlsFiles::new(
+            self.amqp_ca_file.clone(),
+            self.amqp_cert_file.clone(),
+            self.amqp_key_file.clone(),
+        )?)?;
         let Some(file) = &self.amqp_password_file else {
             return Ok(url);
         };
+        ensure!(
+            !url.logs_in_by_certificate(),
+            "AMQP_PASSWORD_FILE is set although the certificate of AMQP_CERT_FILE is the login: \
+             remove it, or put a user into AMQP_URL"
+        );
         ensure!(
             !url.has_password(),
             "AMQP_URL has a password although AMQP_PASSWORD_FILE is set: remove one of the two"

@@ -23,6 +23,7 @@ pub mod spool;
 pub mod systemd;
 pub mod telemetry;
 pub mod text_file;
+pub mod tls;
 pub mod topology;
 
 pub use event_type::{EventType, Family};

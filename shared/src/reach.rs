@@ -15,7 +15,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::address::{Host, HostName};
+use crate::{
+    address::{Host, HostName},
+    tls,
+};
 
 /// How long resolving a name may take.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
@@ -67,6 +70,9 @@ pub enum Cause {
 
 impl From<&io::Error> for Cause {
     fn from(error: &io::Error) -> Self {
+        if let Some(reason) = tls::reason(error) {
+            return Self::Tls(reason);
+        }
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::TimedOut => Self::NoAnswer,
@@ -77,8 +83,6 @@ impl From<&io::Error> for Cause {
             | io::ErrorKind::ConnectionAborted => {
                 Self::Other("closed the connection in the middle of the login".to_owned())
             }
-            // What rustls reports has a source of its own; what the system reports has none.
-            io::ErrorKind::InvalidData if error.get_ref().is_some() => Self::Tls(error.to_string()),
             _ if error.raw_os_error().is_some() => Self::Other(error.kind().to_string()),
             _ => Self::Other(error.to_string()),
         }

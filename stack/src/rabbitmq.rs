@@ -50,6 +50,27 @@ pub enum Plugins {
     Management,
 }
 
+/// What runs in a broker beside AMQP, and how it is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configuration {
+    /// The stack's own choice.
+    pub plugins: Plugins,
+    /// Names of more plugins.
+    pub more_plugins: Vec<&'static str>,
+    /// Lines of `rabbitmq.conf`, after the stack's own.
+    pub lines: String,
+}
+
+impl From<Plugins> for Configuration {
+    fn from(plugins: Plugins) -> Self {
+        Self {
+            plugins,
+            more_plugins: Vec::new(),
+            lines: String::new(),
+        }
+    }
+}
+
 /// A running (or killed) private broker.
 #[derive(Debug)]
 pub struct RabbitMq {
@@ -76,11 +97,19 @@ impl RabbitMq {
         packages: &Packages,
         folder: &Path,
         address: SocketAddr,
-        plugins: Plugins,
+        configuration: impl Into<Configuration>,
     ) -> Result<Self> {
         base::create(folder)?;
         let (mapper, mapper_address) = start_mapper(packages, folder)?;
-        let mut broker = Self::spawn(packages, folder, address, plugins, NODE, mapper_address)?;
+        let configuration = configuration.into();
+        let mut broker = Self::spawn(
+            packages,
+            folder,
+            address,
+            &configuration,
+            NODE,
+            mapper_address,
+        )?;
         broker.mapper = Some(mapper);
         broker.until_ready().await?;
         fs::write(started_once(folder), "")?;
@@ -92,7 +121,7 @@ impl RabbitMq {
         packages: &Packages,
         folder: &Path,
         address: SocketAddr,
-        plugins: Plugins,
+        configuration: &Configuration,
         node: &str,
         mapper_address: SocketAddr,
     ) -> Result<Self> {
@@ -101,15 +130,13 @@ impl RabbitMq {
             // Killed during its very first start, a broker cannot make sense of what it wrote.
             fs::remove_dir_all(&data).context("cannot delete the broker's unfinished data")?;
         }
-        let management = match plugins {
+        let management = match configuration.plugins {
             Plugins::None => None,
             Plugins::Management => Some(ports::free()?),
         };
-        let enabled = if management.is_some() {
-            "[rabbitmq_management]."
-        } else {
-            "[]."
-        };
+        let mut enabled = configuration.more_plugins.clone();
+        enabled.extend(management.map(|_| "rabbitmq_management"));
+        let enabled = format!("[{}].", enabled.join(","));
         fs::write(folder.join("enabled_plugins"), enabled)?;
         let web = management.map_or(String::new(), |address| {
             format!(
@@ -118,7 +145,8 @@ impl RabbitMq {
                 address.port()
             )
         });
-        fs::write(folder.join("rabbitmq.conf"), format!("{CONFIG}{web}"))?;
+        let lines = format!("{CONFIG}{web}{}", configuration.lines);
+        fs::write(folder.join("rabbitmq.conf"), lines)?;
         let settings = Settings {
             node,
             folder,

@@ -33,6 +33,18 @@ fn refused(changes: &[(&str, &str)]) -> String {
 #[case("AMQP_URL", "http://u:hunter2@h/", "AMQP_URL")]
 #[case("DATABASE_PASSWORD_FILE", "/nowhere", "DATABASE_URL has a password")]
 #[case("AMQP_PASSWORD_FILE", "/nowhere", "AMQP_URL has a password")]
+#[case("AMQP_CA_FILE", "/nowhere", "AMQP_URL is not amqps://")]
+#[case("AMQP_CERT_FILE", "/nowhere", "AMQP_KEY_FILE is not")]
+#[case(
+    "DATABASE_URL",
+    "postgres://u:hunter2@h/d?sslrootcert=/nowhere",
+    "sslrootcert of DATABASE_URL: cannot read /nowhere"
+)]
+#[case(
+    "DATABASE_URL",
+    "postgres://u:hunter2@h/d?sslcert=/nowhere",
+    "no sslkey"
+)]
 #[case("WEBHOOK_SECRETS", "", "no secret")]
 #[case("WEBHOOK_SECRETS", "current=whsec_c2hvcnQ=", "24 to 64")]
 #[case("WEBHOOK_SECRETS", "current=whsec_####", "base64")]
@@ -80,6 +92,19 @@ fn a_password_file_that_is_not_there_is_named(
     assert_eq!(error.lines().count(), 1, "{error}");
     let expected = format!("{setting}: cannot read /nowhere");
     assert!(error.contains(&expected), "{error}");
+}
+
+#[test]
+fn a_ca_file_that_is_not_there_is_named() {
+    let error = refused(&[
+        ("AMQP_URL", "amqps://u:hunter2@127.0.0.1:1/%2f"),
+        ("AMQP_CA_FILE", "/nowhere"),
+    ]);
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(
+        error.contains("AMQP_CA_FILE: cannot read /nowhere"),
+        "{error}"
+    );
 }
 
 #[test]

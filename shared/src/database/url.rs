@@ -2,10 +2,12 @@
 
 use std::{
     fmt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use anyhow::bail;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     ConnectOptions, PgConnection,
@@ -22,6 +24,7 @@ use crate::{
         Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
     },
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
+    tls::{self, Identity, NamedFile},
 };
 
 const DEFAULT_PORT: u16 = 5432;
@@ -46,6 +49,7 @@ pub struct DatabaseUrl {
     wants_writes: bool,
     has_password: bool,
     schema: Schema,
+    certificates: Certificates,
     /// The server that took writes when it was asked last; it is asked first.
     last: Arc<Mutex<Option<Host>>>,
 }
@@ -87,6 +91,7 @@ impl From<PgConnectOptions> for DatabaseUrl {
             wants_writes: false,
             has_password: false,
             schema: Schema::default(),
+            certificates: Certificates::default(),
             last: Arc::default(),
         }
     }
@@ -118,8 +123,34 @@ impl DatabaseUrl {
             servers,
             has_password,
             schema: Schema::default(),
+            certificates: parameters.certificates,
             last: Arc::default(),
         })
+    }
+
+    /// Fails unless the certificates and the key that the address names are there and fit together.
+    /// sqlx reads them for each connection.
+    pub(crate) fn check_certificates(&self) -> anyhow::Result<()> {
+        self.certificates.check()
+    }
+
+    /// The hosts on the network to which TLS is asked for by the address although not all of a
+    /// server's certificate would be verified, and the `sslmode`.
+    pub fn unverified_hosts(&self) -> Option<(&'static str, Vec<String>)> {
+        let mode = match self.certificates.mode? {
+            PgSslMode::Disable | PgSslMode::VerifyFull => return None,
+            PgSslMode::Allow => "allow",
+            PgSslMode::Prefer => "prefer",
+            PgSslMode::Require => "require",
+            PgSslMode::VerifyCa => "verify-ca",
+        };
+        let hosts = self
+            .servers
+            .iter()
+            .filter_map(|server| server.host.as_ref());
+        let remote = hosts.filter(|host| !host.name.is_local());
+        let remote: Vec<_> = remote.map(|host| host.name.to_string()).collect();
+        (!remote.is_empty()).then_some((mode, remote))
     }
 
     /// Whether the address itself has a password.
@@ -200,6 +231,45 @@ impl DatabaseUrl {
     }
 }
 
+/// The files of TLS that an address names, and how it wants TLS to be, if it says so.
+#[derive(Clone, Default)]
+struct Certificates {
+    mode: Option<PgSslMode>,
+    root: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl Certificates {
+    fn check(&self) -> anyhow::Result<()> {
+        fn named<'a>(setting: &'a str, path: &'a Path) -> NamedFile<'a> {
+            NamedFile { setting, path }
+        }
+        if let Some(root) = &self.root {
+            named("sslrootcert of DATABASE_URL", root).authorities()?;
+        }
+        match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => Identity::read(
+                named("sslcert of DATABASE_URL", certificate),
+                named("sslkey of DATABASE_URL", key),
+            )
+            .map(drop),
+            (None, None) => Ok(()),
+            (Some(_), None) => bail!("DATABASE_URL has sslcert and no sslkey"),
+            (None, Some(_)) => bail!("DATABASE_URL has sslkey and no sslcert"),
+        }
+    }
+}
+
+/// A file that an address names. Unlike sqlx, it takes no certificate or key in place of a path: a
+/// key belongs into no address.
+fn file(name: &'static str, value: &str) -> Result<PathBuf, AddressError> {
+    if value.is_empty() || value.contains("-----") {
+        return Err(AddressError::Value(name, "the path of a PEM file"));
+    }
+    Ok(value.into())
+}
+
 /// What an address says, its parameters included.
 struct Parameters {
     hosts: Vec<Host>,
@@ -209,6 +279,7 @@ struct Parameters {
     password: Option<SecretString>,
     database: Option<String>,
     wants_writes: bool,
+    certificates: Certificates,
 }
 
 impl Parameters {
@@ -221,6 +292,7 @@ impl Parameters {
             password: address.password.clone(),
             database: address.path.clone().filter(|path| !path.is_empty()),
             wants_writes: false,
+            certificates: Certificates::default(),
         };
         let (mut hosts, mut ports) = (None, None);
         for (name, value) in &address.parameters {
@@ -250,6 +322,12 @@ impl Parameters {
             }
             (None, None) => {}
         }
+        // As libpq does: with authorities to ask, `require` asks them.
+        let certificates = &read.certificates;
+        if matches!(certificates.mode, Some(PgSslMode::Require)) && certificates.root.is_some() {
+            read.certificates.mode = Some(PgSslMode::VerifyCa);
+            read.options = read.options.ssl_mode(PgSslMode::VerifyCa);
+        }
         Ok(read)
     }
 
@@ -275,11 +353,22 @@ impl Parameters {
             "sslmode" | "ssl-mode" => {
                 let expected = "disable, allow, prefer, require, verify-ca or verify-full";
                 let mode: Result<PgSslMode, _> = value.parse();
-                options.ssl_mode(mode.map_err(|_| AddressError::Value("sslmode", expected))?)
+                let mode = mode.map_err(|_| AddressError::Value("sslmode", expected))?;
+                self.certificates.mode = Some(mode);
+                options.ssl_mode(mode)
             }
-            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => options.ssl_root_cert(value),
-            "sslcert" | "ssl-cert" => options.ssl_client_cert(value),
-            "sslkey" | "ssl-key" => options.ssl_client_key(value),
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => {
+                self.certificates.root = Some(file("sslrootcert", value)?);
+                options.ssl_root_cert(value)
+            }
+            "sslcert" | "ssl-cert" => {
+                self.certificates.certificate = Some(file("sslcert", value)?);
+                options.ssl_client_cert(value)
+            }
+            "sslkey" | "ssl-key" => {
+                self.certificates.key = Some(file("sslkey", value)?);
+                options.ssl_client_key(value)
+            }
             "application_name" => options.application_name(value),
             "statement-cache-capacity" => {
                 let capacity = value.parse().map_err(|_| {
@@ -484,7 +573,11 @@ pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Er
 fn cause(error: sqlx::Error) -> Cause {
     match error {
         sqlx::Error::Io(error) => Cause::from(&error),
-        sqlx::Error::Tls(error) => Cause::Tls(error.to_string()),
+        sqlx::Error::Tls(error) => Cause::Tls(
+            error
+                .downcast_ref()
+                .map_or_else(|| error.to_string(), tls::explain),
+        ),
         sqlx::Error::Database(error) => Cause::Refusal {
             sqlstate: error.code().map(Into::into),
             message: error.message().to_owned(),
@@ -537,6 +630,7 @@ mod tests {
     #[case("postgres://u:hunter2@h:1/d?port=2")]
     #[case("postgres://u:hunter2@h/d?password=hunter2")]
     #[case("postgres://u:hunter2@h/d?options=hunter2")]
+    #[case("postgres://u@h/d?sslkey=-----BEGIN%20PRIVATE%20KEY-----hunter2")]
     fn a_bad_address_is_refused_without_repeating_it(#[case] bad: &str) {
         let error = DatabaseUrl::parse(bad).expect_err("refused");
         assert!(!error.contains("hunter2"), "{error}");

@@ -38,7 +38,7 @@ impl Cluster {
                 packages,
                 &folder,
                 ports::free()?,
-                Plugins::Management,
+                &Plugins::Management.into(),
                 &name,
                 mapper_address,
             )?);

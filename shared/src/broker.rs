@@ -302,7 +302,16 @@ async fn attempt(
             attempt.succeeded = true;
             Ok(connection)
         }
-        Ok(Err(error)) => Err(cause(&error)),
+        // The broker says what is wrong with a certificate and closes at once, so that its words may
+        // be lost.
+        Ok(Err(error)) => Err(match cause(&error) {
+            Cause::Closed if url.tls.has_identity() => Cause::Tls(
+                "the server closed the connection, as it does where it refuses a client \
+                 certificate: its log says why"
+                    .to_owned(),
+            ),
+            other => other,
+        }),
         Err(_elapsed) if attempt.heard_something() => {
             Err(Cause::Other("did not finish the login in time".to_owned()))
         }

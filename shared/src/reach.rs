@@ -49,6 +49,9 @@ pub enum Cause {
     /// The connection is there, and then nothing comes.
     #[error("accepts connections but says nothing")]
     Silent,
+    /// The connection is there, and ends too early.
+    #[error("closed the connection in the middle of the login")]
+    Closed,
     /// TLS failed, or the other side does not want it.
     #[error("TLS failed: {0}")]
     Tls(String),
@@ -80,9 +83,8 @@ impl From<&io::Error> for Cause {
             io::ErrorKind::NotFound => Self::Other("no such file or directory".to_owned()),
             io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted => {
-                Self::Other("closed the connection in the middle of the login".to_owned())
-            }
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe => Self::Closed,
             _ if error.raw_os_error().is_some() => Self::Other(error.kind().to_string()),
             _ => Self::Other(error.to_string()),
         }

@@ -12,6 +12,7 @@ use shared::{
     private_port::{Check, Readiness, ReadinessProbe},
 };
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use crate::{
     breaker::Breaker,
@@ -65,25 +66,35 @@ pub struct Watch {
 impl Watch {
     /// Looks for as long as it is polled.
     pub async fn run(self) {
+        let mut told = String::new();
         loop {
             sleep(LOOK_EVERY).await;
-            tokio::join!(self.ask_postgres(), self.ask_rabbitmq());
+            tokio::join!(self.ask_postgres(&mut told), self.ask_rabbitmq());
             self.breakers.show(&self.metrics);
         }
     }
 
-    async fn ask_postgres(&self) {
-        ask(&self.breakers.postgres, || async {
-            self.probe_postgres().await.is_ok()
-        })
-        .await;
+    /// Says what is wrong when it was something else before.
+    async fn ask_postgres(&self, told: &mut String) {
+        let asked = ask(&self.breakers.postgres, || self.probe_postgres());
+        let Err(error) = asked.await else {
+            told.clear();
+            return;
+        };
+        let error = error.to_string();
+        if *told != error {
+            warn!(
+                error,
+                "postgres is away; events are published without dedup meanwhile"
+            );
+            *told = error;
+        }
     }
 
     async fn ask_rabbitmq(&self) {
-        ask(&self.breakers.rabbitmq, || async {
-            self.publisher.probe().await.is_ok()
-        })
-        .await;
+        // The publisher says itself why it does not get through.
+        let asked = ask(&self.breakers.rabbitmq, || self.publisher.probe());
+        asked.await.ok();
     }
 
     async fn probe_postgres(&self) -> Result<(), database::TransactionError> {
@@ -108,14 +119,23 @@ impl Watch {
 }
 
 /// Tells the breaker how the store fares, if no batch did for a while. One late answer of a busy store
-/// is no failure.
-async fn ask<P: Future<Output = bool>>(breaker: &Breaker, probe: impl Fn() -> P) {
+/// is no failure; the last of several errors is.
+async fn ask<E, P: Future<Output = Result<(), E>>>(
+    breaker: &Breaker,
+    probe: impl Fn() -> P,
+) -> Result<(), E> {
     let Some(permit) = breaker.permit_if_silent(Instant::now(), SILENCE) else {
-        return;
+        return Ok(());
     };
-    for _ in 0..TRIES {
-        if probe().await {
-            return permit.succeeded();
+    let mut tries = 1;
+    loop {
+        match probe().await {
+            Ok(()) => {
+                permit.succeeded();
+                return Ok(());
+            }
+            Err(error) if tries >= TRIES => return Err(error),
+            Err(_) => tries += 1,
         }
     }
 }

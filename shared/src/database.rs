@@ -4,6 +4,7 @@
 mod hung_commit;
 mod mode;
 mod pool;
+mod pooler;
 mod schema;
 mod transaction;
 mod url;

@@ -66,6 +66,9 @@ pub enum Cause {
     /// Postgres takes no writes there.
     #[error("{0}")]
     ReadOnly(&'static str),
+    /// What is between us and Postgres cannot be used as it is set.
+    #[error("{0}")]
+    Pooler(&'static str),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -101,6 +104,12 @@ pub struct Unreached {
 impl Unreached {
     pub(crate) fn new(store: &'static str, causes: Vec<(String, Cause)>) -> Self {
         Self { store, causes }
+    }
+
+    /// Whether a pooler in front of Postgres has to be set differently.
+    pub fn is_of_pooler(&self) -> bool {
+        let mut causes = self.causes.iter();
+        causes.any(|(_, cause)| matches!(cause, Cause::Pooler(_)))
     }
 
     /// The SQLSTATE that a server of Postgres refused with, if one did.

@@ -11,6 +11,7 @@ pub mod compose;
 pub mod debian_root;
 pub mod drill;
 pub mod packages;
+pub mod pgbouncer;
 pub mod ports;
 pub mod postgres;
 pub mod process;

@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, User, geteuid};
 
 use crate::debian_root::{DebianRoot, Release};
+use crate::pgbouncer;
 use crate::postgres::ACCOUNT;
 use crate::process::{Output, Process, Spec};
 use crate::progress::{Progress, note};
@@ -171,6 +172,18 @@ impl Monitoring {
         }
         Self::find()
     }
+}
+
+/// Installs PgBouncer, which only tests need, if it is missing and we may. Every Debian that is made
+/// has it.
+///
+/// # Errors
+/// As [`Packages::find_or_install`].
+pub async fn install_pgbouncer(log: &Path, progress: Progress) -> Result<()> {
+    let exists = Path::new("/").join(pgbouncer::PROGRAM).exists();
+    let missing: &[&str] = if exists { &[] } else { &["pgbouncer"] };
+    install_if_permitted(missing, log, progress).await?;
+    Ok(())
 }
 
 fn ensure_none(missing: &[&str]) -> Result<()> {

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::{Instant, sleep};
 
-pub(crate) use self::data::ACCOUNT;
+pub(crate) use self::data::{ACCOUNT, give};
 use self::data::{ROLE, initialise, password, spawn};
 use crate::base;
 use crate::packages::Packages;

@@ -19,12 +19,14 @@ pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration
     let mut connection = match database::connect(options).await {
         Ok(connection) => connection,
         Err(error) => {
+            let remedy = if error.is_of_pooler() {
+                "let DATABASE_URL point to Postgres itself, or to a PgBouncer 1.21 or newer with \
+                 pool_mode transaction and max_prepared_statements above 0"
+            } else {
+                "check DATABASE_URL, and that Postgres runs and takes connections from here"
+            };
             return vec![
-                Finding::problem(
-                    "postgres",
-                    error.to_string(),
-                    "check DATABASE_URL, and that Postgres runs and takes connections from here",
-                ),
+                Finding::problem("postgres", error.to_string(), remedy),
                 Finding::skipped("schema, accounts, durability, backlog", "no Postgres"),
             ];
         }

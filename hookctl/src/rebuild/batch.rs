@@ -300,7 +300,8 @@ impl<'a> Writer<'a> {
     /// the least of all, so that any event replaces them.
     ///
     /// The worker's own statement writes the rows that should be there into a temporary table of the
-    /// same name, which hides the real one for as long as the search path says so.
+    /// same name, which hides the real one for as long as the search path says so. The table ends with
+    /// the transaction: behind a pooler another client would find it in place of the real one.
     async fn find_wrong(
         &self,
         connection: &mut PgConnection,
@@ -317,7 +318,7 @@ impl<'a> Writer<'a> {
             connection,
             format!(
                 "create temporary table if not exists {name} (like {real} including all)
-                     on commit delete rows;
+                     on commit drop;
                  truncate pg_temp.{name};
                  set local search_path = pg_temp, {schema}"
             ),

@@ -14,14 +14,14 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, SqlSafeStr};
+use sqlx::{PgConnection, PgPool};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, timeout},
 };
 
 use super::{
-    mode::TransactionMode,
+    pooler::{Home, Opened},
     schema::Schema,
     url::{Access, DatabaseUrl, Role, role},
 };
@@ -39,9 +39,6 @@ const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A connection is replaced after this, so that Postgres gives back what a session has gathered.
 const LIFETIME: Duration = Duration::from_secs(1800);
-
-/// Preparing reads the tables' definitions.
-const PREPARING: TransactionMode = TransactionMode::read();
 
 /// A pool of at most so many connections. Clones share them.
 #[derive(Clone)]
@@ -65,6 +62,7 @@ struct Idle {
 
 struct Live {
     connection: PgConnection,
+    home: Home,
     generation: u64,
     opened: Instant,
 }
@@ -144,7 +142,8 @@ impl Pool {
 
     /// A connection that takes no place of the pool and never comes back to it.
     pub(super) async fn connect_beyond(&self) -> Result<PgConnection, Unreached> {
-        self.0.url.connect(&self.0.name, Access::Write).await
+        let opened = self.0.url.open(&self.0.name, Access::Write, &[]).await?;
+        Ok(opened.connection)
     }
 
     async fn connect(&self, place: OwnedSemaphorePermit) -> Result<PooledConnection, Unreached> {
@@ -152,10 +151,15 @@ impl Pool {
         let (sender, receiver) = oneshot::channel();
         tokio::spawn(async move {
             let generation = pool.generation.load(Ordering::Acquire);
-            let connected = pool.connect().await;
-            let connected = connected.map(|connection| PooledConnection {
+            let opened = pool.url.open(&pool.name, Access::Write, pool.statements);
+            let opened = opened.await;
+            if opened.as_ref().is_err_and(Unreached::is_of_pooler) {
+                pool.distrust(generation);
+            }
+            let connected = opened.map(|Opened { connection, home }| PooledConnection {
                 live: Live {
                     connection,
+                    home,
                     generation,
                     opened: Instant::now(),
                 },
@@ -173,35 +177,6 @@ impl Pool {
 }
 
 impl Inner {
-    async fn connect(&self) -> Result<PgConnection, Unreached> {
-        let mut connection = self.url.connect(&self.name, Access::Write).await?;
-        if self.statements.is_empty() {
-            return Ok(connection);
-        }
-        // What is prepared outlives the transaction, in which names mean what they will mean later.
-        let begin = PREPARING.begin(self.url.schema(), connection.server_version_num());
-        self.step(sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut connection))
-            .await?;
-        for statement in self.statements {
-            self.step((&mut connection).prepare(statement.into_sql_str()))
-                .await?;
-        }
-        self.step(sqlx::raw_sql("rollback").execute(&mut connection))
-            .await?;
-        Ok(connection)
-    }
-
-    /// Before the schema is there preparing fails, and the connection is good all the same.
-    async fn step<T>(
-        &self,
-        step: impl Future<Output = Result<T, sqlx::Error>>,
-    ) -> Result<(), Unreached> {
-        match timeout(TRY_DEADLINE, step).await {
-            Ok(Ok(_) | Err(sqlx::Error::Database(_))) => Ok(()),
-            _ => Err(self.unreached(Cause::Silent)),
-        }
-    }
-
     fn unreached(&self, cause: Cause) -> Unreached {
         Unreached::new("Postgres", vec![(self.name.clone(), cause)])
     }
@@ -264,8 +239,13 @@ impl PooledConnection {
         self.live.connection
     }
 
-    /// Postgres says that this server takes no writes any more: neither this connection nor those
-    /// that the pool has kept are used again.
+    /// Where its statements are.
+    pub(super) fn home(&self) -> &Home {
+        &self.live.home
+    }
+
+    /// This server takes no writes any more, or mixes up statements: neither this connection nor
+    /// those that the pool has kept are used again.
     pub fn moved(&self) {
         self.pool.distrust(self.live.generation);
     }

@@ -14,6 +14,7 @@ use super::{
     hung_commit::{self, Backend},
     mode::{Durability, TransactionMode},
     pool::{Pool, PooledConnection},
+    pooler::is_mixed_up,
 };
 use crate::reach::Unreached;
 
@@ -115,20 +116,17 @@ impl DeadlineTransaction {
             permit: None,
             committing: false,
         };
-        let mut begin = mode.begin(pool.schema(), transaction.server_version());
-        if mode.durability() == Durability::Replicated {
-            begin.push_str("; select pg_backend_pid()");
+        let (backend, has_first_name) = transaction.settle(pool, mode).await?;
+        if let Err(error) = transaction
+            .connection()
+            .home()
+            .check(backend, has_first_name)
+        {
+            transaction.connection().moved();
+            return Err(error.into());
         }
-        let rows = transaction
-            .run(async |connection| {
-                sqlx::raw_sql(AssertSqlSafe(begin))
-                    .fetch_all(connection)
-                    .await
-            })
-            .await?;
-        if let Some(row) = rows.last() {
-            let pid = row.try_get(0)?;
-            transaction.backend = Some(Backend::new(pool, pid));
+        if mode.durability() == Durability::Replicated {
+            transaction.backend = Some(Backend::new(pool, backend));
         }
         transaction.deadline = deadline;
         Ok(transaction)
@@ -137,6 +135,29 @@ impl DeadlineTransaction {
     fn server_version(&self) -> Option<u32> {
         let connection = self.connection.as_deref();
         connection.and_then(PgConnection::server_version_num)
+    }
+
+    /// Begins, and finds out on which backend.
+    async fn settle(
+        &mut self,
+        pool: &Pool,
+        mode: &TransactionMode,
+    ) -> Result<(i32, bool), TransactionError> {
+        let begin = mode.begin(pool.schema(), self.server_version());
+        let sql = format!("{begin}; {}", self.connection().home().question());
+        self.run(async |connection| {
+            let row = sqlx::raw_sql(AssertSqlSafe(sql))
+                .fetch_one(connection)
+                .await?;
+            Ok((row.try_get(0)?, row.len() > 1 && row.try_get(1)?))
+        })
+        .await
+    }
+
+    fn connection(&mut self) -> &mut PooledConnection {
+        self.connection
+            .as_mut()
+            .expect("the connection is taken only by commit, rollback and drop")
     }
 
     /// Moves the deadline of the steps that follow.
@@ -164,14 +185,11 @@ impl DeadlineTransaction {
         &mut self,
         step: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, TransactionError> {
-        let connection = self
-            .connection
-            .as_mut()
-            .expect("the connection is taken only by commit, rollback and drop");
-        let outcome = within(self.deadline, step(connection)).await;
-        if let Err(error) = &outcome
-            && error.sqlstate().as_deref() == Some(READ_ONLY_SQL_TRANSACTION)
-        {
+        let deadline = self.deadline;
+        let connection = self.connection();
+        let outcome = within(deadline, step(connection)).await;
+        let sqlstate = outcome.as_ref().err().and_then(TransactionError::sqlstate);
+        if sqlstate.is_some_and(|code| code == READ_ONLY_SQL_TRANSACTION || is_mixed_up(&code)) {
             connection.moved();
         }
         outcome

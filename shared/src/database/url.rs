@@ -10,7 +10,7 @@ use std::{
 use anyhow::bail;
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions, PgConnection,
+    AssertSqlSafe, ConnectOptions, PgConnection,
     postgres::{PgConnectOptions, PgSslMode},
 };
 use tokio::{
@@ -18,7 +18,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::schema::Schema;
+use super::{
+    pooler::{self, Home, Opened},
+    schema::Schema,
+};
 use crate::{
     address::{
         Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
@@ -188,33 +191,59 @@ impl DatabaseUrl {
     }
 
     /// Opens a connection that shows as `name` in `pg_stat_activity`.
+    ///
+    /// A pooler that mixes up statements is refused. A first connection may be alone on its backend
+    /// and find nothing wrong, so another one is opened beside it for a moment.
     pub async fn connect(&self, name: &str, access: Access) -> Result<PgConnection, Unreached> {
-        let write = access == Access::Write || self.wants_writes;
+        let Opened { connection, home } = self.open(name, access, &[]).await?;
+        if home.is_one_backend() {
+            match self.open(name, access, &[]).await {
+                Err(error) if error.is_of_pooler() => return Err(error),
+                // There may be room for one connection only.
+                _ => {}
+            }
+        }
+        Ok(connection)
+    }
+
+    /// Opens a connection that has these statements if their tables are there and not locked.
+    pub(super) async fn open(
+        &self,
+        name: &str,
+        access: Access,
+        statements: &[&'static str],
+    ) -> Result<Opened, Unreached> {
+        let session = Session {
+            name,
+            schema: &self.schema,
+            write: access == Access::Write || self.wants_writes,
+            statements,
+        };
         let servers = self.in_order();
-        let attempts = servers.iter().map(|server| server.connect(name, write));
+        let attempts = servers.iter().map(|server| server.connect(session));
         let outcome = reach::first(attempts).await;
         let mut causes = Vec::new();
         let mut second_best = None;
         match outcome {
-            Ok((host, connection)) => {
+            Ok((host, opened)) => {
                 self.remember(host);
-                return Ok(connection);
+                return Ok(opened);
             }
             Err(failures) => {
                 for failure in failures.into_iter().flatten() {
                     match failure {
                         Failure::Unreached(server, cause) => causes.push((server, cause)),
-                        Failure::ReadOnlyByDefault(host, connection) => {
-                            second_best = Some((host, *connection));
+                        Failure::ReadOnlyByDefault(host, opened) => {
+                            second_best = Some((host, *opened));
                         }
                     }
                 }
             }
         }
         // Transactions that say that they write may write there after all.
-        if let Some((host, connection)) = second_best {
+        if let Some((host, opened)) = second_best {
             self.remember(host);
-            return Ok(connection);
+            return Ok(opened);
         }
         Err(Unreached::new("Postgres", causes))
     }
@@ -443,17 +472,13 @@ fn read_options(text: &str) -> Option<Vec<(String, String)>> {
 enum Failure {
     Unreached(String, Cause),
     /// It takes writes only from transactions that say so.
-    ReadOnlyByDefault(Option<Host>, Box<PgConnection>),
+    ReadOnlyByDefault(Option<Host>, Box<Opened>),
 }
 
 impl Server {
     /// Connects to any of the server's addresses.
-    async fn connect(
-        &self,
-        name: &str,
-        write: bool,
-    ) -> Result<(Option<Host>, PgConnection), Vec<Failure>> {
-        let options = self.options.clone().application_name(name);
+    async fn connect(&self, session: Session<'_>) -> Result<(Option<Host>, Opened), Vec<Failure>> {
+        let options = self.options.clone().application_name(session.name);
         let port = options.get_port();
         let label = |address| match &self.host {
             Some(host) => reach::label(host, port, address),
@@ -465,7 +490,7 @@ impl Server {
             _ => None,
         };
         let Some(host) = by_address else {
-            let connected = self.attempt(&options, write).await;
+            let connected = self.attempt(&options, session, label(None)).await;
             return connected.map_err(|cause| vec![cause.named(|cause| unreached(None, cause))]);
         };
         let addresses = reach::resolve(&host.name, port)
@@ -474,7 +499,7 @@ impl Server {
         let attempts = addresses.into_iter().map(|address| {
             let options = options.clone().host(&address.ip().to_string());
             async move {
-                let connected = self.attempt(&options, write).await;
+                let connected = self.attempt(&options, session, label(Some(address))).await;
                 connected.map_err(|cause| cause.named(|cause| unreached(Some(address), cause)))
             }
         });
@@ -484,44 +509,58 @@ impl Server {
     async fn attempt(
         &self,
         options: &PgConnectOptions,
-        write: bool,
-    ) -> Result<(Option<Host>, PgConnection), Refused> {
-        let attempt = async {
+        session: Session<'_>,
+        label: String,
+    ) -> Result<(Option<Host>, Opened), Refused> {
+        let login = async {
             let mut connection = options.connect().await?;
-            let role = if write {
-                role(&mut connection).await?
-            } else {
-                Role::Writable
-            };
-            Ok((role, connection))
+            let (role, place) = pooler::examine(&mut connection, session.schema).await?;
+            Ok((role, place, connection))
         };
-        match timeout(ATTEMPT_DEADLINE, attempt).await {
-            Ok(Ok((Role::Writable, connection))) => Ok((self.host.clone(), connection)),
-            Ok(Ok((Role::ReadOnlyByDefault, connection))) => Err(Refused::ReadOnlyByDefault(
-                self.host.clone(),
-                Box::new(connection),
-            )),
-            Ok(Ok((Role::Standby, _))) => Err(Refused::For(Cause::ReadOnly(
+        let (role, place, mut connection) = match timeout(ATTEMPT_DEADLINE, login).await {
+            Ok(Ok(login)) => login,
+            Ok(Err(error)) => return Err(Refused::For(cause(error))),
+            Err(_elapsed) => return Err(Refused::For(why_so_slow(options).await)),
+        };
+        if session.write && role == Role::Standby {
+            return Err(Refused::For(Cause::ReadOnly(
                 "is a standby, which takes no writes",
-            ))),
-            Ok(Err(error)) => Err(Refused::For(cause(error))),
-            Err(_elapsed) => Err(Refused::For(why_so_slow(options).await)),
+            )));
+        }
+        pooler::prepare(&mut connection, session.statements)
+            .await
+            .map_err(Refused::For)?;
+        let home = Home::new(place, label);
+        let opened = Opened { connection, home };
+        match role {
+            Role::ReadOnlyByDefault if session.write => Err(Refused::ReadOnlyByDefault(
+                self.host.clone(),
+                Box::new(opened),
+            )),
+            _ => Ok((self.host.clone(), opened)),
         }
     }
 }
 
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Session<'a> {
+    name: &'a str,
+    schema: &'a Schema,
+    write: bool,
+    statements: &'a [&'static str],
+}
+
 enum Refused {
     For(Cause),
-    ReadOnlyByDefault(Option<Host>, Box<PgConnection>),
+    ReadOnlyByDefault(Option<Host>, Box<Opened>),
 }
 
 impl Refused {
     fn named(self, name: impl FnOnce(Cause) -> Failure) -> Failure {
         match self {
             Self::For(cause) => name(cause),
-            Self::ReadOnlyByDefault(host, connection) => {
-                Failure::ReadOnlyByDefault(host, connection)
-            }
+            Self::ReadOnlyByDefault(host, opened) => Failure::ReadOnlyByDefault(host, opened),
         }
     }
 }
@@ -551,15 +590,27 @@ pub(super) enum Role {
 /// Asks in one round trip. Both settings are in a row, because a proxy may hand out another server
 /// for the next statement.
 pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
-    use sqlx::Row;
-    // As text, without a prepared statement: a connection may be asked often. The role's own limit may
-    // be too short.
-    let row = sqlx::raw_sql(
-        "set local statement_timeout = '2s';
-         select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
+    // The role's own limit may be too short.
+    role_of(
+        connection,
+        "set local statement_timeout = '2s'; ".to_owned(),
     )
-    .fetch_one(&mut *connection)
-    .await?;
+    .await
+}
+
+/// As [`role`], after running these statements in the same round trip.
+pub(super) async fn role_of(
+    connection: &mut PgConnection,
+    mut sql: String,
+) -> Result<Role, sqlx::Error> {
+    use sqlx::Row;
+    // As text, without a prepared statement: a connection may be asked often.
+    sql.push_str(
+        "select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(sql))
+        .fetch_one(&mut *connection)
+        .await?;
     let (standby, read_only): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     Ok(if standby == "true" {
         Role::Standby
@@ -570,7 +621,7 @@ pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Er
     })
 }
 
-fn cause(error: sqlx::Error) -> Cause {
+pub(super) fn cause(error: sqlx::Error) -> Cause {
     match error {
         sqlx::Error::Io(error) => Cause::from(&error),
         sqlx::Error::Tls(error) => Cause::Tls(
@@ -578,10 +629,13 @@ fn cause(error: sqlx::Error) -> Cause {
                 .downcast_ref()
                 .map_or_else(|| error.to_string(), tls::explain),
         ),
-        sqlx::Error::Database(error) => Cause::Refusal {
-            sqlstate: error.code().map(Into::into),
-            message: error.message().to_owned(),
-        },
+        sqlx::Error::Database(error) => {
+            let sqlstate = error.code();
+            pooler::cause(sqlstate.as_deref(), error.message()).unwrap_or_else(|| Cause::Refusal {
+                sqlstate: sqlstate.map(Into::into),
+                message: error.message().to_owned(),
+            })
+        }
         other => Cause::Other(other.to_string()),
     }
 }

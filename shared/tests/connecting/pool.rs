@@ -93,12 +93,58 @@ async fn no_more_connections_are_open_than_there_are_places(pool: PgPool) {
     while let Some(ended) = tasks.join_next().await {
         ended.expect("no panic").expect("a transaction");
     }
-    let open: i64 = sqlx::query_scalar(
-        "select count(*) from pg_stat_activity
-          where application_name = 'places' and datname = current_database()",
-    )
-    .fetch_one(&pool)
-    .await
-    .expect("a number");
+    let open = backends(&pool, "places").await;
     assert!((1..=2).contains(&open), "{open}");
+}
+
+/// The backends of `name` in the test's own database.
+async fn backends(pool: &PgPool, name: &str) -> i64 {
+    sqlx::query_scalar(
+        "select count(*) from pg_stat_activity
+          where application_name = $1 and datname = current_database()",
+    )
+    .bind(name)
+    .fetch_one(pool)
+    .await
+    .expect("a number")
+}
+
+/// As ingest's first connections while a user alters a table.
+#[sqlx::test(migrations = false)]
+async fn a_locked_table_neither_ends_connections_nor_adds_any(pool: PgPool) {
+    let create = sqlx::raw_sql("create table locked (id int)");
+    create.execute(&pool).await.expect("a table");
+    let mut user = pool.begin().await.expect("a transaction");
+    let lock = sqlx::raw_sql("lock table locked");
+    lock.execute(&mut *user).await.expect("the lock");
+
+    let url = url(&pool, &Store::postgres().place);
+    let ours = database::pool_preparing(url, "held", 2, &["select id from locked"]);
+    let mut tasks = tokio::task::JoinSet::new();
+    let end = Instant::now() + Duration::from_secs(12);
+    for _ in 0..4 {
+        let ours = ours.clone();
+        tasks.spawn(async move {
+            let mut done = 0;
+            while Instant::now() < end {
+                let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+                let Ok(transaction) = DeadlineTransaction::begin(&ours, &MODE, deadline).await
+                else {
+                    continue;
+                };
+                done += i32::from(transaction.commit().await.is_ok());
+            }
+            done
+        });
+    }
+    let mut most = 0;
+    while Instant::now() < end {
+        most = most.max(backends(&pool, "held").await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // One place more: a backend goes a moment after its client.
+    assert!(most <= 3, "{most} backends");
+    let done: i32 = tasks.join_all().await.into_iter().sum();
+    assert!(done > 0, "no transaction got through");
+    user.rollback().await.expect("the lock is free");
 }

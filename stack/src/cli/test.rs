@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use stack::base::{self, Base};
 use stack::debian_root::Release;
-use stack::packages::{Monitoring, Packages, STORES};
+use stack::packages::{self, Monitoring, Packages, STORES};
 use stack::postgres::Durability;
 use stack::process::Process;
 use stack::programs::{self, Profile, Programs, Scope};
@@ -47,6 +47,7 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
         None => Packages::find_or_install(&apt, progress).await?,
     };
     Monitoring::find_or_install(&apt, progress).await?;
+    packages::install_pgbouncer(&apt, progress).await?;
     let scope = if selects_packages(&args.cargo) {
         Scope::Services
     } else {

@@ -110,7 +110,7 @@ pub(super) fn password(folder: &Path, packages: &Packages) -> Result<String> {
 }
 
 /// Sets the mode and, when we are root, makes the server's account the owner.
-pub(super) fn give(path: &Path, mode: u32, packages: &Packages) -> Result<()> {
+pub(crate) fn give(path: &Path, mode: u32, packages: &Packages) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     if geteuid().is_root() {
         let (user, group) = packages.account()?;

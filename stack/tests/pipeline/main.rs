@@ -6,6 +6,7 @@ mod crashes;
 mod crowd;
 mod logs;
 mod overload;
+mod pgbouncer;
 mod readiness;
 mod restore;
 mod startup;

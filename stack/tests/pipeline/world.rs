@@ -70,6 +70,16 @@ impl World {
             .expect("the stores are set up");
     }
 
+    /// As [`Self::set_up`], by this address of Postgres.
+    pub(crate) async fn set_up_by(&self, database_url: &str) {
+        let mut owner = self.stores.owner_urls().expect("addresses");
+        owner.database = database_url.to_owned();
+        self.accounts
+            .set_up_at(&self.programs, &owner, &self.logs)
+            .await
+            .expect("the stores are set up");
+    }
+
     /// The accounts, which [`Self::set_up`] makes.
     pub(crate) fn accounts(&self) -> &Accounts {
         &self.accounts

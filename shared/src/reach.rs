@@ -26,7 +26,7 @@ const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 /// How long a TCP connection may take to be there.
 pub(crate) const TCP_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long everything up to the login may take at one address: 9 round trips of 250 ms and a busy
+/// How long everything up to the login may take at one address: 11 round trips of 250 ms and a busy
 /// server are within it.
 pub(crate) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 

@@ -17,8 +17,8 @@ use super::pool::{Pool, PooledConnection};
 /// How often Postgres is asked whether the backend is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// For one look.
-const LOOK_DEADLINE: Duration = Duration::from_secs(2);
+/// For one look, with a login over a long way.
+const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
 /// For the connection's orderly end.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);

@@ -65,6 +65,11 @@ pub enum Error {
     /// A lock was not to be had until the deadline.
     #[error("a migration waits for a lock{}", blocker::list(.0))]
     Blocked(Vec<Blocker>),
+    /// Earlier versions found their tables in this schema, by the search path of the session.
+    #[error(
+        "the tables are in the schema {0}, which the search path names: set DATABASE_SCHEMA to it"
+    )]
+    Elsewhere(String),
     /// A migration failed, or differs from the one that was applied.
     #[error(transparent)]
     Failed(#[from] MigrateError),
@@ -84,6 +89,9 @@ pub async fn run(
     deadline: Instant,
     mut on_wait: impl FnMut(&Error),
 ) -> Result<(), Error> {
+    if let Some(schema) = elsewhere(connection, search).await? {
+        return Err(Error::Elsewhere(schema));
+    }
     let mut failures = 0;
     loop {
         match attempt(connection, observer, search).await {
@@ -98,9 +106,32 @@ pub async fn run(
                 on_wait(&error);
                 sleep(delay).await;
             }
-            Err(error @ Error::Failed(_)) => return Err(error),
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// The schema whose tables the session's own search path finds, where `search` finds none. New tables
+/// would hide these.
+async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option<String>, Error> {
+    const FOUND: &str = "select relnamespace::regnamespace::text from pg_class
+          where oid = to_regclass('webhook_receipts')";
+    let by_session: Option<String> = sqlx::query_scalar(FOUND)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(MigrateError::from)?;
+    if by_session.is_none() {
+        return Ok(None);
+    }
+    let begin = AssertSqlSafe(format!("begin; {search}"));
+    let begun = connection.begin_with(begin).await;
+    let mut transaction = begun.map_err(MigrateError::from)?;
+    let by_search: Option<String> = sqlx::query_scalar(FOUND)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(MigrateError::from)?;
+    transaction.rollback().await.map_err(MigrateError::from)?;
+    Ok(by_session.filter(|_| by_search.is_none()))
 }
 
 /// How one attempt ended.

@@ -136,6 +136,33 @@ async fn a_migration_gives_up_at_its_deadline_with_nothing_half_done(pool: PgPoo
     assert_eq!(count(&pool, half_done).await, 0);
 }
 
+/// Earlier versions went by the search path of the role. New tables would hide theirs.
+#[sqlx::test(migrations = false)]
+async fn tables_in_another_schema_are_not_made_a_second_time(pool: PgPool) {
+    const BOOKS: &str = "set local search_path = books, pg_temp";
+    sql(&pool, "create schema books").await;
+    let mut connection = pool.acquire().await.expect("a connection");
+    let mut observer = pool.acquire().await.expect("a connection");
+    let deadline = Instant::now() + 3 * SOON;
+    migrations::run(&mut connection, &mut observer, BOOKS, deadline, |_| {})
+        .await
+        .expect("migrated");
+    sqlx::raw_sql("set search_path = books")
+        .execute(&mut *connection)
+        .await
+        .expect("as an account may have it");
+    let outcome = migrations::run(&mut connection, &mut observer, SEARCH, deadline, |_| {}).await;
+    assert!(
+        matches!(&outcome, Err(Error::Elsewhere(schema)) if schema == "books"),
+        "{outcome:?}"
+    );
+    let in_public = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";
+    assert_eq!(count(&pool, in_public).await, 0);
+    migrations::run(&mut connection, &mut observer, BOOKS, deadline, |_| {})
+        .await
+        .expect("nothing to do");
+}
+
 #[sqlx::test(migrations = false)]
 async fn many_may_migrate_an_empty_database_at_once(pool: PgPool) {
     let migrate = async || {

@@ -14,7 +14,7 @@ mod rest;
 
 use std::fmt::Write;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -110,11 +110,23 @@ impl Cluster {
     }
 
     /// The stores behind the balancers.
-    pub fn through_balancers(&self) -> Hosts {
+    fn through_balancers(&self) -> Hosts {
         Hosts::one(
             self.database_balancer.address(),
             self.broker_balancer.address(),
         )
+    }
+
+    /// All addresses of the stores themselves.
+    fn directly(&self) -> Hosts {
+        let list = |addresses: Vec<SocketAddr>| {
+            let addresses = addresses.iter().map(ToString::to_string);
+            addresses.collect::<Vec<_>>().join(",")
+        };
+        Hosts {
+            postgres: list(self.database.addresses()),
+            amqp: list(self.brokers.addresses()),
+        }
     }
 
     /// The stores behind the observer's balancer, and one of the brokers.
@@ -123,11 +135,15 @@ impl Cluster {
     }
 
     /// Where the first or second replica of each service runs: how it reaches the stores, what to start
-    /// it by, and its address.
+    /// it by, and its address. The first goes through the balancers, the second chooses by itself.
     pub fn place(&self, number: u8) -> (Hosts, Vec<String>, Ipv4Addr) {
         let link = self.apps[usize::from(number) - 1];
         let enter = ["nsenter".to_owned()].into_iter().chain(link.enter());
-        (self.through_balancers(), enter.collect(), link.address)
+        let hosts = match number {
+            1 => self.through_balancers(),
+            _ => self.directly(),
+        };
+        (hosts, enter.collect(), link.address)
     }
 
     /// Creates the database of the services.

@@ -12,7 +12,7 @@ use crate::compose::site::Site;
 use crate::compose::trial::Trial;
 use crate::compose::{kill, monitoring, readme};
 
-const HEADING: &str = "## With docker compose";
+const HEADING: &str = "### With docker compose";
 const FINDS_THEM_WITHIN: Duration = Duration::from_secs(90);
 const STORED_WITHIN: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_secs(1);

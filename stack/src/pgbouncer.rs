@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
@@ -20,7 +19,6 @@ use crate::stores::{DATABASE, Login};
 /// The same in every Debian.
 pub(crate) const PROGRAM: &str = "usr/sbin/pgbouncer";
 const READY_WITHIN: Duration = Duration::from_secs(30);
-const STOP_WITHIN: Duration = Duration::from_secs(20);
 
 /// Version of a PgBouncer: major, minor.
 pub type Version = (u32, u32);
@@ -113,16 +111,9 @@ impl PgBouncer {
         self.until_ready().await
     }
 
-    /// Stops it, cutting off clients.
-    ///
-    /// # Errors
-    /// When it had to be killed.
-    pub async fn stop(&self) -> Result<()> {
-        // Newer ones wait for their clients to leave after SIGTERM.
-        self.process
-            .stop(Signal::SIGQUIT, STOP_WITHIN)
-            .await
-            .map(drop)
+    /// Kills it, which cuts off its clients.
+    pub fn kill(&self) {
+        self.process.kill();
     }
 
     async fn until_ready(&self) -> Result<()> {

@@ -11,16 +11,17 @@ pub(super) const FEWEST_MEMBERS: usize = 3;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     all: Vec<String>,
-    running: usize,
+    down: Vec<String>,
 }
 
 impl Nodes {
     /// From the management's `/api/nodes`.
     pub(super) fn of(nodes: &Value) -> Self {
         let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
+        let down = nodes.iter().filter(|node| node["running"] == false);
         Self {
             all: names(nodes.iter().map(|node| &node["name"])),
-            running: nodes.iter().filter(|n| n["running"] != false).count(),
+            down: names(down.map(|node| &node["name"])),
         }
     }
 
@@ -28,7 +29,9 @@ impl Nodes {
     pub(super) fn judge_members(&self, queue: &Value, name: &str) -> Finding {
         let check = format!("members of {name}");
         let members = list(&queue["members"]);
-        let online = list(&queue["online"]).len();
+        // Where the leader is gone, the management goes on showing what it said last.
+        let is_online = |node: &&String| members.contains(node) && !self.down.contains(node);
+        let online = list(&queue["online"]).iter().filter(is_online).count();
         let all = members.len();
         let found = format!("{online} of {all} online");
         let gone: Vec<&str> = members
@@ -91,7 +94,7 @@ impl Nodes {
     /// Nothing is to be said of a single node.
     pub(super) fn judge_leaders(&self, leaders: &[(String, String)]) -> Option<Finding> {
         const CHECK: &str = "leaders";
-        if self.running < 2 || leaders.len() < 2 {
+        if self.all.len() - self.down.len() < 2 || leaders.len() < 2 {
             return None;
         }
         let (_, first) = leaders.first()?;
@@ -157,6 +160,23 @@ mod tests {
         let finding = cluster(&["a", "b", "c"]).judge_members(&queue, "q");
         assert_eq!(finding.verdict(), verdict, "{finding:?}");
         assert!(format!("{finding:?}").contains(found), "{finding:?}");
+    }
+
+    #[test]
+    fn what_a_lost_leader_said_last_does_not_count() {
+        let nodes = json!([
+            {"name": "a", "running": true},
+            {"name": "b", "running": true},
+            {"name": "c", "running": false},
+        ]);
+        let queue = json!({"members": ["c"], "online": ["a", "b", "c"]});
+        let finding = Nodes::of(&nodes).judge_members(&queue, "q");
+        assert_eq!(finding.verdict(), "PROBLEM", "{finding:?}");
+        let found = format!("{finding:?}");
+        assert!(
+            found.contains("0 of 1 online: it takes and gives nothing"),
+            "{found}"
+        );
     }
 
     #[test]

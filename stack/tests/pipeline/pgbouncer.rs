@@ -78,7 +78,7 @@ impl Front {
 
     /// Another one in its place.
     async fn replace(&mut self, world: &World, settings: Settings) {
-        self.bouncer.stop().await.expect("a stop");
+        self.bouncer.kill();
         let (address, postgres) = (self.bouncer.address(), world.stores.postgres.address());
         let (packages, folder, logins) = (&self.packages, &self.folder, Self::logins(world));
         let bouncer = PgBouncer::start(packages, folder, address, postgres, &logins, settings);

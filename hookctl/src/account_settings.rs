@@ -41,7 +41,7 @@ const SHORT_STATEMENT: Duration = Duration::from_secs(1);
 const SHORT_IDLE: Duration = Duration::from_secs(10);
 /// What a worker opens with default settings: one for each batch, three for its other tasks and one
 /// for a look at a commit that hangs.
-const CONNECTIONS: i64 = 8;
+const CONNECTIONS: i64 = 9;
 
 const RULES: [Rule; 8] = [
     Rule {
@@ -70,7 +70,7 @@ const RULES: [Rule; 8] = [
             let limit = value(values, CONNECTION_LIMIT).parse::<i64>();
             limit.is_ok_and(|limit| (0..CONNECTIONS).contains(&limit))
         },
-        remedy: "alter role {} connection limit -1, or 8 for each replica: a service that gets no \
+        remedy: "alter role {} connection limit -1, or 9 for each replica: a service that gets no \
                  connection stores nothing",
         stops: false,
     },

@@ -126,6 +126,8 @@ pub(crate) struct Run<'r> {
     hold: Option<(Hold<'r>, Instant)>,
     claims_renewed_at: Instant,
     was_well_at: Option<Instant>,
+    /// Why the last rehearsal failed.
+    ill: String,
 }
 
 /// What is still to be done, and what will not be.
@@ -148,6 +150,7 @@ impl<'r> Run<'r> {
             hold: None,
             claims_renewed_at: Instant::now(),
             was_well_at: None,
+            ill: String::new(),
         }
     }
 
@@ -180,8 +183,7 @@ impl<'r> Run<'r> {
                     group.history.confirmed = 0;
                     group.rehearse_at = Some(Instant::now());
                     open.groups.push_front(group);
-                    self.hold("a harmless event cannot be stored either".to_owned())
-                        .await?;
+                    self.hold(self.ill.clone()).await?;
                     continue;
                 }
             }
@@ -275,7 +277,10 @@ impl<'r> Run<'r> {
                 Ok(Rehearsal::Well)
             }
             Err(error) if Class::of(&error) == Class::Away => Err(error.to_string()),
-            Err(_) => Ok(Rehearsal::Ill),
+            Err(error) => {
+                self.ill = format!("a harmless event cannot be stored either: {error}");
+                Ok(Rehearsal::Ill)
+            }
         }
     }
 

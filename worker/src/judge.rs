@@ -42,6 +42,7 @@ impl Class {
                 Self::of_sqlstate(database.code().as_deref().unwrap_or_default())
             }
             TransactionError::Database(sqlx::Error::Encode(_)) => Self::Row,
+            TransactionError::Database(sqlx::Error::InvalidArgument(_)) => Self::Suspect,
             TransactionError::Database(sqlx::Error::Io(_)) => Self::Lost,
             TransactionError::Database(_) => Self::Environment,
         }

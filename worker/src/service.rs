@@ -47,7 +47,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     let metrics = Metrics::new(family);
     let name = Program::Worker(family).name();
     // The batches, the spool reader, and two for probes, measurements and sweeps.
-    let connections = u32::try_from(config.batches_in_flight + 3).unwrap_or(u32::MAX);
+    let connections = u32::try_from(config.batches_in_flight + 4).unwrap_or(u32::MAX);
     let pool = database::pool(config.stores.postgres()?, name, connections);
     let persistence = Arc::new(Persistence::new(pool.clone(), family, metrics.clone()));
     let consumer = Consumer {

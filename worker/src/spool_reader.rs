@@ -67,9 +67,15 @@ macro_rules! claim {
     };
 }
 
-// The bounds are ISOLATE_AFTER, written out as the index on the isolated rows has them.
-const CLAIM_TOGETHER: &str = claim!("claims < 2");
+// The bounds are ISOLATE_AFTER, written out as the indexes have them.
+const CLAIM_FRESH: &str = claim!("attempts = 0 and claims < 2");
+const CLAIM_REFUSED: &str = claim!("attempts > 0 and claims < 2");
 const CLAIM_ALONE: &str = claim!("claims >= 2");
+
+/// Refused events are retried so many together. Each may take as long as [`Patience::Long`] lets it.
+///
+/// [`Patience::Long`]: crate::groups::Patience::Long
+const REFUSED_TOGETHER: i64 = 32;
 
 /// Reads one family's part of the spool.
 pub struct SpoolReader {
@@ -84,16 +90,30 @@ pub struct SpoolReader {
 }
 
 impl SpoolReader {
-    /// Takes due rows until `stop`; what is not stored by the time of `abandon` is given back.
+    /// Takes due rows until `stop`; what is not stored by the time of `abandon` is given back. Rows that
+    /// have been in trouble are taken apart: one that is slow holds up only those.
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
-        let mut delays = shared::broker::reconnect_delays();
         let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
-        let mut kinds = [
-            Claim::new(CLAIM_TOGETHER, limit),
+        let mut fresh = [Claim::new(CLAIM_FRESH, limit)];
+        let mut troubled = [
+            Claim::new(CLAIM_REFUSED, limit.min(REFUSED_TOGETHER)),
             Claim::new(CLAIM_ALONE, 1),
         ];
+        tokio::join!(
+            self.read(&mut fresh, &stop, &abandon),
+            self.read(&mut troubled, &stop, &abandon)
+        );
+    }
+
+    async fn read(
+        &self,
+        kinds: &mut [Claim],
+        stop: &CancellationToken,
+        abandon: &CancellationToken,
+    ) {
+        let mut delays = shared::broker::reconnect_delays();
         while !stop.is_cancelled() {
-            let pause = match self.store_due(&mut kinds, &abandon).await {
+            let pause = match self.store_due(kinds, abandon).await {
                 Ok(0) => IDLE_POLL,
                 Ok(_) => {
                     delays = shared::broker::reconnect_delays();
@@ -111,8 +131,7 @@ impl SpoolReader {
         }
     }
 
-    /// Stores a batch of rows that may share a transaction, then at most one that has to be alone;
-    /// answers with their number.
+    /// Stores one claim of each kind; answers with the number of its rows.
     async fn store_due(
         &self,
         kinds: &mut [Claim],

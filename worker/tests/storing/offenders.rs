@@ -7,7 +7,10 @@ use sqlx::{AssertSqlSafe, PgPool};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::sample::{SOON, count, persistence, sql, start_spool_reader, until_count, vendor, work};
+use crate::{
+    sample::{SOON, count, event, persistence, sql, start_spool_reader, until_count, vendor, work},
+    spool::spool_events,
+};
 
 /// Healthy events, and as many offenders as asked for, strewn among them.
 fn batch(events: usize, offenders: usize) -> Vec<AcceptedEvent> {
@@ -198,6 +201,83 @@ async fn a_slow_event_is_stored_after_its_neighbours(pool: PgPool) {
     )
     .await;
     reader.cancel();
+}
+
+/// Neither is an event that was stored before, so an acknowledgement would lose it.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_a_trigger_or_an_index_of_others_keeps_out_is_not_taken_for_stored(pool: PgPool) {
+    sql(
+        &pool,
+        "create function skip() returns trigger language plpgsql as $$ begin return null; end $$;
+         create trigger skip before insert on events
+            for each row when (new.webhook_id = 'skipped') execute function skip();
+         create unique index on events (event_id)",
+    )
+    .await;
+    let one_id = |webhook_id: &str| {
+        let body = format!(
+            r#"{{"eventId":"e1","eventType":"v1.vendor.created","data":{{"id":"{webhook_id}","companyId":"c","name":"n","state":"DRAFT"}}}}"#
+        );
+        event(webhook_id, body)
+    };
+    let batch = vec![one_id("first"), one_id("second"), vendor("skipped")];
+    store(&pool, batch, 1).await;
+    let refused = "select count(*) from webhook_spool
+                    where webhook_id in ('second', 'skipped') and attempts = 1";
+    until_count(&pool, refused, 2).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 1);
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 1);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_slow_event_in_the_spool_holds_up_no_other(pool: PgPool) {
+    on_poison(&pool, "perform pg_sleep(8)").await;
+    spool_events(&pool, &[vendor("poison-1")], 0).await;
+    sql(&pool, "update webhook_spool set attempts = 1").await;
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    let claimed = "select count(*) from webhook_spool where webhook_id = 'poison-1' and claims = 1";
+    until_count(&pool, claimed, 1).await;
+    spool_events(&pool, &[vendor("m1")], 0).await;
+    until_count(&pool, "select count(*) from vendors where id = 'm1'", 1).await;
+    assert_eq!(
+        count(&pool, claimed).await,
+        1,
+        "the slow one is still being stored"
+    );
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    reader.cancel();
+}
+
+/// Nothing but the commit finds this trouble, which is everybody's.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn trouble_of_the_commit_is_waited_out_and_named(pool: PgPool) {
+    sql(
+        &pool,
+        "create function audit() returns trigger language plpgsql as
+            $$ begin perform from audit_log; return null; end $$;
+         create constraint trigger audit after insert on events
+            deferrable initially deferred for each row execute function audit()",
+    )
+    .await;
+    let persistence = persistence(&pool, Family::Vendor);
+    let task = {
+        let persistence = persistence.clone();
+        let works = vec![work(vendor("m1"))];
+        tokio::spawn(async move { persistence.persist(works, &CancellationToken::new()).await })
+    };
+    let deadline = Instant::now() + SOON;
+    loop {
+        let said = persistence.probe().await.err().unwrap_or_default();
+        if said.contains("harmless") && said.contains("\"audit_log\" does not exist") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it says {said:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    sql(&pool, "create table audit_log ()").await;
+    task.await.expect("no panic").expect("not abandoned");
+    let stored = "select count(*) from events where attempts = 1 and problem is null";
+    assert_eq!(count(&pool, stored).await, 1);
 }
 
 /// Prints the figures: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.

@@ -11,7 +11,7 @@ use sqlx::PgPool;
 
 use crate::sample::{count, sql, start_spool_reader, until_count, vendor};
 
-async fn spool_events(pool: &PgPool, events: &[AcceptedEvent], claims: i32) {
+pub(crate) async fn spool_events(pool: &PgPool, events: &[AcceptedEvent], claims: i32) {
     let entries: Vec<_> = events
         .iter()
         .map(|event| SpoolEntry {

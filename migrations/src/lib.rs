@@ -114,8 +114,10 @@ pub async fn run(
 /// The schema whose tables the session's own search path finds, where `search` finds none. New tables
 /// would hide these.
 async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option<String>, Error> {
-    const FOUND: &str = "select relnamespace::regnamespace::text from pg_class
-          where oid = to_regclass('webhook_receipts')";
+    // By a column as well, as others may have a table of this name.
+    const FOUND: &str = "select c.relnamespace::regnamespace::text
+           from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'body_sha256'
+          where c.oid = to_regclass('webhook_receipts')";
     let by_session: Option<String> = sqlx::query_scalar(FOUND)
         .fetch_optional(&mut *connection)
         .await

@@ -17,7 +17,7 @@ use lapin::{
 };
 use shared::{
     AcceptedEvent, Program,
-    broker::{self, BrokerUrl, Reconnects},
+    broker::{self, BrokerConnection, BrokerUrl, Reconnects},
     database::{self, Pool},
     message::{Message, Receipt},
     metrics::ServiceMetrics,
@@ -75,7 +75,7 @@ pub enum PublishError {
 /// hands it to whichever confirm of the channel comes next. On a shared channel that could be the
 /// confirm of another batch, and the unroutable event would count as accepted.
 struct Link {
-    connection: Connection,
+    connection: BrokerConnection,
     idle_channels: Mutex<Vec<Channel>>,
     /// The exchange for probes is not there, or is not ours to use: an older `hookctl setup` made
     /// the topology. Asking again would leave an error in the broker's log each time.

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     net::{Shutdown, SocketAddr},
+    ops::Deref,
     os::fd::AsFd,
     sync::Mutex,
     time::Duration,
@@ -240,7 +241,7 @@ fn read_parameters(parameters: &[(String, String)]) -> Result<AMQPQueryString, A
 }
 
 /// Opens a connection that shows as `name` in RabbitMQ's management, to any of the address' hosts.
-pub async fn connect(url: &BrokerUrl, name: &str) -> Result<Connection, Unreached> {
+pub async fn connect(url: &BrokerUrl, name: &str) -> Result<BrokerConnection, Unreached> {
     let hosts = reach::shuffled(&url.hosts);
     let attempts = hosts.into_iter().map(|host| connect_to(url, host, name));
     reach::first(attempts)
@@ -253,7 +254,7 @@ async fn connect_to(
     url: &BrokerUrl,
     host: &Host,
     name: &str,
-) -> Result<Connection, Vec<(String, Cause)>> {
+) -> Result<BrokerConnection, Vec<(String, Cause)>> {
     let port = url.port(host);
     let addresses = reach::resolve(&host.name, port)
         .await
@@ -270,11 +271,12 @@ async fn attempt(
     host: &Host,
     address: SocketAddr,
     name: &str,
-) -> Result<Connection, Cause> {
+) -> Result<BrokerConnection, Cause> {
     let io = |error| Cause::from(&error);
     let stream = reach::tcp(address).await?;
     stream.set_nodelay(true).map_err(io)?;
-    let mut attempt = Attempt::on(&stream).map_err(io)?;
+    let socket = Socket::of(&stream).map_err(io)?;
+    let watched = socket.watched().map_err(io)?;
     let mut uri = url.uri.clone();
     uri.authority.host = match &host.name {
         HostName::Ipv6(address) => address.to_string(),
@@ -298,10 +300,7 @@ async fn attempt(
     };
     let connected = Connection::connector(uri, runtime, hand_over, properties);
     match timeout(ATTEMPT_DEADLINE, connected).await {
-        Ok(Ok(connection)) => {
-            attempt.succeeded = true;
-            Ok(connection)
-        }
+        Ok(Ok(connection)) => Ok(BrokerConnection { connection, socket }),
         // The broker says what is wrong with a certificate and closes at once, so that its words may
         // be lost.
         Ok(Err(error)) => Err(match cause(&error) {
@@ -312,43 +311,53 @@ async fn attempt(
             ),
             other => other,
         }),
-        Err(_elapsed) if attempt.heard_something() => {
+        Err(_elapsed) if watched.try_io(Interest::READABLE, || Ok(())).is_ok() => {
             Err(Cause::Other("did not finish the login in time".to_owned()))
         }
         Err(_elapsed) => Err(Cause::Silent),
     }
 }
 
-/// A second handle of the socket that lapin logs in on. lapin's thread for a connection outlives an
-/// attempt that was given up, for as long as the peer stays silent, so the socket is shut down then.
-struct Attempt {
-    socket: std::net::TcpStream,
-    /// Registered with the runtime as a socket of its own, so that it sees bytes that lapin reads.
-    watched: TcpStream,
-    succeeded: bool,
+/// A connection to RabbitMQ that ends when it is dropped, if it was not closed before.
+#[derive(Debug)]
+pub struct BrokerConnection {
+    connection: Connection,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    socket: Socket,
 }
 
-impl Attempt {
-    fn on(stream: &TcpStream) -> std::io::Result<Self> {
-        let socket = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
-        Ok(Self {
-            watched: TcpStream::from_std(socket.try_clone()?)?,
-            socket,
-            succeeded: false,
-        })
-    }
+impl Deref for BrokerConnection {
+    type Target = Connection;
 
-    fn heard_something(&self) -> bool {
-        self.watched.try_io(Interest::READABLE, || Ok(())).is_ok()
+    fn deref(&self) -> &Connection {
+        &self.connection
     }
 }
 
-impl Drop for Attempt {
+/// A second handle of the socket that lapin uses, which shuts the connection down when it is dropped.
+///
+/// lapin's thread for a connection goes on for as long as the peer says nothing else, also when
+/// nobody uses the connection any more. It answers heartbeats meanwhile, so that a broker that was
+/// slow would go on delivering to a consumer that does not exist.
+#[derive(Debug)]
+struct Socket(std::net::TcpStream);
+
+impl Socket {
+    fn of(stream: &TcpStream) -> std::io::Result<Self> {
+        let socket = stream.as_fd().try_clone_to_owned()?;
+        Ok(Self(socket.into()))
+    }
+
+    /// The same socket, registered with the runtime once more, so that it sees bytes that lapin reads.
+    fn watched(&self) -> std::io::Result<TcpStream> {
+        TcpStream::from_std(self.0.try_clone()?)
+    }
+}
+
+impl Drop for Socket {
     fn drop(&mut self) {
-        if !self.succeeded {
-            // It fails where the connection has ended, which is what it is for.
-            self.socket.shutdown(Shutdown::Both).ok();
-        }
+        // It fails where the connection has ended, which is what it is for.
+        self.0.shutdown(Shutdown::Both).ok();
     }
 }
 

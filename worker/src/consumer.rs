@@ -14,7 +14,7 @@ use lapin::{
 };
 use shared::{
     Family, Program,
-    broker::{self, BrokerUrl, Reconnects},
+    broker::{self, BrokerConnection, BrokerUrl, Reconnects},
     message::Delivered,
     topology::{Declare, Sight, Topology},
 };
@@ -174,7 +174,7 @@ impl Consumer {
         Ok(ended)
     }
 
-    async fn subscribe(&self) -> anyhow::Result<(Connection, Channel, Deliveries)> {
+    async fn subscribe(&self) -> anyhow::Result<(BrokerConnection, Channel, Deliveries)> {
         // While they cannot be stored, messages are better off in the queue.
         self.persistence
             .probe()

@@ -10,4 +10,5 @@ mod pgbouncer;
 mod readiness;
 mod restore;
 mod startup;
+mod subscribing;
 mod world;

@@ -336,9 +336,8 @@ impl Deref for BrokerConnection {
 
 /// A second handle of the socket that lapin uses, which shuts the connection down when it is dropped.
 ///
-/// lapin's thread for a connection goes on for as long as the peer says nothing else, also when
-/// nobody uses the connection any more. It answers heartbeats meanwhile, so that a broker that was
-/// slow would go on delivering to a consumer that does not exist.
+/// lapin's thread for a connection may outlive the connection's last user, and answers heartbeats
+/// meanwhile. A broker that was slow would then deliver to a consumer that does not exist.
 #[derive(Debug)]
 struct Socket(std::net::TcpStream);
 

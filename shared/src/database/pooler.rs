@@ -162,8 +162,8 @@ pub(super) async fn prepare(
         let prepare = (&mut *connection).prepare(statement.into_sql_str());
         match timeout(STATEMENT_DEADLINE, prepare).await {
             Ok(Ok(_)) => {}
-            // Somebody holds the lock, or the schema is not there yet. The transaction has failed, and
-            // with it whatever would follow.
+            // Another session holds the lock, or the schema is not there yet. The transaction has
+            // failed, so the other statements would fail too.
             Ok(Err(sqlx::Error::Database(_))) => break,
             Ok(Err(error)) => return Err(cause_of(error)),
             Err(_elapsed) => return Err(Cause::Silent),

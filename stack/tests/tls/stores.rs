@@ -121,7 +121,7 @@ impl Database {
     /// From now on it shows this certificate.
     pub(crate) async fn show(&self, ground: &Ground, files: &Files) {
         let data = self.folder.join("data");
-        // The server reads a key only if it is its own and nobody else's.
+        // The server reads a key only if no other account may.
         let owner = fs::metadata(&data).expect("the data's folder");
         chown(&files.key, Some(owner.uid()), Some(owner.gid())).expect("an owner");
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).expect("a mode");

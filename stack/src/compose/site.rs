@@ -19,6 +19,7 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(5 * 60);
 /// All of Rust's dependencies may have to be compiled.
 const UP_WITHIN: Duration = Duration::from_secs(40 * 60);
 const HEALTHY_WITHIN: Duration = Duration::from_secs(5 * 60);
+const DOWN_WITHIN: Duration = Duration::from_secs(2 * 60);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// These do their work and end.
 const ENDING: [&str; 2] = ["setup", "monitoring-account"];
@@ -134,6 +135,55 @@ impl Site {
             }
             Tool::Old => self.shell.run("docker-compose", args, COMMAND_WITHIN).await,
         }
+    }
+
+    /// `down`, with what else `args` say, after which no container and no network may be left.
+    ///
+    /// Engines are known to keep a place in a network for a container that is gone. Such a place is given
+    /// up by force and `down` is run again, as a user would.
+    ///
+    /// # Errors
+    /// When it fails in another way, or something is left.
+    pub(super) async fn down(&self, args: &[&str]) -> Result<()> {
+        let args = [&["down"], args].concat();
+        let deadline = Instant::now() + DOWN_WITHIN;
+        loop {
+            let ended = self.try_compose(&args).await?;
+            let networks = self.networks().await?;
+            let containers = self.containers().await?.len();
+            if ended.code == Some(0) && containers == 0 && networks.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                containers == 0 && !networks.is_empty() && Instant::now() < deadline,
+                "compose {} leaves {containers} containers and {networks:?}: {}",
+                args.join(" "),
+                ended.end()
+            );
+            self.disconnect(&networks).await?;
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// The ids of the project's networks.
+    async fn networks(&self) -> Result<Vec<String>> {
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let args = ["network", "ls", "--quiet", "--filter", &project];
+        let out = self.docker(&args).await?;
+        Ok(out.lines().map(str::to_owned).collect())
+    }
+
+    /// Takes whatever is connected to `networks` off them.
+    async fn disconnect(&self, networks: &[String]) -> Result<()> {
+        const DISCONNECT: &str = r#"
+            for network; do
+              docker network inspect --format '{{range .Containers}}{{println .Name}}{{end}}' "$network" |
+              xargs -r -n 1 docker network disconnect --force "$network"
+            done || true"#;
+        let mut args = vec!["-c", DISCONNECT, "disconnect"];
+        args.extend(networks.iter().map(String::as_str));
+        self.shell.ok("sh", &args, COMMAND_WITHIN).await?;
+        Ok(())
     }
 
     /// A subcommand of Docker that has to succeed.

@@ -28,10 +28,7 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()
         )
         .await?;
     trial
-        .check(
-            "docker-compose 1.29: down",
-            site.compose(&["down", "--volumes"]),
-        )
+        .check("docker-compose 1.29: down", site.down(&["--volumes"]))
         .await?;
     Ok(())
 }

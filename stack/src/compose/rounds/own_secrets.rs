@@ -58,7 +58,7 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()
         .await?;
     trial.check("a backup is made", backup(site)).await?;
     trial
-        .check("down --volumes", site.compose(&["down", "--volumes"]))
+        .check("down --volumes", site.down(&["--volumes"]))
         .await?;
     Ok(())
 }

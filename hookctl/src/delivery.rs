@@ -57,6 +57,8 @@ pub enum Outcome {
     Accepted,
     /// 2xx, and it was safe already.
     Duplicate,
+    /// 2xx: it is kept as a dead letter, as its id was accepted with another body before.
+    Conflict,
     /// Any other status.
     Refused(u16),
     /// None: the connection was refused or broke, or it took too long.
@@ -66,7 +68,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether the sender need not try again.
     pub fn is_safe(self) -> bool {
-        matches!(self, Self::Accepted | Self::Duplicate)
+        matches!(self, Self::Accepted | Self::Duplicate | Self::Conflict)
     }
 }
 
@@ -75,6 +77,7 @@ impl fmt::Display for Outcome {
         match self {
             Self::Accepted => f.write_str("accepted"),
             Self::Duplicate => f.write_str("duplicate"),
+            Self::Conflict => f.write_str("conflict"),
             Self::Refused(status) => write!(f, "refused ({status})"),
             Self::NoAnswer => f.write_str("no answer"),
         }
@@ -86,6 +89,7 @@ impl Serialize for Outcome {
         serializer.serialize_str(match self {
             Self::Accepted => "accepted",
             Self::Duplicate => "duplicate",
+            Self::Conflict => "conflict",
             Self::Refused(_) => "refused",
             Self::NoAnswer => "no_answer",
         })
@@ -134,13 +138,12 @@ impl Answer {
     fn read(response: &Response<Bytes>) -> Self {
         let status = response.status();
         let body: Value = serde_json::from_slice(response.body()).unwrap_or_default();
-        let outcome = if !status.is_success() {
-            Outcome::Refused(status.as_u16())
-        } else if body["status"] == "duplicate" {
-            Outcome::Duplicate
-        } else {
+        let outcome = match body["status"].as_str() {
+            _ if !status.is_success() => Outcome::Refused(status.as_u16()),
+            Some("duplicate") => Outcome::Duplicate,
+            Some("conflict") => Outcome::Conflict,
             // The status alone is the promise, whatever the body says or whether it arrived.
-            Outcome::Accepted
+            _ => Outcome::Accepted,
         };
         let detail = match (outcome.is_safe(), body["detail"].as_str()) {
             (true, _) => String::new(),
@@ -194,6 +197,7 @@ mod tests {
     #[rstest]
     #[case(202, r#"{"status":"accepted"}"#, Outcome::Accepted, "")]
     #[case(202, r#"{"status":"duplicate"}"#, Outcome::Duplicate, "")]
+    #[case(202, r#"{"status":"conflict"}"#, Outcome::Conflict, "")]
     #[case(200, "", Outcome::Accepted, "")]
     #[case(409, r#"{"title":"t","detail":"why"}"#, Outcome::Refused(409), "why")]
     #[case(502, "bad gateway", Outcome::Refused(502), "bad gateway")]

@@ -5,7 +5,11 @@
 //! while the slots were taken: a lone request waits for nobody, and the more come the larger the
 //! batches.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use shared::AcceptedEvent;
 use tokio::{
@@ -23,7 +27,7 @@ pub enum Outcome {
     Accepted,
     /// It is safe since an earlier delivery.
     Duplicate(Layer),
-    /// The id was accepted with another body.
+    /// It is safe, and its id was accepted with another body before: it becomes a dead letter.
     Conflict,
     /// Neither store took it in time.
     Unavailable,
@@ -151,12 +155,8 @@ impl Acceptor {
             recent,
             deadline,
         } = &self.entrance;
-        if let Some(body_sha256) = recent.get(&event.webhook_id) {
-            return if body_sha256 == event.body_sha256 {
-                Outcome::Duplicate(Layer::Memory)
-            } else {
-                Outcome::Conflict
-            };
+        if recent.get(&event.webhook_id) == Some(event.body_sha256) {
+            return Outcome::Duplicate(Layer::Memory);
         }
         let deadline = Instant::now() + *deadline;
         let (request, answer) = oneshot::channel();
@@ -218,7 +218,7 @@ async fn settle(
             }
             Outcome::Conflict => warn!(
                 webhook_id = event.webhook_id,
-                "refused: the id was accepted before with another body"
+                "becomes a dead letter: the id was accepted before with another body"
             ),
             Outcome::Unavailable => {}
         }
@@ -226,17 +226,12 @@ async fn settle(
     let mut answered: Vec<(Reply, Outcome)> = Vec::with_capacity(replies.len());
     for (follower, leader) in followers {
         let outcome = match outcomes[leader] {
-            Outcome::Accepted | Outcome::Duplicate(_) => {
-                if follower.event.body_sha256 == events[leader].body_sha256 {
-                    Outcome::Duplicate(Layer::Batch)
-                } else {
-                    Outcome::Conflict
-                }
-            }
+            Outcome::Accepted | Outcome::Duplicate(_) => Outcome::Duplicate(Layer::Batch),
+            Outcome::Conflict => Outcome::Conflict,
             // The leader settled nothing, so the follower's own next try has to.
-            Outcome::Conflict | Outcome::Unavailable => Outcome::Unavailable,
+            Outcome::Unavailable => Outcome::Unavailable,
         };
-        answered.push((follower.reply, outcome));
+        answered.push((follower, outcome));
     }
     answered.extend(replies.into_iter().zip(outcomes));
     send(answered);
@@ -258,16 +253,18 @@ fn send(answered: Vec<(Reply, Outcome)>) {
     }
 }
 
-/// The first of each id, and the others with the position of the first.
-fn split_repetitions(batch: Vec<Waiting>) -> (Vec<Waiting>, Vec<(Waiting, usize)>) {
-    let mut positions: HashMap<String, usize> = HashMap::with_capacity(batch.len());
+/// The first of each event, and the replies to the others with the position of the first. Another body
+/// is another event.
+fn split_repetitions(batch: Vec<Waiting>) -> (Vec<Waiting>, Vec<(Reply, usize)>) {
+    let mut positions: HashMap<(String, [u8; 32]), usize> = HashMap::with_capacity(batch.len());
     let mut leaders: Vec<Waiting> = Vec::with_capacity(batch.len());
     let mut followers = Vec::new();
     for waiting in batch {
-        match positions.get(&waiting.event.webhook_id) {
-            Some(&leader) => followers.push((waiting, leader)),
-            None => {
-                positions.insert(waiting.event.webhook_id.clone(), leaders.len());
+        let event = (waiting.event.webhook_id.clone(), waiting.event.body_sha256);
+        match positions.entry(event) {
+            Entry::Occupied(leader) => followers.push((waiting.reply, *leader.get())),
+            Entry::Vacant(first) => {
+                first.insert(leaders.len());
                 leaders.push(waiting);
             }
         }

@@ -122,11 +122,11 @@ impl Answer {
     /// endpoint for them.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Settled(Outcome::Accepted | Outcome::Duplicate(_)) => StatusCode::ACCEPTED,
-            Self::Settled(Outcome::Conflict) => StatusCode::CONFLICT,
             Self::Settled(Outcome::Unavailable) | Self::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            // A second body as well: a refusal would be repeated for a day, and the endpoint disabled.
+            Self::Settled(_) => StatusCode::ACCEPTED,
             Self::BadHeaders(_) | Self::BrokenBody | Self::NotHttp => StatusCode::BAD_REQUEST,
             Self::SlowBody | Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
             Self::Stale(_) | Self::WrongSignature => StatusCode::UNAUTHORIZED,
@@ -150,19 +150,11 @@ impl Answer {
     /// What happened, in a few words, and what to do about it.
     fn explanation(&self) -> Option<(&'static str, String)> {
         Some(match self {
-            Self::Settled(Outcome::Accepted | Outcome::Duplicate(_)) | Self::Options => {
-                return None;
-            }
-            Self::Settled(Outcome::Conflict) => (
-                "webhook id reused",
-                "this webhook id was accepted before with another body; send a new event under \
-                 a new id"
-                    .to_owned(),
-            ),
             Self::Settled(Outcome::Unavailable) => (
                 "not stored",
                 "the event could not be made safe just now; send it again".to_owned(),
             ),
+            Self::Settled(_) | Self::Options => return None,
             Self::Overloaded => ("too many requests at once", "send it again".to_owned()),
             Self::BadHeaders(error) => ("bad webhook headers", error.to_string()),
             Self::BrokenBody => (
@@ -207,7 +199,8 @@ impl Answer {
         })
     }
 
-    /// The HTTP response: `{"status":"accepted"}` or `{"status":"duplicate"}`, or a problem body.
+    /// The HTTP response: `{"status":"accepted"}`, `{"status":"duplicate"}` or
+    /// `{"status":"conflict"}`, or a problem body.
     pub fn into_response(self) -> HttpResponse {
         let status = self.status();
         let mut response = HttpResponse::build(status);
@@ -217,7 +210,7 @@ impl Answer {
         if matches!(self, Self::WrongMethod | Self::Options) {
             response.insert_header((header::ALLOW, ALLOWED));
         }
-        if let Self::Settled(Outcome::Accepted | Outcome::Duplicate(_)) = self {
+        if status == StatusCode::ACCEPTED {
             return response.json(Accepted {
                 status: self.metric_label(),
             });

@@ -35,8 +35,12 @@ const INSERT: &str =
 /// The receipts that are there, with what proves that their events are safe.
 const LOOK_UP: &str = "select webhook_id, body_sha256,
             case when published_at > now() - make_interval(secs => $2) then 'receipt'
-                 when exists (select from events e where e.webhook_id = r.webhook_id) then 'stored'
-                 when exists (select from webhook_spool s where s.webhook_id = r.webhook_id) then 'spooled'
+                 when exists (select from events e
+                               where e.webhook_id = r.webhook_id and e.body_sha256 = r.body_sha256)
+                     then 'stored'
+                 when exists (select from webhook_spool s
+                               where s.webhook_id = r.webhook_id and s.body_sha256 = r.body_sha256)
+                     then 'spooled'
             end
        from webhook_receipts r
       where webhook_id = any($1)";
@@ -58,12 +62,20 @@ pub enum Claim {
     Publish,
     /// It is safe already.
     Duplicate(Layer),
-    /// Its id was accepted with another body.
+    /// Its id was accepted with another body. Published, it becomes a dead letter.
     Conflict,
 }
 
-/// Claims the events, whose ids must be distinct, for publishing: the answer is in their order. A
-/// claim is held by the transaction, and whoever else has the same id waits for its end.
+impl Claim {
+    /// Whether the event is still to be made safe.
+    pub fn is_to_publish(self) -> bool {
+        matches!(self, Self::Publish | Self::Conflict)
+    }
+}
+
+/// Claims the events, which must be distinct, for publishing: the answer is in their order. A claim is
+/// held by the transaction, and whoever else has the same id waits for its end. Of several bodies under
+/// one id the first is the event.
 ///
 /// A receipt alone proves little when it is old: the queue may have been purged since. So past
 /// `trust` an event counts as a duplicate only if it is in `events` or in the spool, and is
@@ -73,19 +85,25 @@ pub async fn claim(
     events: &[&AcceptedEvent],
     trust: Duration,
 ) -> Result<Vec<Claim>, sqlx::Error> {
-    let new = insert(connection, events).await?;
-    let known: Vec<&str> = events
-        .iter()
-        .map(|event| event.webhook_id.as_str())
-        .filter(|id| !new.contains_key(*id))
-        .collect();
+    let mut firsts: HashMap<&str, &[u8; 32]> = HashMap::with_capacity(events.len());
+    for event in events {
+        firsts
+            .entry(&event.webhook_id)
+            .or_insert(&event.body_sha256);
+    }
+    let new = insert(connection, &firsts).await?;
+    let mut known = firsts.clone();
+    known.retain(|id, _| !new.contains_key(*id));
     let mut claims: HashMap<String, Claim> = new;
     if !known.is_empty() {
-        claims.extend(look_up(connection, &known, events, trust).await?);
+        claims.extend(look_up(connection, &known, trust).await?);
     }
     Ok(events
         .iter()
         .map(|event| {
+            if *firsts[&*event.webhook_id] != event.body_sha256 {
+                return Claim::Conflict;
+            }
             // An id in neither was swept between the two statements.
             *claims.get(&event.webhook_id).unwrap_or(&Claim::Publish)
         })
@@ -94,10 +112,12 @@ pub async fn claim(
 
 async fn insert(
     connection: &mut PgConnection,
-    events: &[&AcceptedEvent],
+    hashes_by_id: &HashMap<&str, &[u8; 32]>,
 ) -> Result<HashMap<String, Claim>, sqlx::Error> {
-    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
-    let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
+    let (ids, hashes): (Vec<&str>, Vec<&[u8]>) = hashes_by_id
+        .iter()
+        .map(|(id, hash)| (*id, &hash[..]))
+        .unzip();
     let rows = sqlx::query(INSERT)
         .bind(ids)
         .bind(hashes)
@@ -110,14 +130,10 @@ async fn insert(
 
 async fn look_up(
     connection: &mut PgConnection,
-    ids: &[&str],
-    events: &[&AcceptedEvent],
+    hashes_by_id: &HashMap<&str, &[u8; 32]>,
     trust: Duration,
 ) -> Result<HashMap<String, Claim>, sqlx::Error> {
-    let hashes: HashMap<&str, &[u8; 32]> = events
-        .iter()
-        .map(|event| (event.webhook_id.as_str(), &event.body_sha256))
-        .collect();
+    let ids: Vec<&str> = hashes_by_id.keys().copied().collect();
     let rows = sqlx::query(LOOK_UP)
         .bind(ids)
         .bind(trust.as_secs_f64())
@@ -129,7 +145,7 @@ async fn look_up(
         let id: String = row.try_get(0)?;
         let body_sha256: &[u8] = row.try_get(1)?;
         let proof: Option<&str> = row.try_get(2)?;
-        let same_body = hashes
+        let same_body = hashes_by_id
             .get(id.as_str())
             .is_some_and(|hash| hash[..] == *body_sha256);
         let claim = match proof {
@@ -180,11 +196,21 @@ async fn reclaim(
         .collect())
 }
 
-/// Notes that these are in the spool and not with the broker.
-pub async fn mark_spooled(connection: &mut PgConnection, ids: &[&str]) -> Result<(), sqlx::Error> {
-    sqlx::query("update webhook_receipts set published_at = null where webhook_id = any($1)")
-        .bind(ids)
-        .execute(connection)
-        .await?;
+/// Notes that these are in the spool and not with the broker. A second body has no receipt.
+pub async fn mark_spooled(
+    connection: &mut PgConnection,
+    events: &[&AcceptedEvent],
+) -> Result<(), sqlx::Error> {
+    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
+    let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
+    sqlx::query(
+        "update webhook_receipts r set published_at = null
+           from unnest($1::text[], $2::bytea[]) as spooled (webhook_id, body_sha256)
+          where r.webhook_id = spooled.webhook_id and r.body_sha256 = spooled.body_sha256",
+    )
+    .bind(ids)
+    .bind(hashes)
+    .execute(connection)
+    .await?;
     Ok(())
 }

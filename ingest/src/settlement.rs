@@ -101,7 +101,7 @@ impl Settlement {
         self.deadline
     }
 
-    /// Settles events whose ids are distinct; the outcomes are in their order. They can be answered
+    /// Settles events that are distinct by id and body; the outcomes are in their order. They can be answered
     /// at once: receipts alone, which are then still to be [kept](Self::keep), are not worth a
     /// sender's wait.
     pub async fn settle(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
@@ -127,7 +127,7 @@ impl Settlement {
         };
         let claims = self.without_unproven(claims).await;
         let ours: Vec<usize> = (0..events.len())
-            .filter(|&i| claims[i] == Claim::Publish)
+            .filter(|&i| claims[i].is_to_publish())
             .collect();
         let to_publish: Vec<&AcceptedEvent> = ours.iter().map(|&i| &events[i]).collect();
         let confirms = match claimed {
@@ -404,13 +404,12 @@ async fn spool_events(
             reason: "RabbitMQ did not confirm it",
         })
         .collect();
-    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
     // A spool row may be an event's only copy.
     transaction.raise_durability(pool).await?;
     transaction
         .run(async |connection| {
             spool::insert(connection, &entries).await?;
-            receipts::mark_spooled(connection, &ids).await
+            receipts::mark_spooled(connection, events).await
         })
         .await
 }

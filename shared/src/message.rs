@@ -47,6 +47,14 @@ pub struct AcceptedEvent {
     pub secret_name: Option<String>,
 }
 
+impl AcceptedEvent {
+    /// The id under which `events` keeps it where another body has taken its own.
+    pub fn conflict_id(&self) -> String {
+        let mark = hex::encode(&self.body_sha256[..8]);
+        format!("{}#conflict-{mark}", self.webhook_id)
+    }
+}
+
 /// SHA-256 of a body.
 pub fn body_sha256(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()

@@ -83,7 +83,7 @@ pub async fn insert(
     .execute(&mut *connection)
     .await?;
     if inserted.rows_affected() < entries.len() as u64 {
-        check_kept(connection, &column(|event| &event.webhook_id)).await?;
+        check_kept(connection, entries).await?;
     }
     if inserted.rows_affected() == 0 {
         database::make_commit_wait(connection).await?;
@@ -93,14 +93,27 @@ pub async fn insert(
 
 /// Fails where an event was neither inserted nor there before, nor stored meanwhile: a trigger may skip
 /// a row without a word.
-async fn check_kept(connection: &mut PgConnection, ids: &[&str]) -> Result<(), sqlx::Error> {
+async fn check_kept(
+    connection: &mut PgConnection,
+    entries: &[SpoolEntry<'_>],
+) -> Result<(), sqlx::Error> {
+    let ids: Vec<&str> = entries.iter().map(|e| &*e.event.webhook_id).collect();
+    let conflict_ids: Vec<String> = entries.iter().map(|e| e.event.conflict_id()).collect();
+    let hashes: Vec<&[u8]> = entries.iter().map(|e| &e.event.body_sha256[..]).collect();
     let are_kept: bool = sqlx::query_scalar(
         "select not exists (
-             select from unnest($1::text[]) as entry (webhook_id)
-              where not exists (select from webhook_spool s where s.webhook_id = entry.webhook_id)
-                and not exists (select from events e where e.webhook_id = entry.webhook_id))",
+             select from unnest($1::text[], $2::text[], $3::bytea[])
+                 as entry (webhook_id, conflict_id, body_sha256)
+              where not exists (select from webhook_spool s
+                                 where s.webhook_id = entry.webhook_id
+                                   and s.body_sha256 = entry.body_sha256)
+                and not exists (select from events e
+                                 where e.webhook_id in (entry.webhook_id, entry.conflict_id)
+                                   and e.body_sha256 = entry.body_sha256))",
     )
     .bind(ids)
+    .bind(conflict_ids)
+    .bind(hashes)
     .fetch_one(connection)
     .await?;
     match are_kept {

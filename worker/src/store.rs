@@ -214,12 +214,10 @@ impl<'a> EventRow<'a> {
         }
     }
 
-    /// A second body under an id that is taken. Ingest refuses it; while Postgres was away it could
-    /// not know.
+    /// A second body under an id that is taken.
     fn conflicting(work: &'a Work, record: &'a Record) -> Self {
-        let mark = hex::encode(&work.event.body_sha256[..8]);
         Self {
-            webhook_id: format!("{}#conflict-{mark}", record.webhook_id),
+            webhook_id: work.event.conflict_id(),
             problem: Some(problem::CONFLICT),
             ..Self::new(work, record)
         }

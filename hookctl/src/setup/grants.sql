@@ -31,8 +31,8 @@ grant select (webhook_id, body_sha256, published_at),
       update (published_at)
    on webhook_receipts to :"ingest";
 -- It looks ids up here, and can read no event.
-grant select (webhook_id) on events to :"ingest";
-grant select (webhook_id),
+grant select (webhook_id, body_sha256) on events to :"ingest";
+grant select (webhook_id, body_sha256),
       insert (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
               secret_name, has_receipt, attempts, claims, due_at, last_error)
    on webhook_spool to :"ingest";

@@ -1,7 +1,9 @@
 //! Dedup that cannot lose.
 
+use std::collections::HashSet;
+
 use futures_util::future::join_all;
-use shared::Family;
+use shared::{Family, message::body_sha256};
 use sqlx::PgPool;
 
 use crate::{
@@ -12,9 +14,10 @@ use crate::{
 pub(crate) async fn store_event(pool: &PgPool, webhook: &Webhook) {
     sqlx::query(
         "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
-         values ($1, 'v1.vendor.created', now(), '', '')",
+         values ($1, 'v1.vendor.created', now(), '', $2)",
     )
     .bind(&webhook.id)
+    .bind(&body_sha256(&webhook.body)[..])
     .execute(pool)
     .await
     .expect("an insert");
@@ -49,20 +52,104 @@ async fn a_hundred_deliveries_at_once_to_two_replicas_are_one_message(pool: PgPo
     stores.clean_up().await;
 }
 
+/// A refusal would be repeated for a day, and the endpoint disabled.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn the_same_id_with_another_body_is_a_conflict(pool: PgPool) {
+async fn a_second_body_under_one_id_is_kept_and_accepted(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let replicas = [App::start(&stores).await, App::start(&stores).await];
     assert_eq!(replicas[0].send(&Webhook::vendor("msg_1")).await.0, 202);
     let other = Webhook::new("msg_1", b"{}");
     for replica in &replicas {
         let (status, answer) = replica.send(&other).await;
-        assert_eq!(status, 409, "{answer}");
+        assert_eq!((status, &answer["status"]), (202, &"conflict".into()));
+        replica
+            .until_metric(r#"pleo_ingest_requests_total{outcome="conflict"} 1"#)
+            .await;
     }
     assert_eq!(stores.events(Family::Vendor).await.len(), 1);
+    let kept = stores.events(Family::Other).await;
+    assert_eq!(
+        kept.len(),
+        2,
+        "one by each replica: the worker absorbs them"
+    );
+    assert!(kept.iter().all(|event| event.body == other.body));
+    // It has taken nothing from the first one.
+    let (_, answer) = replicas[1].send(&Webhook::vendor("msg_1")).await;
+    assert_eq!(answer["status"], "duplicate");
     for replica in replicas {
         replica.stop().await;
     }
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn many_bodies_under_one_id_at_once_are_all_kept(pool: PgPool) {
+    const BODIES: usize = 50;
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    let webhooks: Vec<Webhook> = (0..2 * BODIES)
+        .map(|i| Webhook::new("msg_1", format!("{}", i % BODIES).as_bytes()))
+        .collect();
+    let answers = join_all(webhooks.iter().map(|webhook| app.send(webhook))).await;
+    assert!(
+        answers.iter().all(|(status, _)| *status == 202),
+        "{answers:?}"
+    );
+    let accepted = answers
+        .iter()
+        .filter(|(_, answer)| answer["status"] == "accepted")
+        .count();
+    assert_eq!(accepted, 1, "{answers:?}");
+    let kept = stores.events(Family::Other).await;
+    let bodies: HashSet<_> = kept.iter().map(|event| event.body.clone()).collect();
+    assert_eq!(bodies.len(), BODIES);
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn without_rabbitmq_a_second_body_is_spooled_beside_the_first(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let nowhere = "amqp://127.0.0.1:1/%2f";
+    let app = App::start_at(&stores.database_url, nowhere, &stores.prefix, &[]);
+    assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
+    let (status, answer) = app.send(&Webhook::new("msg_1", b"{}")).await;
+    assert_eq!((status, &answer["status"]), (202, &"conflict".into()));
+    let spooled: i64 = sqlx::query_scalar("select count(*) from webhook_spool")
+        .fetch_one(&pool)
+        .await
+        .expect("a count");
+    assert_eq!(spooled, 2);
+    // Where the second one's row cannot be kept, the first one's is no excuse.
+    sqlx::raw_sql(
+        "create function skip() returns trigger language plpgsql as $$ begin return null; end $$;
+         create trigger skip before insert on webhook_spool for each row execute function skip()",
+    )
+    .execute(&pool)
+    .await
+    .expect("a trigger");
+    let (status, answer) = app.send(&Webhook::new("msg_1", b"[]")).await;
+    assert_eq!(status, 503, "{answer}");
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+/// What was stored under its id proves nothing for an event that is nowhere.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn another_body_proves_nothing_for_a_lost_one(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let first = App::start(&stores).await;
+    let webhook = Webhook::vendor("msg_1");
+    assert_eq!(first.send(&webhook).await.0, 202);
+    stores.purge(Family::Vendor).await;
+    first.stop().await;
+    age_receipts(&pool).await;
+    store_event(&pool, &Webhook::new("msg_1", b"{}")).await;
+    let second = App::start(&stores).await;
+    assert_eq!(second.send(&webhook).await.1["status"], "accepted");
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
+    second.stop().await;
     stores.clean_up().await;
 }
 

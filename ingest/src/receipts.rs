@@ -62,15 +62,8 @@ pub enum Claim {
     Publish,
     /// It is safe already.
     Duplicate(Layer),
-    /// Its id was accepted with another body. Published, it becomes a dead letter.
+    /// Its id was accepted with another body. It is ours to publish, under an id of its own.
     Conflict,
-}
-
-impl Claim {
-    /// Whether the event is still to be made safe.
-    pub fn is_to_publish(self) -> bool {
-        matches!(self, Self::Publish | Self::Conflict)
-    }
 }
 
 /// Claims the events, which must be distinct, for publishing: the answer is in their order. A claim is
@@ -196,21 +189,11 @@ async fn reclaim(
         .collect())
 }
 
-/// Notes that these are in the spool and not with the broker. A second body has no receipt.
-pub async fn mark_spooled(
-    connection: &mut PgConnection,
-    events: &[&AcceptedEvent],
-) -> Result<(), sqlx::Error> {
-    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
-    let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
-    sqlx::query(
-        "update webhook_receipts r set published_at = null
-           from unnest($1::text[], $2::bytea[]) as spooled (webhook_id, body_sha256)
-          where r.webhook_id = spooled.webhook_id and r.body_sha256 = spooled.body_sha256",
-    )
-    .bind(ids)
-    .bind(hashes)
-    .execute(connection)
-    .await?;
+/// Notes that these are in the spool and not with the broker.
+pub async fn mark_spooled(connection: &mut PgConnection, ids: &[&str]) -> Result<(), sqlx::Error> {
+    sqlx::query("update webhook_receipts set published_at = null where webhook_id = any($1)")
+        .bind(ids)
+        .execute(connection)
+        .await?;
     Ok(())
 }

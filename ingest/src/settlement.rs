@@ -3,7 +3,7 @@
 
 mod last_resort;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent,
@@ -126,10 +126,8 @@ impl Settlement {
             None => Receipt::Missing,
         };
         let claims = self.without_unproven(claims).await;
-        let ours: Vec<usize> = (0..events.len())
-            .filter(|&i| claims[i].is_to_publish())
-            .collect();
-        let to_publish: Vec<&AcceptedEvent> = ours.iter().map(|&i| &events[i]).collect();
+        let (ours, to_publish) = unsafe_yet(events, &claims);
+        let to_publish: Vec<&AcceptedEvent> = to_publish.iter().map(AsRef::as_ref).collect();
         let confirms = match claimed {
             _ if to_publish.is_empty() => Vec::new(),
             Some(_) => self.publish(&to_publish, receipt, &schedule).await,
@@ -375,6 +373,24 @@ impl Claimed<'_> {
     }
 }
 
+/// The events that are still to be made safe, and their positions. One whose id is taken goes under an
+/// id of its own, so that it never comes to the worker in place of the first.
+fn unsafe_yet<'e>(
+    events: &'e [AcceptedEvent],
+    claims: &[Claim],
+) -> (Vec<usize>, Vec<Cow<'e, AcceptedEvent>>) {
+    events
+        .iter()
+        .zip(claims)
+        .enumerate()
+        .filter_map(|(i, (event, claim))| match claim {
+            Claim::Publish => Some((i, Cow::Borrowed(event))),
+            Claim::Conflict => Some((i, Cow::Owned(event.clone().into_conflict()))),
+            Claim::Duplicate(_) => None,
+        })
+        .unzip()
+}
+
 /// What is left alone after a failure was reported with that failure.
 fn report_unconfirmed(confirms: &[Result<(), PublishError>], safe: bool) {
     let mut errors = confirms.iter().filter_map(|c| c.as_ref().err());
@@ -393,6 +409,7 @@ async fn spool_events(
     events: &[&AcceptedEvent],
     receipt: Receipt,
 ) -> Result<(), TransactionError> {
+    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
     let entries: Vec<_> = events
         .iter()
         .map(|&event| SpoolEntry {
@@ -409,7 +426,7 @@ async fn spool_events(
     transaction
         .run(async |connection| {
             spool::insert(connection, &entries).await?;
-            receipts::mark_spooled(connection, events).await
+            receipts::mark_spooled(connection, &ids).await
         })
         .await
 }

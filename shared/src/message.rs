@@ -48,12 +48,32 @@ pub struct AcceptedEvent {
 }
 
 impl AcceptedEvent {
-    /// The id under which `events` keeps it where another body has taken its own.
+    /// The id that it gets where another body has taken its own.
     pub fn conflict_id(&self) -> String {
-        let mark = hex::encode(&self.body_sha256[..8]);
-        format!("{}#conflict-{mark}", self.webhook_id)
+        format!("{}{CONFLICT}{}", self.webhook_id, self.conflict_mark())
+    }
+
+    /// The same event under its [`conflict_id`](Self::conflict_id).
+    pub fn into_conflict(self) -> Self {
+        Self {
+            webhook_id: self.conflict_id(),
+            ..self
+        }
+    }
+
+    /// Whether its id is one that [`into_conflict`](Self::into_conflict) gives.
+    pub fn is_conflict(&self) -> bool {
+        let mark = self.webhook_id.rsplit_once(CONFLICT);
+        mark.is_some_and(|(_, mark)| mark == self.conflict_mark())
+    }
+
+    fn conflict_mark(&self) -> String {
+        hex::encode(&self.body_sha256[..8])
     }
 }
+
+/// In the id of a second body, between the id that was taken and the body's mark.
+const CONFLICT: &str = "#conflict-";
 
 /// SHA-256 of a body.
 pub fn body_sha256(body: &[u8]) -> [u8; 32] {

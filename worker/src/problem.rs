@@ -14,7 +14,13 @@ pub const UNIDENTIFIED: &str =
 
 /// The problem that an event has before its body is looked at.
 pub fn known_of(event: &AcceptedEvent) -> Option<String> {
-    event.is_unidentified().then(|| UNIDENTIFIED.to_owned())
+    if event.is_unidentified() {
+        Some(UNIDENTIFIED.to_owned())
+    } else if event.is_conflict() {
+        Some(CONFLICT.to_owned())
+    } else {
+        None
+    }
 }
 
 /// Begins that of an event that kept stopping its worker.

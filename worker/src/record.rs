@@ -8,6 +8,7 @@ use shared::{EventType, envelope::Envelope};
 use crate::{
     families::{Text, Typed},
     jsonb,
+    problem::Kind,
     work::Work,
 };
 
@@ -44,14 +45,25 @@ pub struct Record {
 impl Record {
     /// Reads the event. Whatever cannot be read becomes the record's problem; nothing is refused.
     pub fn new(work: &Work) -> Self {
-        let raw = || Body::Raw(work.event.body.clone());
-        if let Some(problem) = &work.problem {
+        match &work.problem {
+            None => Self::read(work),
+            Some(problem) if Kind::of(problem) == Kind::Conflict => Self {
+                problem: Some(problem.clone()),
+                typed: None,
+                ..Self::read(work)
+            },
             // What stopped the worker may be the reading itself, so the body stays untouched.
-            return Self::unread(work, raw(), problem.clone());
+            Some(problem) => {
+                let raw = Body::Raw(work.event.body.clone());
+                Self::unread(work, raw, problem.clone())
+            }
         }
+    }
+
+    fn read(work: &Work) -> Self {
         let body = match jsonb::as_jsonb(&work.event.body) {
             Some(text) => Body::Json(text.to_owned()),
-            None => raw(),
+            None => Body::Raw(work.event.body.clone()),
         };
         let envelope = match Envelope::parse(&work.event.body) {
             Ok(envelope) => envelope,

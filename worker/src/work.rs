@@ -16,7 +16,7 @@ pub struct Work {
     pub receipt: Receipt,
     /// Failed attempts to store it so far.
     pub attempts: i32,
-    /// A problem that is known before its body is looked at; the body is then kept as bytes.
+    /// A problem that is known before its body is looked at.
     pub problem: Option<String>,
     /// Which way it came.
     pub source: Source,

@@ -61,7 +61,7 @@ async fn ingest_can_claim_again_and_spool(pool: PgPool) {
             .await
             .expect("the rights");
     }
-    receipts::mark_spooled(&mut ingest, &[&event])
+    receipts::mark_spooled(&mut ingest, &["msg_1"])
         .await
         .expect("the rights");
     let claims = receipts::claim(&mut ingest, &[&event], Duration::ZERO).await;

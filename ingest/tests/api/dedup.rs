@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
-use shared::{Family, message::body_sha256};
+use shared::{AcceptedEvent, Family, message::body_sha256};
 use sqlx::PgPool;
 
 use crate::{
@@ -74,6 +74,10 @@ async fn a_second_body_under_one_id_is_kept_and_accepted(pool: PgPool) {
         "one by each replica: the worker absorbs them"
     );
     assert!(kept.iter().all(|event| event.body == other.body));
+    assert!(
+        kept.iter().all(AcceptedEvent::is_conflict),
+        "under an id of its own, so that it never counts as the first one"
+    );
     // It has taken nothing from the first one.
     let (_, answer) = replicas[1].send(&Webhook::vendor("msg_1")).await;
     assert_eq!(answer["status"], "duplicate");

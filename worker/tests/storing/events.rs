@@ -4,8 +4,12 @@ use shared::{Family, message::Receipt};
 use sqlx::{PgPool, Row};
 use tokio_util::sync::CancellationToken;
 
-use crate::sample::{
-    count, event, export_job_body, persist, persistence, sql, vendor, vendor_body, work,
+use crate::{
+    sample::{
+        count, event, export_job_body, persist, persistence, sql, start_spool_reader, until_count,
+        vendor, vendor_body, work,
+    },
+    spool::spool_events,
 };
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
@@ -102,7 +106,9 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
         export_job_body("j1", "pending", "2025-01-01T00:00:00Z"),
     );
     persist(&pool, [first.clone(), second.clone()]).await;
-    persist(&pool, [second, first]).await;
+    persist(&pool, [second.clone(), first]).await;
+    // As ingest sends it where it knows that the id is taken.
+    persist(&pool, [second.into_conflict()]).await;
     assert_eq!(count(&pool, "select count(*) from events").await, 2);
     assert_eq!(
         count(
@@ -112,6 +118,24 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
         .await,
         1
     );
+}
+
+/// It may come before the first one, or the first one never.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_second_body_takes_nothing_from_the_first_one(pool: PgPool) {
+    let second = vendor("m1").into_conflict();
+    spool_events(&pool, &[vendor("m2").into_conflict()], 0).await;
+    persist(&pool, [second]).await;
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(
+        &pool,
+        "select count(*) from dead_letters
+          where webhook_id like 'm_#conflict-%' and payload is not null and company_id is not null",
+        2,
+    )
+    .await;
+    reader.cancel();
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 0);
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

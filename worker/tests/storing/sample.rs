@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use worker::{
     metrics::Metrics,
     persistence::Persistence,
+    problem,
     spool_reader::SpoolReader,
     work::{Source, Work},
 };
@@ -63,10 +64,10 @@ pub(crate) fn export_job_body(job: &str, status: &str, last_updated_at: &str) ->
 /// The event as it comes by a queue.
 pub(crate) fn work(event: AcceptedEvent) -> Work {
     Work {
+        problem: problem::known_of(&event),
         event,
         receipt: Receipt::Recorded,
         attempts: 0,
-        problem: None,
         source: Source::Queue,
     }
 }

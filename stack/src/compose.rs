@@ -4,6 +4,7 @@
 //! cannot get is no fault of the repository's, so a run may skip for that. [`Ready::check`] then tries
 //! everything that `docs/deploying.md` promises, and fails at the first thing that is not so.
 
+mod confinement;
 mod container;
 mod engine;
 mod images;

@@ -13,7 +13,7 @@ use crate::debian_root::{DebianRoot, Release};
 use crate::progress::Progress;
 
 /// The smallest of them tells whether their registry can be reached.
-const PROBE: &str = "haproxy:3.2-alpine";
+const PROBE: &str = "haproxy:3.2.24-alpine";
 const PULL_WITHIN: Duration = Duration::from_secs(120);
 const BUILD_WITHIN: Duration = Duration::from_secs(15 * 60);
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use crate::compose::load::Load;
 use crate::compose::site::Site;
 use crate::compose::trial::Trial;
-use crate::compose::{kill, monitoring, readme};
+use crate::compose::{confinement, kill, monitoring, readme};
 
 const HEADING: &str = "### With docker compose";
 const FINDS_THEM_WITHIN: Duration = Duration::from_secs(90);
@@ -57,6 +57,12 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial, built: bool)
     }
     trial
         .check("demo's events are in their tables", demo_is_stored(site))
+        .await?;
+    trial
+        .check(
+            "no container may do more than its work",
+            confinement::holds(site),
+        )
         .await?;
     trial
         .check(

@@ -1,0 +1,122 @@
+//! What containers may do beyond their work: new privileges, capabilities, processes without end, writing
+//! into their image, a way to the outside.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use super::site::Site;
+
+/// They write beside their volumes: RabbitMQ its configuration, Grafana what it wants.
+const WRITING: [&str; 2] = ["rabbitmq", "grafana"];
+/// The entrypoints of their images begin as root and become another account.
+const STORES: [&str; 2] = ["postgres", "rabbitmq"];
+const OF_STORES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
+/// One takes webhooks, the other tells people about alerts.
+const GOING_OUT: [&str; 2] = ["proxy", "alertmanager"];
+const MASQUERADES: &str = "com.docker.network.bridge.enable_ip_masquerade";
+
+/// Of what `docker inspect` tells about a container.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    host_config: HostConfig,
+    network_settings: NetworkSettings,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct HostConfig {
+    cap_add: Option<Vec<String>>,
+    cap_drop: Option<Vec<String>>,
+    security_opt: Option<Vec<String>>,
+    pids_limit: Option<i64>,
+    readonly_rootfs: bool,
+    privileged: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct NetworkSettings {
+    networks: HashMap<String, serde_json::Value>,
+}
+
+/// Of what `docker network inspect` tells about a network.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Network {
+    internal: bool,
+    options: Option<HashMap<String, String>>,
+}
+
+/// Looks at every container.
+///
+/// # Errors
+/// Names the first container that may do too much, and what.
+pub(super) async fn holds(site: &Site) -> Result<()> {
+    for container in site.containers().await? {
+        let service = &*container.service;
+        let inspected = site.docker(&["inspect", &container.id]).await?;
+        let inspected: Vec<Inspected> = serde_json::from_str(&inspected)?;
+        let Inspected {
+            host_config,
+            network_settings,
+        } = inspected.into_iter().next().context("nothing to inspect")?;
+        host_config
+            .check(service)
+            .with_context(|| container.name.clone())?;
+        let mut goes_out = false;
+        for name in network_settings.networks.keys() {
+            let network = site.docker(&["network", "inspect", name]).await?;
+            let networks: Vec<Network> = serde_json::from_str(&network)?;
+            goes_out |= networks.iter().any(Network::leads_out);
+        }
+        ensure!(
+            goes_out == GOING_OUT.contains(&service),
+            "{} {} the outside",
+            container.name,
+            if goes_out { "reaches" } else { "cannot reach" },
+        );
+    }
+    Ok(())
+}
+
+impl HostConfig {
+    fn check(&self, service: &str) -> Result<()> {
+        ensure!(!self.privileged, "is privileged");
+        let has = |list: &Option<Vec<String>>, item: &str| {
+            list.iter().flatten().any(|entry| entry.contains(item))
+        };
+        ensure!(
+            has(&self.security_opt, "no-new-privileges"),
+            "may get new privileges"
+        );
+        ensure!(has(&self.cap_drop, "ALL"), "keeps capabilities");
+        let allowed: &[&str] = match STORES.contains(&service) {
+            true => &OF_STORES,
+            false => &[],
+        };
+        for added in self.cap_add.iter().flatten() {
+            let name = added.trim_start_matches("CAP_");
+            ensure!(allowed.contains(&name), "has the capability {name}");
+        }
+        ensure!(
+            self.pids_limit.is_some_and(|limit| limit > 0),
+            "may start processes without end"
+        );
+        ensure!(
+            self.readonly_rootfs != WRITING.contains(&service),
+            "its image is read-only: {}",
+            self.readonly_rootfs
+        );
+        Ok(())
+    }
+}
+
+impl Network {
+    fn leads_out(&self) -> bool {
+        let masquerades = self.options.as_ref().and_then(|o| o.get(MASQUERADES));
+        !self.internal && masquerades.is_none_or(|value| value != "false")
+    }
+}

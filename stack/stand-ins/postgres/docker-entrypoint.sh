@@ -14,7 +14,8 @@ password_from_file() {
 as_postgres() {
   mkdir -p "$PGDATA"
   chmod 700 "$PGDATA"
-  find "$PGDATA" \! -user postgres -exec chown postgres '{}' +
+  chmod 3775 /var/run/postgresql
+  find "$PGDATA" /var/run/postgresql \! -user postgres -exec chown postgres '{}' +
   exec setpriv --reuid=postgres --regid=postgres --clear-groups "$0" "$@"
 }
 

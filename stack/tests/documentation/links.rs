@@ -72,14 +72,18 @@ fn every_link_leads_to_a_file_and_a_heading() {
     assert!(dead.is_empty(), "{dead:#?}");
 }
 
-/// ARCHITECTURE.md names the test of each invariant, and the file of each part.
+/// ARCHITECTURE.md names the test of each invariant and the file of each part, the threat model the test
+/// of each boundary.
 #[test]
-fn the_tests_and_files_that_the_architecture_names_are_there() {
+fn the_tests_and_files_that_the_documentation_names_are_there() {
     let sources = files(".rs");
     let code: String = sources.iter().map(|file| read(file)).collect();
-    let architecture = read(&root().join("ARCHITECTURE.md"));
+    let pages = ["ARCHITECTURE.md", "docs/threat-model.md"].map(|page| read(&root().join(page)));
     let mut missing = Vec::new();
-    for quoted in architecture.split('`').skip(1).step_by(2) {
+    for quoted in pages
+        .iter()
+        .flat_map(|page| page.split('`').skip(1).step_by(2))
+    {
         let is_plain = |part: &str, others: &str| {
             let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || others.contains(c);
             part.chars().all(fits)

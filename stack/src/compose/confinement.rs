@@ -120,3 +120,53 @@ impl Network {
         !self.internal && masquerades.is_none_or(|value| value != "false")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(service: &str, changes: &Value) -> Result<()> {
+        let mut config = json!({
+            "CapAdd": null, "CapDrop": ["ALL"], "SecurityOpt": ["no-new-privileges:true"],
+            "PidsLimit": 512, "ReadonlyRootfs": true, "Privileged": false,
+        });
+        let changes = changes.as_object().expect("an object");
+        config
+            .as_object_mut()
+            .expect("an object")
+            .extend(changes.clone());
+        serde_json::from_value::<HostConfig>(config)?.check(service)
+    }
+
+    #[test]
+    fn each_right_too_many_is_found() {
+        check("ingest", &json!({})).expect("confined");
+        check("postgres", &json!({ "CapAdd": ["CAP_CHOWN"] })).expect("it needs that");
+        for changes in [
+            json!({ "CapAdd": ["CHOWN"] }),
+            json!({ "CapDrop": null }),
+            json!({ "SecurityOpt": null }),
+            json!({ "PidsLimit": null }),
+            json!({ "ReadonlyRootfs": false }),
+            json!({ "Privileged": true }),
+        ] {
+            check("ingest", &changes).expect_err(&changes.to_string());
+        }
+    }
+
+    #[test]
+    fn a_network_leads_out_unless_it_is_internal_or_hides_nobody() {
+        for (internal, masquerades, leads_out) in [
+            (false, None, true),
+            (false, Some("true"), true),
+            (false, Some("false"), false),
+            (true, None, false),
+        ] {
+            let options = masquerades
+                .map(|value| HashMap::from([(MASQUERADES.to_owned(), value.to_owned())]));
+            assert_eq!(Network { internal, options }.leads_out(), leads_out);
+        }
+    }
+}

@@ -10,6 +10,7 @@ mod vendor;
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, Utc};
 pub use export_job::ExportJob;
 pub use row::{Resource, Row};
 use serde_json::value::RawValue;
@@ -41,10 +42,11 @@ impl Typed {
         family: Family,
         data: Option<&RawValue>,
         webhook_id: &str,
+        received_at: DateTime<Utc>,
     ) -> Result<Option<Self>, String> {
         let parse = match family {
-            Family::ExportJob => |json, id| Row::parse(json, id).map(Self::ExportJob),
-            Family::Vendor => |json, id| Row::parse(json, id).map(Self::Vendor),
+            Family::ExportJob => |json, id, at| Row::parse(json, id, at).map(Self::ExportJob),
+            Family::Vendor => |json, id, at| Row::parse(json, id, at).map(Self::Vendor),
             Family::Other => return Ok(None),
         };
         let data = data.ok_or(NO_DATA)?;
@@ -54,7 +56,7 @@ impl Typed {
                 "{WRONG_DATA} {family} its type names: it is not an object"
             ));
         }
-        parse(data.get(), webhook_id)
+        parse(data.get(), webhook_id, received_at)
             .map(Some)
             .map_err(|reason| format!("{WRONG_DATA} {family} its type names: {reason}"))
     }

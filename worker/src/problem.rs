@@ -103,6 +103,7 @@ impl fmt::Display for Kind {
 
 #[cfg(test)]
 mod tests {
+    use chrono::DateTime;
     use rstest::rstest;
     use shared::{Family, envelope::Envelope};
 
@@ -123,9 +124,11 @@ mod tests {
     #[case(None)]
     #[case(Some("[]"))]
     #[case(Some("{}"))]
+    #[case(Some(r#"{"id":"v","companyId":"c","name":"n","state":"DRAFT","updatedAt":"1970-01-02T00:00:01Z"}"#))]
     fn every_reason_not_to_be_typed_is_of_that_kind(#[case] data: Option<&str>) {
         let data = data.map(|json| serde_json::from_str(json).expect("JSON"));
-        let reason = Typed::parse(Family::Vendor, data, "msg_1").expect_err("no vendor");
+        let reason = Typed::parse(Family::Vendor, data, "msg_1", DateTime::UNIX_EPOCH)
+            .expect_err("no vendor");
         assert_eq!(Kind::of(&reason), Kind::WrongData);
     }
 

@@ -74,6 +74,7 @@ impl Record {
             envelope.event_type.family(),
             envelope.data,
             &work.event.webhook_id,
+            work.event.received_at,
         );
         let (typed, problem) = match typed {
             Ok(typed) => (typed, None),
@@ -179,7 +180,7 @@ mod tests {
                 event_type: EventType::unknown(),
                 body_sha256: shared::message::body_sha256(&body),
                 body,
-                received_at: Utc.timestamp_opt(1_700_000_000, 0).unwrap(),
+                received_at: Utc.timestamp_opt(1_750_000_000, 0).unwrap(),
                 attempted_at: None,
                 secret_name: None,
             },
@@ -231,6 +232,29 @@ mod tests {
         let data = r#"{"id":"v1","companyId":"c1","name":"","state":"FROZEN","new":[1]}"#;
         let record = event("v1.vendor.created", data);
         assert!(matches!(record.typed, Some(Typed::Vendor(_))), "{record:?}");
+    }
+
+    /// The event came on 2025-06-15T15:06:40Z.
+    #[rstest]
+    #[case("updatedAt", "2025-06-16T15:06:40Z", false)]
+    #[case("updatedAt", "2025-06-16T15:06:40.000000001Z", true)]
+    #[case("deletedAt", "+262142-12-31T23:59:59Z", true)]
+    #[case("createdAt", "-262143-01-01T00:00:00Z", false)]
+    fn a_state_of_the_future_is_a_problem(
+        #[case] field: &str,
+        #[case] time: &str,
+        #[case] is_problem: bool,
+    ) {
+        let record = event(
+            "v1.vendor.created",
+            &format!(
+                r#"{{"id":"v1","companyId":"c1","name":"n","state":"DRAFT","{field}":"{time}"}}"#
+            ),
+        );
+        assert_eq!(record.typed.is_none(), is_problem, "{record:?}");
+        let problem = record.problem.unwrap_or_default();
+        assert_eq!(problem.contains(&format!("`data.{field}`")), is_problem);
+        assert!(!problem.contains(time), "{problem}");
     }
 
     #[rstest]

@@ -42,13 +42,13 @@ impl Resource for ExportJob {
         &self.id
     }
 
-    fn times(&self) -> impl IntoIterator<Item = Option<DateTime<Utc>>> {
+    fn times(&self) -> impl IntoIterator<Item = (&'static str, Option<DateTime<Utc>>)> {
         [
-            self.created_at,
-            self.started_at,
-            self.completed_at,
-            self.expired_at,
-            self.last_updated_at,
+            ("createdAt", self.created_at),
+            ("startedAt", self.started_at),
+            ("completedAt", self.completed_at),
+            ("expiredAt", self.expired_at),
+            ("lastUpdatedAt", self.last_updated_at),
         ]
     }
 

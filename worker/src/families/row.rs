@@ -1,10 +1,13 @@
 //! What the typed tables have in common: one row for each resource, holding its newest state.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
 use super::{SortKey, Text, mismatch};
+
+/// How far clocks may differ. A state of the future would be the newest one until then, whatever came.
+const AHEAD: TimeDelta = TimeDelta::days(1);
 
 /// A resource as an event's `data` gives it, and the table that holds its newest state.
 pub trait Resource: DeserializeOwned + Send + Sync {
@@ -14,9 +17,10 @@ pub trait Resource: DeserializeOwned + Send + Sync {
     /// The table's key.
     fn id(&self) -> &Text;
 
-    /// All times at which the resource says that something happened to it. The latest of them is the
-    /// time of the state: a deletion need not touch the time of the last update.
-    fn times(&self) -> impl IntoIterator<Item = Option<DateTime<Utc>>>;
+    /// All times at which the resource says that something happened to it, with the names of their fields
+    /// in `data`. The latest of them is the time of the state: a deletion need not touch the time of the
+    /// last update.
+    fn times(&self) -> impl IntoIterator<Item = (&'static str, Option<DateTime<Utc>>)>;
 
     /// How far along its status is, for two events that name the same time.
     fn rank(&self) -> u8;
@@ -41,10 +45,19 @@ pub struct Row<R> {
 }
 
 impl<R: Resource> Row<R> {
-    /// Reads an event's `data`, a JSON object. The error names the field that is wrong, and no value.
-    pub fn parse(data: &str, webhook_id: &str) -> Result<Self, String> {
+    /// Reads the `data` of an event that came at `received_at`, a JSON object. The error names the field
+    /// that is wrong, and no value.
+    pub fn parse(data: &str, webhook_id: &str, received_at: DateTime<Utc>) -> Result<Self, String> {
         let resource: R = serde_json::from_str(data).map_err(|_| mismatch::explain::<R>(data))?;
-        let latest = resource.times().into_iter().flatten().max();
+        let mut latest = None;
+        for (field, time) in resource.times() {
+            if time.is_some_and(|time| time - received_at > AHEAD) {
+                return Err(format!(
+                    "`data.{field}`: more than a day after the event came"
+                ));
+            }
+            latest = latest.max(time);
+        }
         Ok(Self {
             sort_key: SortKey::new(latest, resource.rank(), webhook_id),
             webhook_id: webhook_id.to_owned(),

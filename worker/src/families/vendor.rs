@@ -42,8 +42,12 @@ impl Resource for Vendor {
         &self.id
     }
 
-    fn times(&self) -> impl IntoIterator<Item = Option<DateTime<Utc>>> {
-        [self.created_at, self.updated_at, self.deleted_at]
+    fn times(&self) -> impl IntoIterator<Item = (&'static str, Option<DateTime<Utc>>)> {
+        [
+            ("createdAt", self.created_at),
+            ("updatedAt", self.updated_at),
+            ("deletedAt", self.deleted_at),
+        ]
     }
 
     /// A state that is new to us is somewhere on the way.

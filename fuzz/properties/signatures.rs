@@ -18,7 +18,7 @@ const KNOWN: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const STRANGER: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
 /// More well-formed entries are not looked at.
-const ENTRIES: usize = 32;
+const ENTRIES: usize = SignatureToken::MAX_PER_REQUEST;
 
 static KNOWN_ONLY: LazyLock<Secrets> = LazyLock::new(|| secrets(&format!("known={KNOWN}")));
 static STRANGER_ONLY: LazyLock<Secrets> =

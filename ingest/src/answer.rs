@@ -42,6 +42,8 @@ pub enum Answer {
     TooLarge(usize),
     /// As many requests as allowed are being handled.
     Overloaded,
+    /// Smaller requests came before it while it was not verified.
+    CrowdedOut,
     /// Webhooks are taken at another path.
     WrongPath,
     /// Webhooks come as POST.
@@ -74,7 +76,7 @@ impl Answer {
     pub const DISCONNECTED: &'static str = "disconnected";
 
     /// Every label under which a request is counted.
-    pub const METRIC_LABELS: [&'static str; 18] = [
+    pub const METRIC_LABELS: [&'static str; 19] = [
         "accepted",
         "duplicate",
         "conflict",
@@ -86,6 +88,7 @@ impl Answer {
         "wrong_signature",
         "too_large",
         "overloaded",
+        "crowded_out",
         "wrong_path",
         "wrong_method",
         "options",
@@ -109,6 +112,7 @@ impl Answer {
             Self::WrongSignature => "wrong_signature",
             Self::TooLarge(_) => "too_large",
             Self::Overloaded => "overloaded",
+            Self::CrowdedOut => "crowded_out",
             Self::WrongPath => "wrong_path",
             Self::WrongMethod => "wrong_method",
             Self::Options => "options",
@@ -122,7 +126,7 @@ impl Answer {
     /// endpoint for them.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Settled(Outcome::Unavailable) | Self::Overloaded => {
+            Self::Settled(Outcome::Unavailable) | Self::Overloaded | Self::CrowdedOut => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             // A second body as well: a refusal would be repeated for a day, and the endpoint disabled.
@@ -156,6 +160,10 @@ impl Answer {
             ),
             Self::Settled(_) | Self::Options => return None,
             Self::Overloaded => ("too many requests at once", "send it again".to_owned()),
+            Self::CrowdedOut => (
+                "too large just now",
+                "it made room for smaller requests; send it again".to_owned(),
+            ),
             Self::BadHeaders(error) => ("bad webhook headers", error.to_string()),
             Self::BrokenBody => (
                 "broken body",

@@ -41,6 +41,9 @@ pub enum Source {
     File(PathBuf),
 }
 
+/// Past this the largest body that nobody signed takes several milliseconds of a processor.
+const MANY_PASSES: usize = 32;
+
 /// What a look at the file found: enough to tell whether it has changed, without keeping it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
@@ -158,6 +161,15 @@ fn judge(text: io::Result<SecretString>, policy: DevelopmentSecret) -> anyhow::R
 
 fn taken(secrets: &Secrets, metrics: &Metrics) {
     metrics.secrets_loaded(secrets);
+    let passes = secrets.most_passes();
+    if passes > MANY_PASSES {
+        warn!(
+            secrets = secrets.names().count(),
+            passes,
+            "many secrets: a request that nobody signed has its whole body hashed up to `passes` times; \
+             remove the secrets that are not in use"
+        );
+    }
     if let Some(name) = secrets.development_secret() {
         warn!(
             name,

@@ -7,7 +7,7 @@ use shared::text_file;
 
 use crate::{
     headers::WebhookHeaders,
-    signature::{self, Key},
+    signature::{self, Key, Signatures},
 };
 
 /// The secret of the local stack and of examples. Known to everybody, so it must never sign anything
@@ -101,7 +101,32 @@ impl Secrets {
 
     /// The name of the key that verifies the webhook, if any does.
     pub fn verify(&self, headers: &WebhookHeaders, body: &[u8]) -> Option<&str> {
-        signature::matching_key(&self.keys, headers, body)
+        self.matching(&Signatures::of(headers), headers, body)
+    }
+
+    /// As [`Self::verify`], with the signatures of the headers.
+    pub fn matching(
+        &self,
+        signatures: &Signatures,
+        headers: &WebhookHeaders,
+        body: &[u8],
+    ) -> Option<&str> {
+        signatures.matching_key(&self.keys, headers, body)
+    }
+
+    /// Whether one of the signatures could be one of a key here, by its form alone.
+    pub fn fit(&self, signatures: &Signatures) -> bool {
+        signatures.fit(&self.keys)
+    }
+
+    /// How much has to be hashed at most to verify a body of this length, in bytes.
+    pub fn work(&self, signatures: &Signatures, body: usize) -> usize {
+        signatures.work(&self.keys, body)
+    }
+
+    /// How often the body of a request that nobody signed is hashed at most.
+    pub fn most_passes(&self) -> usize {
+        signature::most_passes(&self.keys)
     }
 
     /// The keys with their names, in order.

@@ -5,7 +5,7 @@
 //! `{webhook-id}.{webhook-timestamp}.{raw body}`, with the timestamp's own digits and not a number
 //! printed again. Time is an argument.
 
-use std::fmt;
+use std::{cell::LazyCell, fmt};
 
 use base64::{
     Engine, alphabet,
@@ -119,25 +119,47 @@ impl Key {
 
     /// Whether one of the signatures is this key's over the webhook. The message is authenticated
     /// once, however many signatures there are, and each comparison takes constant time.
-    fn verifies(&self, tokens: &[SignatureToken], headers: &WebhookHeaders, body: &[u8]) -> bool {
-        let (id, timestamp) = (headers.id(), headers.timestamp_digits());
+    fn verifies(&self, signatures: &Signatures, headers: &WebhookHeaders, body: &[u8]) -> bool {
         match self {
+            Self::Symmetric(_) if signatures.v1.is_empty() => false,
             Self::Symmetric(mac) => {
-                let expected = authenticate(mac, id, timestamp, body).finalize();
-                tokens.iter().any(|token| match token {
-                    SignatureToken::V1(tag) => expected == CtOutput::new((*tag).into()),
-                    SignatureToken::V1a(_) => false,
-                })
+                let expected =
+                    authenticate(mac, headers.id(), headers.timestamp_digits(), body).finalize();
+                let is_expected = |tag: &[u8; 32]| expected == CtOutput::new((*tag).into());
+                signatures.v1.iter().any(is_expected)
             }
             Self::Public(key) => {
-                let signed = [id.as_bytes(), timestamp.as_bytes(), body].join(&b'.');
-                tokens.iter().any(|token| match token {
-                    SignatureToken::V1a(bytes) => key
-                        .verify_strict(&signed, &Signature::from_bytes(bytes))
-                        .is_ok(),
-                    SignatureToken::V1(_) => false,
+                let parts = [
+                    headers.id().as_bytes(),
+                    headers.timestamp_digits().as_bytes(),
+                    body,
+                ];
+                // One copy for all signatures.
+                let signed = LazyCell::new(|| parts.join(&b'.'));
+                signatures.v1a.iter().any(|bytes| {
+                    key.verify_strict(&signed, &Signature::from_bytes(bytes))
+                        .is_ok()
                 })
             }
+        }
+    }
+
+    /// Whether a signature has the form of this key's.
+    fn fits(&self, signatures: &Signatures) -> bool {
+        match self {
+            Self::Symmetric(_) => !signatures.v1.is_empty(),
+            Self::Public(_) => !signatures.v1a.is_empty(),
+        }
+    }
+
+    /// How much has to be hashed until none of so many signatures is this key's, in bytes. A curve's
+    /// arithmetic counts as what is hashed in the same time.
+    fn work(&self, v1: usize, v1a: usize, signed: usize) -> usize {
+        const ARITHMETIC: usize = 64 * 1024;
+        match self {
+            // One pass, whatever it is compared with.
+            Self::Symmetric(_) => signed * v1.min(1),
+            Self::Public(_) => (signed + ARITHMETIC) * v1a,
         }
     }
 }
@@ -181,7 +203,7 @@ pub enum SignatureToken {
 impl SignatureToken {
     /// How many well-formed entries of one request are looked at. A sender in the middle of a
     /// rotation sends up to 11; the limit bounds what an unauthenticated request can cost.
-    const MAX_PER_REQUEST: usize = 32;
+    pub const MAX_PER_REQUEST: usize = 16;
 
     /// Reads a space-separated list of `version,base64`. Unknown versions and malformed entries are
     /// skipped, as the specification asks: one good signature is enough.
@@ -213,21 +235,63 @@ fn decode<const LEN: usize>(signature: &str) -> Option<[u8; LEN]> {
     BASE64.decode(signature).ok()?.try_into().ok()
 }
 
-/// The name of the first key that verifies one of the request's signatures; `None` if none does.
-pub fn matching_key<'k>(
-    keys: &'k [(String, Key)],
-    headers: &WebhookHeaders,
-    body: &[u8],
-) -> Option<&'k str> {
-    let tokens: Vec<_> = headers
-        .signatures()
-        .iter()
-        .flat_map(|list| SignatureToken::parse_list(list))
-        .take(SignatureToken::MAX_PER_REQUEST)
-        .collect();
-    keys.iter()
-        .find(|(_, key)| key.verifies(&tokens, headers, body))
-        .map(|(name, _)| name.as_str())
+/// The well-formed signatures of one request. Not yet compared with anything.
+#[derive(Debug, Default)]
+pub struct Signatures {
+    v1: Vec<[u8; 32]>,
+    v1a: Vec<[u8; 64]>,
+}
+
+impl Signatures {
+    /// Those of a request's headers.
+    pub fn of(headers: &WebhookHeaders) -> Self {
+        let mut signatures = Self::default();
+        let tokens = headers
+            .signatures()
+            .iter()
+            .flat_map(|list| SignatureToken::parse_list(list))
+            .take(SignatureToken::MAX_PER_REQUEST);
+        for token in tokens {
+            match token {
+                SignatureToken::V1(tag) => signatures.v1.push(tag),
+                SignatureToken::V1a(bytes) => signatures.v1a.push(bytes),
+            }
+        }
+        signatures
+    }
+
+    /// Whether one of them could be one of these keys', by its form alone.
+    pub fn fit(&self, keys: &[(String, Key)]) -> bool {
+        keys.iter().any(|(_, key)| key.fits(self))
+    }
+
+    /// How much has to be hashed at most to compare them with these keys, in bytes, for a body of this
+    /// length.
+    pub fn work(&self, keys: &[(String, Key)], body: usize) -> usize {
+        let work = |key: &Key| key.work(self.v1.len(), self.v1a.len(), body);
+        keys.iter().map(|(_, key)| work(key)).sum()
+    }
+
+    /// The name of the first key that verifies one of them; `None` if none does.
+    pub fn matching_key<'k>(
+        &self,
+        keys: &'k [(String, Key)],
+        headers: &WebhookHeaders,
+        body: &[u8],
+    ) -> Option<&'k str> {
+        keys.iter()
+            .find(|(_, key)| key.verifies(self, headers, body))
+            .map(|(name, _)| name.as_str())
+    }
+}
+
+/// How often the body of a request that nobody signed is hashed at most.
+pub fn most_passes(keys: &[(String, Key)]) -> usize {
+    let passes = |key: &Key| match key {
+        Key::Symmetric(_) => 1,
+        Key::Public(_) => SignatureToken::MAX_PER_REQUEST,
+    };
+    keys.iter().map(|(_, key)| passes(key)).sum()
 }
 
 #[cfg(test)]

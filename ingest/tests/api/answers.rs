@@ -229,8 +229,8 @@ async fn slow_bodies_are_cut_off_and_shut_nobody_out(pool: PgPool) {
     let address = app.url.split('/').nth(2).expect("a host");
     let head = format!(
         "POST /webhooks/pleo HTTP/1.1\r\nhost: x\r\nwebhook-id: slow\r\nwebhook-timestamp: {}\r\n\
-         webhook-signature: v1,x\r\ncontent-length: 10\r\n\r\n{{",
-        webhook.timestamp
+         webhook-signature: {}\r\ncontent-length: 10\r\n\r\n{{",
+        webhook.timestamp, webhook.signature
     );
     let mut slow = Vec::new();
     for _ in 0..20 {

@@ -14,4 +14,5 @@ mod raw;
 mod rotation;
 mod standard_webhooks;
 mod standby;
+mod strangers;
 mod webhook;

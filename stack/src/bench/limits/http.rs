@@ -10,7 +10,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use ingest::headers::WebhookHeaders;
 use ingest::secrets::DEVELOPMENT_SECRET;
-use ingest::signature::{Key, matching_key};
+use ingest::signature::{Key, Signatures};
 
 use super::super::load::{Load, Pace};
 use super::super::request::Requests;
@@ -61,7 +61,11 @@ async fn verify(
         values.map(header::HeaderValue::as_bytes)
     };
     match WebhookHeaders::parse(values) {
-        Ok(headers) if matching_key(&keys, &headers, &body).is_some() => {
+        Ok(headers)
+            if Signatures::of(&headers)
+                .matching_key(&keys, &headers, &body)
+                .is_some() =>
+        {
             HttpResponse::Accepted().body(r#"{"status":"accepted"}"#)
         }
         _ => HttpResponse::Unauthorized().finish(),

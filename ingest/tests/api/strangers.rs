@@ -1,0 +1,133 @@
+//! Requests that nobody signed take little from those that somebody did.
+
+use futures_util::future::join_all;
+use sqlx::PgPool;
+use tokio::{
+    io::AsyncWriteExt,
+    net::TcpStream,
+    time::{Duration, Instant, sleep},
+};
+
+use crate::{
+    app::{App, Stores},
+    raw::{connect, exchange, head, read},
+    webhook::Webhook,
+};
+
+const POST: &str = "POST /webhooks/pleo HTTP/1.1";
+/// The default of BODY_LIMIT.
+const LARGEST: usize = 262_144;
+/// Together they take more than all bodies may.
+const CROWD: usize = 300;
+
+/// A well-formed signature that is nobody's.
+fn foreign(id: &str) -> Webhook {
+    Webhook {
+        signature: format!("v1,{}=", "A".repeat(43)),
+        ..Webhook::vendor(id)
+    }
+}
+
+/// A head that announces a body, of which nothing comes.
+fn without_body(webhook: &Webhook) -> String {
+    format!("{}content-length: 1000\r\n\r\n", head(POST, webhook))
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_nobody_can_have_signed_is_refused_before_its_body(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    let (tag, ed25519) = ("A".repeat(43), "A".repeat(86));
+    let forms = [
+        "v1,x".to_owned(),
+        "x".to_owned(),
+        "v1,".to_owned(),
+        format!("v1,{}", "A".repeat(44)),
+        format!("v1,{tag}"),
+        format!("v2,{tag}="),
+        // The one secret here is no ed25519 key.
+        format!("v1a,{ed25519}=="),
+        format!("v1a,{tag}= v1,{ed25519}=="),
+    ];
+    let mut webhooks: Vec<_> = forms
+        .into_iter()
+        .map(|signature| Webhook {
+            signature,
+            ..Webhook::vendor("msg_1")
+        })
+        .collect();
+    webhooks.push(Webhook::signed_at("msg_1", b"{}", 0));
+    let requests: Vec<_> = webhooks.iter().map(without_body).collect();
+    let answers = requests
+        .iter()
+        .map(|request| exchange(&app, request.as_bytes(), usize::MAX));
+    for (request, answers) in requests.iter().zip(join_all(answers).await) {
+        assert_eq!(answers.statuses(), [401], "{request}");
+    }
+    let read = exchange(&app, without_body(&foreign("msg_1")).as_bytes(), 1).await;
+    assert_eq!(read.statuses(), [408], "a body was waited for");
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+/// Both begin together. The slow one has the same time until its deadline.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_body_that_stalls_ends_before_a_steady_one_of_eight_seconds(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    let steady = Webhook::new("steady", &[b'x'; 200_000]);
+    let stalled = async {
+        let answers = exchange(&app, without_body(&foreign("stalled")).as_bytes(), 1).await;
+        (answers.statuses(), Instant::now())
+    };
+    let steady = async {
+        let mut connection = connect(&app).await;
+        let head = head(POST, &steady);
+        let head = format!("{head}content-length: {}\r\n\r\n", steady.body.len());
+        connection
+            .write_all(head.as_bytes())
+            .await
+            .expect("a write");
+        for part in steady.body.chunks(steady.body.len() / 8) {
+            sleep(Duration::from_secs(1)).await;
+            connection.write_all(part).await.expect("a write");
+        }
+        let ended = Instant::now();
+        (read(&mut connection, 1).await.statuses(), ended)
+    };
+    let (stalled, steady) = tokio::join!(stalled, steady);
+    assert_eq!((stalled.0, steady.0), (vec![408], vec![202]));
+    assert!(stalled.1 < steady.1, "it may stall until the deadline");
+    app.stop().await;
+    stores.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn small_bodies_find_room_beside_large_ones_that_never_end(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    let hold = async |number: usize| -> TcpStream {
+        let head = head(POST, &foreign(&format!("held_{number}")));
+        let mut request = format!("{head}content-length: {LARGEST}\r\n\r\n").into_bytes();
+        request.resize(request.len() + LARGEST - 1, b'x');
+        let mut connection = connect(&app).await;
+        // One that has to go is closed before it has sent everything.
+        connection.write_all(&request).await.ok();
+        connection
+    };
+    let held = join_all((0..CROWD).map(hold)).await;
+    for number in 0..20 {
+        // More than is left over beside those that are held.
+        let small = Webhook::new(&format!("small_{number}"), &[b'x'; 2_000]);
+        let (status, answer) = app.send(&small).await;
+        assert_eq!(status, 202, "{answer}");
+    }
+    let ended = held.into_iter().map(|mut connection| async move {
+        let answers = read(&mut connection, 1).await;
+        answers.statuses()
+    });
+    let ended: Vec<u16> = join_all(ended).await.concat();
+    assert!(ended.contains(&503), "none had to go: {ended:?}");
+    app.stop().await;
+    stores.clean_up().await;
+}

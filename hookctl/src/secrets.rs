@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use ingest::{secrets::Secrets, signature::Key};
 use secrecy::SecretString;
+use shared::text_file;
 
 /// Where the secrets are.
 #[derive(Clone, Debug, clap::Args)]
@@ -41,9 +42,8 @@ impl SecretArgs {
     pub fn read(&self) -> anyhow::Result<Option<Secrets>> {
         match (&self.webhook_secrets, &self.webhook_secrets_file) {
             (Some(text), _) => Secrets::parse(text).map(Some).context("WEBHOOK_SECRETS"),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map_err(anyhow::Error::from)
-                .and_then(|text| Secrets::parse(&SecretString::from(text)))
+            (None, Some(path)) => text_file::read(path)
+                .and_then(|text| Secrets::parse(&text))
                 .map(Some)
                 .with_context(|| format!("the secrets in {}", path.display())),
             (None, None) => Ok(None),

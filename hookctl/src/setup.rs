@@ -20,6 +20,7 @@ use shared::{
     broker::{self, BrokerUrl},
     config::StoreLocations,
     database::DatabaseUrl,
+    text_file,
     topology::{Declare, Drift, Sight},
 };
 use tokio::time::Instant;
@@ -297,9 +298,8 @@ impl Args {
         }
         match (&self.account_passwords, &self.account_passwords_file) {
             (Some(text), _) => Passwords::parse(text).context("ACCOUNT_PASSWORDS"),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map_err(anyhow::Error::from)
-                .and_then(|text| Passwords::parse(&SecretString::from(text)))
+            (None, Some(path)) => text_file::read(path)
+                .and_then(|text| Passwords::parse(&text))
                 .with_context(|| format!("ACCOUNT_PASSWORDS_FILE {}", path.display())),
             (None, None) => bail!(
                 "no password is configured: set ACCOUNT_PASSWORDS=ingest=…,…, \

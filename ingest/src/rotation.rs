@@ -2,8 +2,7 @@
 //! replaces the one in use for the next request. A bad one changes nothing and shows.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +10,7 @@ use std::{
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use shared::text_file;
+use shared::{settings_file, text_file};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -28,9 +27,6 @@ use crate::{
 
 /// A change is taken when two looks in a row find it, so it is in use within twice this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// Bytes. Hundreds of secrets fit.
-const MAX_FILE_LEN: u64 = 64 * 1024;
 
 /// Where the secrets come from.
 #[derive(Debug)]
@@ -188,18 +184,7 @@ fn look(path: &Path) -> (Found, io::Result<SecretString>) {
 }
 
 fn read(path: &Path) -> io::Result<SecretString> {
-    // Opening a pipe would wait for its writer.
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut content = Vec::new();
-    let read = File::open(path)?
-        .take(MAX_FILE_LEN + 1)
-        .read_to_end(&mut content)?;
-    if read as u64 > MAX_FILE_LEN {
-        return Err(io::Error::other("longer than 64 KiB"));
-    }
-    let text = text_file::decode(content);
+    let text = text_file::decode(settings_file::read(path, text_file::MAX_LEN)?);
     text.map(SecretString::from).map_err(io::Error::other)
 }
 

@@ -18,6 +18,7 @@ pub mod private_port;
 pub mod program;
 pub mod reach;
 pub mod reason;
+pub mod settings_file;
 pub mod shutdown;
 pub mod spool;
 pub mod systemd;

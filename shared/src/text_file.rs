@@ -1,6 +1,14 @@
 //! Text files that people write by hand, on any system and with any editor.
 
+use std::path::Path;
+
+use secrecy::SecretString;
 use thiserror::Error;
+
+use crate::settings_file;
+
+/// Bytes. Hundreds of secrets fit.
+pub const MAX_LEN: u64 = 64 * 1024;
 
 /// What some editors put at the beginning of a UTF-8 file.
 const MARK: char = '\u{feff}';
@@ -14,6 +22,11 @@ pub enum NotText {
     /// Any other bytes.
     #[error("is not UTF-8 text")]
     NotUtf8,
+}
+
+/// Reads a file of secrets, with its byte-order mark if there is one.
+pub fn read(path: &Path) -> anyhow::Result<SecretString> {
+    Ok(decode(settings_file::read(path, MAX_LEN)?)?.into())
 }
 
 /// The bytes as text, with the byte-order mark if there is one.

@@ -16,6 +16,11 @@ use rustls::{
     sign::CertifiedKey,
 };
 
+use crate::settings_file;
+
+/// Ten times what a system's bundle of all public authorities takes.
+const MAX_BYTES: u64 = 4 << 20;
+
 /// A file and the setting that names it.
 #[derive(Clone, Copy, Debug)]
 pub struct NamedFile<'a> {
@@ -33,7 +38,7 @@ impl fmt::Display for NamedFile<'_> {
 
 impl NamedFile<'_> {
     fn read(&self) -> anyhow::Result<Vec<u8>> {
-        std::fs::read(self.path)
+        settings_file::read(self.path, MAX_BYTES)
             .with_context(|| format!("{}: cannot read {}", self.setting, self.path.display()))
     }
 

@@ -6,8 +6,9 @@ use clap::Parser;
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use shared::{Family, Program, broker, database::Access};
 use sqlx::{ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
+use tokio::time::timeout;
 
-use crate::place::{Place, text};
+use crate::place::{Place, SOON, text};
 
 const GRANTS: &str = include_str!("../../src/setup/grants.sql");
 
@@ -288,6 +289,31 @@ async fn passwords_can_come_from_a_file(pool: PgPool) {
     assert!(output.status.success(), "{}", text(&output));
     place.postgres(Program::Ingest).await.expect("it logs in");
     place.clean_up().await;
+}
+
+/// Reading a pipe would wait for its writer.
+#[sqlx::test(migrations = false)]
+async fn a_file_of_passwords_that_is_none_is_refused(pool: PgPool) {
+    let place = Place::new(&pool);
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("ingest");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    for (setting, path) in [
+        ("ACCOUNT_PASSWORDS_FILE", &*pipe),
+        ("ACCOUNT_PASSWORDS_FOLDER", folder.path()),
+    ] {
+        let mut command = place.hookctl();
+        let output = command.env(setting, path).kill_on_drop(true).output();
+        let output = timeout(SOON, output).await.expect("it ends");
+        let output = output.expect("hookctl runs");
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+        let said = text(&output);
+        assert!(
+            said.contains(setting) && said.contains("not a regular file"),
+            "{said}"
+        );
+    }
 }
 
 #[sqlx::test(migrations = false)]

@@ -1,11 +1,16 @@
 //! Bad settings stop the start with one line that says why and repeats no secret.
 
-use std::process::Command;
+use std::{
+    path::Path,
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use ingest::secrets::DEVELOPMENT_SECRET;
 use rstest::rstest;
 
-use crate::webhook::SECRET;
+use crate::{app::SOON, webhook::SECRET};
 
 /// Starts the binary with good settings, changed as given, and expects it to end at once.
 fn refused(changes: &[(&str, &str)]) -> String {
@@ -17,14 +22,29 @@ fn refused(changes: &[(&str, &str)]) -> String {
         ("LISTEN", "127.0.0.1:0"),
         ("PRIVATE_LISTEN", "127.0.0.1:0"),
     ];
-    let output = Command::new(env!("CARGO_BIN_EXE_ingest"))
-        .env_clear()
-        .envs(good)
-        .envs(changes.iter().copied())
-        .output()
-        .expect("the binary runs");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ingest"));
+    command.env_clear().envs(good).envs(changes.iter().copied());
+    let output = ended(command);
     assert!(!output.status.success());
     String::from_utf8(output.stderr).expect("text")
+}
+
+/// What the command came to, which must be soon.
+fn ended(mut command: Command) -> Output {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let deadline = Instant::now() + SOON;
+    while child.try_wait().expect("a state").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("it is ours");
+            panic!("it does not end: {command:?}");
+        }
+        sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().expect("output")
 }
 
 #[rstest]
@@ -105,6 +125,67 @@ fn a_ca_file_that_is_not_there_is_named() {
         error.contains("AMQP_CA_FILE: cannot read /nowhere"),
         "{error}"
     );
+}
+
+/// Reading a pipe would wait for its writer, and a device may have no end.
+#[rstest]
+#[case::pipe("DATABASE_PASSWORD_FILE", false)]
+#[case::pipe("AMQP_PASSWORD_FILE", false)]
+#[case::pipe("AMQP_CA_FILE", false)]
+#[case::pipe("sslrootcert", false)]
+#[case::pipe("sslcert", false)]
+#[case::pipe("PGSSLROOTCERT", false)]
+#[case::pipe("WEBHOOK_SECRETS_FILE", false)]
+#[case::device("DATABASE_PASSWORD_FILE", true)]
+#[case::device("AMQP_CA_FILE", true)]
+#[case::device("WEBHOOK_SECRETS_FILE", true)]
+fn a_file_that_is_none_is_named(#[case] setting: &str, #[case] device: bool) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let path = if device {
+        Path::new("/dev/zero")
+    } else {
+        &pipe
+    };
+    let path = path.to_str().expect("text");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ingest"));
+    command.env_clear().envs([
+        ("DATABASE_URL", "postgres://u@127.0.0.1:1/d"),
+        ("AMQP_URL", "amqps://u@127.0.0.1:1/%2f"),
+        ("LISTEN", "127.0.0.1:0"),
+        ("PRIVATE_LISTEN", "127.0.0.1:0"),
+    ]);
+    let parameter = format!("postgres://u@127.0.0.1:1/d?sslkey=/nowhere&{setting}={path}");
+    match setting {
+        "sslrootcert" | "sslcert" => command.env("DATABASE_URL", parameter),
+        other => command.env(other, path),
+    };
+    if setting != "WEBHOOK_SECRETS_FILE" {
+        command.env("WEBHOOK_SECRETS", SECRET);
+    }
+    let output = ended(command);
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    for expected in [setting, path, "not a regular file"] {
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// As container engines hand secrets out.
+#[test]
+fn a_link_to_a_file_is_followed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+    std::fs::write(&file, "two\nlines").expect("a file");
+    std::os::unix::fs::symlink(&file, &link).expect("a link");
+    let link = link.to_str().expect("text");
+    let error = refused(&[
+        ("AMQP_URL", "amqp://u@127.0.0.1:1/%2f"),
+        ("AMQP_PASSWORD_FILE", link),
+    ]);
+    assert!(error.contains("on one line"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, PgConnection,
@@ -27,6 +27,7 @@ use crate::{
         Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
     },
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
+    reason, settings_file,
     tls::{self, Identity, NamedFile},
 };
 
@@ -219,6 +220,11 @@ impl DatabaseUrl {
             write: access == Access::Write || self.wants_writes,
             statements,
         };
+        // sqlx reads them for each connection, and would wait for a pipe that took a file's place.
+        if let Err(error) = self.certificates.check_kinds() {
+            let cause = Cause::Other(reason::one_line(&error));
+            return Err(Unreached::new("Postgres", vec![("TLS".to_owned(), cause)]));
+        }
         let servers = self.in_order();
         let attempts = servers.iter().map(|server| server.connect(session));
         let outcome = reach::first(attempts).await;
@@ -270,10 +276,36 @@ struct Certificates {
 }
 
 impl Certificates {
+    /// The files that sqlx will read, also those that Postgres' own variables name.
+    fn files(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let named = [
+            ("sslrootcert of DATABASE_URL", &self.root, "PGSSLROOTCERT"),
+            ("sslcert of DATABASE_URL", &self.certificate, "PGSSLCERT"),
+            ("sslkey of DATABASE_URL", &self.key, "PGSSLKEY"),
+        ];
+        named.into_iter().filter_map(|(parameter, path, variable)| {
+            let from_variable = || Some((variable, std::env::var_os(variable)?.into()));
+            match path {
+                Some(path) => Some((parameter, path.clone())),
+                None => from_variable(),
+            }
+        })
+    }
+
+    /// Fails if one of the files is no regular file. What is not there sqlx names itself.
+    fn check_kinds(&self) -> anyhow::Result<()> {
+        for (setting, path) in self.files() {
+            settings_file::check(&path)
+                .with_context(|| format!("{setting}: cannot read {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         fn named<'a>(setting: &'a str, path: &'a Path) -> NamedFile<'a> {
             NamedFile { setting, path }
         }
+        self.check_kinds()?;
         if let Some(root) = &self.root {
             named("sslrootcert of DATABASE_URL", root).authorities()?;
         }

@@ -25,7 +25,7 @@ use shared::{
 };
 use thiserror::Error;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -67,6 +67,9 @@ pub enum PublishError {
     /// The exchange of events is gone, or may not be used.
     #[error("RabbitMQ does not let ingest use its exchange: {0}")]
     NoExchange(lapin::Error),
+    /// The account has no right to publish to the exchange of events.
+    #[error("RabbitMQ refuses to let ingest publish to its exchange: {0}")]
+    Forbidden(lapin::Error),
 }
 
 /// A connection that is open now, and its channels that no batch is using.
@@ -80,9 +83,23 @@ struct Link {
     /// The exchange for probes is not there, or is not ours to use: an older `hookctl setup` made
     /// the topology. Asking again would leave an error in the broker's log each time.
     cannot_probe: AtomicBool,
+    /// The broker refused to let the account publish events when it was asked last.
+    is_forbidden: AtomicBool,
 }
 
 impl Link {
+    /// Says once that nothing can be published, until that has changed.
+    fn forbid(&self, exchange: &str, error: lapin::Error) -> PublishError {
+        if !self.is_forbidden.swap(true, Ordering::Relaxed) {
+            error!(
+                exchange,
+                %error,
+                "RabbitMQ refuses to let ingest publish; events are spooled in Postgres meanwhile"
+            );
+        }
+        PublishError::Forbidden(error)
+    }
+
     async fn channel(&self) -> Result<Channel, lapin::Error> {
         let idle = self.idle().pop();
         match idle.filter(|channel| channel.status().connected()) {
@@ -108,7 +125,7 @@ impl Link {
 #[derive(Clone)]
 pub struct Publisher {
     link: watch::Receiver<Option<Arc<Link>>>,
-    redeclare: Arc<Notify>,
+    redeclare: mpsc::Sender<String>,
     exchange: String,
     probe_exchange: String,
 }
@@ -120,7 +137,8 @@ pub struct Supervisor {
     declare: Declare,
     metrics: ServiceMetrics,
     link: watch::Sender<Option<Arc<Link>>>,
-    redeclare: Arc<Notify>,
+    /// Why the topology has to be declared again.
+    redeclare: mpsc::Receiver<String>,
     /// Where events go while there is no connection.
     spool: Pool,
 }
@@ -134,10 +152,11 @@ pub fn new(
     spool: Pool,
 ) -> (Publisher, Supervisor) {
     let (sender, receiver) = watch::channel(None);
-    let redeclare = Arc::new(Notify::new());
+    // One reason is enough; further ones are dropped while it waits.
+    let (redeclare, reasons) = mpsc::channel(1);
     let publisher = Publisher {
         link: receiver,
-        redeclare: Arc::clone(&redeclare),
+        redeclare,
         exchange: topology.events_exchange(),
         probe_exchange: topology.probe(),
     };
@@ -147,7 +166,7 @@ pub fn new(
         declare,
         metrics,
         link: sender,
-        redeclare,
+        redeclare: reasons,
         spool,
     };
     (publisher, supervisor)
@@ -179,8 +198,11 @@ impl Publisher {
         // A channel that is dropped in the middle is closed, and nothing of it is believed.
         let (channel, confirmations) = match timeout_at(deadline, publish).await {
             Ok(Ok(published)) => published,
+            Ok(Err(error)) if broker::is_forbidden(&error) => {
+                return all(link.forbid(&self.exchange, error));
+            }
             Ok(Err(error)) => {
-                self.redeclare.notify_one();
+                self.redeclare(format!("publishing failed: {error}"));
                 return all(PublishError::Broken(error));
             }
             Err(_elapsed) => return all(PublishError::Deadline),
@@ -190,7 +212,7 @@ impl Publisher {
             .any(|c| matches!(c, Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))))
         {
             // Which event was returned is not known, so none counts as accepted.
-            self.redeclare.notify_one();
+            self.redeclare("an event has no queue".to_owned());
             return all(PublishError::Unroutable);
         }
         link.idle().push(channel);
@@ -209,6 +231,10 @@ impl Publisher {
             }
         }
         outcomes
+    }
+
+    fn redeclare(&self, reason: String) {
+        self.redeclare.try_send(reason).ok();
     }
 
     /// Waits for a connection, if there is none, until `deadline`.
@@ -284,12 +310,15 @@ impl Publisher {
             )
             .await;
         if let Err(error) = found {
-            self.redeclare.notify_one();
+            self.redeclare(format!("the exchange cannot be used: {error}"));
             return Err(if broker::is_refusal(&error) {
                 PublishError::NoExchange(error)
             } else {
                 PublishError::Broken(error)
             });
+        }
+        if link.is_forbidden.load(Ordering::Relaxed) {
+            self.check_right(link).await?;
         }
         if !link.cannot_probe.load(Ordering::Relaxed) {
             match self.publish_probe(&channel).await {
@@ -299,6 +328,8 @@ impl Publisher {
                 Ok(Confirmation::Ack(Some(_))) => return Ok(()),
                 Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => {}
                 Err(error) if broker::is_refusal(&error) => {
+                    // An account that may publish nothing is refused here first.
+                    self.check_right(link).await?;
                     link.cannot_probe.store(true, Ordering::Relaxed);
                     return Ok(());
                 }
@@ -309,23 +340,49 @@ impl Publisher {
         Ok(())
     }
 
+    /// Fails unless the account may publish events. RabbitMQ looks at the right before it looks at the
+    /// message, so one that it can never accept tells without leaving anything in a queue. Each of them
+    /// is an error in the broker's log, so it is asked only where something was refused.
+    async fn check_right(&self, link: &Link) -> Result<(), PublishError> {
+        let channel = link.channel().await.map_err(PublishError::Broken)?;
+        let unacceptable = BasicProperties::default().with_expiration("none".into());
+        match self
+            .publish_empty(&channel, &self.exchange, unacceptable)
+            .await
+        {
+            Err(error) if broker::is_forbidden(&error) => Err(link.forbid(&self.exchange, error)),
+            Err(error) if !broker::is_refusal(&error) => Err(PublishError::Broken(error)),
+            _ => {
+                if link.is_forbidden.swap(false, Ordering::Relaxed) {
+                    info!("RabbitMQ lets ingest publish again");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn publish_probe(&self, channel: &Channel) -> Result<Confirmation, lapin::Error> {
+        let properties = BasicProperties::default();
+        self.publish_empty(channel, &self.probe_exchange, properties)
+            .await
+    }
+
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that publishes"
     )]
-    async fn publish_probe(&self, channel: &Channel) -> Result<Confirmation, lapin::Error> {
+    async fn publish_empty(
+        &self,
+        channel: &Channel,
+        exchange: &str,
+        properties: BasicProperties,
+    ) -> Result<Confirmation, lapin::Error> {
         let options = BasicPublishOptions {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
         channel
-            .basic_publish(
-                self.probe_exchange.as_str().into(),
-                "".into(),
-                options,
-                b"",
-                BasicProperties::default(),
-            )
+            .basic_publish(exchange.into(), "".into(), options, b"", properties)
             .await?
             .await
     }
@@ -333,7 +390,7 @@ impl Publisher {
 
 impl Supervisor {
     /// Connects, and connects again whenever the connection ends, until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut reconnects = Reconnects::default();
         while !stop.is_cancelled() {
             let started = Instant::now();
@@ -363,7 +420,7 @@ impl Supervisor {
     }
 
     /// Resolves with the reason when a connection that worked has ended.
-    async fn serve_one_connection(&self) -> anyhow::Result<String> {
+    async fn serve_one_connection(&mut self) -> anyhow::Result<String> {
         let connection = broker::connect(&self.url, "ingest").await?;
         self.declare(&connection).await?;
         info!("connected to RabbitMQ");
@@ -371,17 +428,18 @@ impl Supervisor {
             connection,
             idle_channels: Mutex::default(),
             cannot_probe: AtomicBool::new(false),
+            is_forbidden: AtomicBool::new(false),
         });
         self.link.send_replace(Some(Arc::clone(&link)));
         let mut ended = std::pin::pin!(broker::ended(&link.connection));
         loop {
-            tokio::select! {
+            let reason = tokio::select! {
                 reason = &mut ended => return Ok(reason),
-                () = self.redeclare.notified() => {}
-            }
+                Some(reason) = self.redeclare.recv() => reason,
+            };
             // A queue, binding or exchange is gone. Where this does not help, it is asked for again
             // and again, so not too often.
-            warn!("an event has no queue; declaring the topology again");
+            warn!(reason, "declaring the topology again");
             self.declare(&link.connection).await?;
             tokio::select! {
                 reason = &mut ended => return Ok(reason),

@@ -19,7 +19,7 @@ use backon::ExponentialBuilder;
 use futures_util::StreamExt;
 use lapin::{
     AsyncTcpStream, Connection, ConnectionProperties, ErrorKind, Event,
-    protocol::AMQPErrorKind,
+    protocol::{AMQPErrorKind, AMQPSoftError},
     runtime,
     tcp::{RustlsConnector, RustlsConnectorConfig},
     uri::{AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism},
@@ -395,6 +395,12 @@ pub async fn ended(connection: &Connection) -> String {
 pub fn is_refusal(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(refusal)
         if matches!(refusal.kind(), AMQPErrorKind::Soft(_)))
+}
+
+/// Whether the broker refused a request because the account has no right to it (403).
+pub fn is_forbidden(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(refusal)
+        if matches!(refusal.kind(), AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)))
 }
 
 /// A connection that lived for longer was a good one.

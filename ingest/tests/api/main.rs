@@ -6,6 +6,7 @@ mod dedup;
 mod hostile;
 mod misconfiguration;
 mod outages;
+mod permissions;
 mod policies;
 mod properties;
 mod protocol;

@@ -17,6 +17,29 @@ pub struct Permissions {
     pub read: String,
 }
 
+/// What a service uses in RabbitMQ. It declares nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Uses {
+    /// The exchanges that it publishes to.
+    pub(crate) write: Vec<String>,
+    /// The queues that it consumes.
+    pub(crate) read: Vec<String>,
+}
+
+/// What a service uses in RabbitMQ.
+pub(crate) fn uses(program: Program, topology: &Topology) -> Uses {
+    match program {
+        Program::Ingest => Uses {
+            write: vec![topology.events_exchange(), topology.probe()],
+            read: Vec::new(),
+        },
+        Program::Worker(family) => Uses {
+            write: Vec::new(),
+            read: vec![topology.queue(family)],
+        },
+    }
+}
+
 /// The name of a service's account in both stores.
 pub fn name(program: Program, prefix: &str) -> String {
     format!("{prefix}-{program}")
@@ -25,20 +48,31 @@ pub fn name(program: Program, prefix: &str) -> String {
 /// What a service's account may do in RabbitMQ. There are no topic permissions: ingest publishes
 /// events of every type, also of those that Pleo invents later.
 pub fn permissions(program: Program, topology: &Topology) -> Permissions {
-    let nothing = || "^$".to_owned();
-    let only = |name: &str| format!("^{}$", escape(name));
-    let either = |one: &str, other: &str| format!("^({}|{})$", escape(one), escape(other));
-    match program {
-        Program::Ingest => Permissions {
-            configure: nothing(),
-            write: either(&topology.events_exchange(), &topology.probe()),
-            read: nothing(),
-        },
-        Program::Worker(family) => Permissions {
-            configure: nothing(),
-            write: nothing(),
-            read: only(&topology.queue(family)),
-        },
+    let Uses { write, read } = uses(program, topology);
+    Permissions {
+        configure: pattern(&[]),
+        write: pattern(&write),
+        read: pattern(&read),
+    }
+}
+
+impl Permissions {
+    /// What sets them by hand.
+    pub(crate) fn command(&self, vhost: &str, account: &str) -> String {
+        format!(
+            "rabbitmqctl set_permissions -p '{vhost}' '{account}' '{}' '{}' '{}'",
+            self.configure, self.write, self.read
+        )
+    }
+}
+
+/// A regular expression that matches these names only.
+fn pattern(names: &[String]) -> String {
+    let escaped: Vec<_> = names.iter().map(|name| escape(name)).collect();
+    match &escaped[..] {
+        [] => "^$".to_owned(),
+        [one] => format!("^{one}$"),
+        several => format!("^({})$", several.join("|")),
     }
 }
 

@@ -8,6 +8,7 @@ mod encryption;
 mod finding;
 mod grants;
 mod nodes;
+mod permissions;
 mod postgres;
 mod queues;
 mod rabbitmq;
@@ -111,7 +112,9 @@ impl<'a> Checkup<'a> {
         .await;
         findings.extend(encryption::check(&self.database));
         let topology = self.args.stores.broker.topology();
-        findings.extend(rabbitmq::check(&self.broker, self.management.as_ref(), &topology).await);
+        let prefix = &self.args.stores.broker.topology_prefix;
+        let management = self.management.as_ref();
+        findings.extend(rabbitmq::check(&self.broker, management, &topology, prefix).await);
         findings.push(secrets::check(&self.args.secrets));
         findings.extend(services::check(&self.args.url).await);
         findings

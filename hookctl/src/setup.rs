@@ -279,12 +279,8 @@ impl Setup {
             let permissions = account::permissions(program, &self.stores.broker.topology());
             writeln!(
                 out,
-                "-- rabbitmqctl set_permissions -p '{}' '{}' '{}' '{}' '{}'",
-                self.broker.vhost(),
-                account::name(program, prefix),
-                permissions.configure,
-                permissions.write,
-                permissions.read
+                "-- {}",
+                permissions.command(&self.broker.vhost(), &account::name(program, prefix))
             )?;
         }
         Ok(())

@@ -6,7 +6,7 @@ use shared::{
     topology::{Declare, Sight, Topology},
 };
 
-use super::{finding::Finding, nodes::Nodes, queues, routes};
+use super::{finding::Finding, nodes::Nodes, permissions, queues, routes};
 use crate::management::Management;
 
 const BROKER: &str = "rabbitmq";
@@ -23,6 +23,7 @@ pub(super) async fn check(
     broker: &BrokerUrl,
     management: Option<&Management>,
     topology: &Topology,
+    prefix: &str,
 ) -> Vec<Finding> {
     let connection = match broker::connect(broker, "hookctl").await {
         Ok(connection) => connection,
@@ -60,12 +61,12 @@ pub(super) async fn check(
             }
         }];
         findings.push(Finding::skipped(
-            "cluster, arguments, bindings, consumers",
+            "cluster, arguments, bindings, consumers, rabbitmq accounts",
             "no RABBITMQ_MANAGEMENT_URL",
         ));
         return findings;
     };
-    match look(management, &broker.vhost(), topology).await {
+    match look(management, &broker.vhost(), topology, prefix).await {
         Ok(findings) => findings,
         Err(error) => vec![Finding::problem(
             BROKER,
@@ -80,6 +81,7 @@ async fn look(
     management: &Management,
     vhost: &str,
     topology: &Topology,
+    prefix: &str,
 ) -> anyhow::Result<Vec<Finding>> {
     let nodes = management.get("/api/nodes").await?;
     let mut findings = vec![
@@ -88,6 +90,7 @@ async fn look(
     ];
     findings.extend(routes::check(management, vhost, topology).await?);
     findings.extend(queues::check(management, vhost, topology, &Nodes::of(&nodes)).await?);
+    findings.extend(permissions::check(management, vhost, topology, prefix).await?);
     Ok(findings)
 }
 

@@ -7,7 +7,7 @@ use lapin::{
     types::FieldTable,
 };
 use serde_json::Value;
-use shared::Family;
+use shared::{Family, Program};
 use sqlx::PgPool;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -320,5 +320,56 @@ async fn without_the_management_it_says_what_was_not_looked_at(pool: PgPool) {
     let found = examine().await;
     assert_eq!(found["rabbitmq"].0, "problem");
     assert!(found["rabbitmq"].1.contains(&queue), "{found:#?}");
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn rights_on_the_broker_that_differ_are_named_with_their_remedy(pool: PgPool) {
+    let place = Place::new(&pool).await;
+    let check = |program: &str| format!("rabbitmq account {}-{program}", place.prefix);
+    let found = place.examine(&[]).await;
+    assert_eq!(found["rabbitmq accounts"].0, "skipped", "{found:#?}");
+
+    place.set_up_accounts().await;
+    let found = place.examine(&[]).await;
+    for program in Program::ALL {
+        assert_eq!(found[&check(program.name())].0, "ok", "{found:#?}");
+    }
+    place.permit("ingest", "", "", "").await;
+    place.permit("vendor-worker", "", ".*", ".*").await;
+    place.permit("other-worker", "", "", "other").await;
+    let user = format!("/api/users/{}-export-job-worker", place.prefix);
+    place.management().delete(&user).await.expect("the user");
+    let found = place.examine(&[]).await;
+    for (program, verdict, words) in [
+        ("ingest", "problem", "may not write to {}.events, {}.probe"),
+        ("export-job-worker", "problem", "does not exist"),
+        (
+            "vendor-worker",
+            "warning",
+            "more than it needs: write .*, read .*",
+        ),
+        // It is no anchored pattern, so that it matches the queue and others.
+        ("other-worker", "warning", "more than it needs: read other"),
+    ] {
+        let (found, said) = &found[&check(program)];
+        assert_eq!(found, verdict, "{program}: {said}");
+        let words = words.replace("{}", &place.prefix);
+        assert!(said.contains(&words), "{program}: {said}");
+    }
+    let shown = place.run(&["doctor"]).await;
+    let remedy = format!(
+        "rabbitmqctl set_permissions -p '/' '{}-ingest'",
+        place.prefix
+    );
+    assert!(shown.out.contains(&remedy), "{shown:?}");
+
+    // What is named as a remedy is one.
+    place.set_up_accounts().await;
+    let found = place.examine(&[]).await;
+    for program in Program::ALL {
+        assert_eq!(found[&check(program.name())].0, "ok", "{found:#?}");
+    }
+    place.remove_accounts().await;
     place.clean_up().await;
 }

@@ -15,7 +15,7 @@ use lapin::{
     options::{BasicGetOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared::{
     Family, Program,
     broker::BrokerUrl,
@@ -235,11 +235,23 @@ impl Place {
         assert_eq!(ended.code, 0, "{ended:?}");
     }
 
+    /// RabbitMQ's HTTP API, as its administrator.
+    pub(crate) fn management(&self) -> Management {
+        let broker = BrokerUrl::parse(&self.amqp_url).expect("AMQP_URL is one");
+        Management::new(&self.management_url, &broker).expect("RABBITMQ_MANAGEMENT_URL is one")
+    }
+
+    /// Gives a service's account these rights on the broker.
+    pub(crate) async fn permit(&self, program: &str, configure: &str, write: &str, read: &str) {
+        let path = format!("/api/permissions/%2F/{}-{program}", self.prefix);
+        let rights = json!({"configure": configure, "write": write, "read": read});
+        let put = self.management().put(&path, rights).await;
+        put.expect("the permissions");
+    }
+
     /// Undoes [`Self::set_up_accounts`].
     pub(crate) async fn remove_accounts(&self) {
-        let broker = BrokerUrl::parse(&self.amqp_url).expect("AMQP_URL is one");
-        let management =
-            Management::new(&self.management_url, &broker).expect("RABBITMQ_MANAGEMENT_URL is one");
+        let management = self.management();
         for program in Program::ALL {
             let name = account::name(program, &self.prefix);
             let user = management.delete(&format!("/api/users/{name}")).await;

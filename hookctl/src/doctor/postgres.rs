@@ -64,10 +64,10 @@ async fn look(
 }
 
 async fn version(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    let (number, name, read_only): (i32, String, bool) = sqlx::query_as(
+    // Not `default_transaction_read_only`: each transaction says itself whether it writes.
+    let (number, name, standby): (i32, String, bool) = sqlx::query_as(
         "select current_setting('server_version_num')::int / 10000,
-                current_setting('server_version'),
-                pg_is_in_recovery() or current_setting('default_transaction_read_only')::bool",
+                current_setting('server_version'), pg_is_in_recovery()",
     )
     .fetch_one(postgres)
     .await?;
@@ -77,11 +77,11 @@ async fn version(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
             format!("version {name}"),
             format!("upgrade to Postgres {OLDEST} or newer"),
         )
-    } else if read_only {
+    } else if standby {
         Finding::problem(
             "postgres",
-            format!("version {name}, read-only"),
-            "let DATABASE_URL point to the primary, and set default_transaction_read_only to off",
+            format!("version {name}, a standby, which takes no writes"),
+            "let DATABASE_URL point to the primary",
         )
     } else {
         Finding::ok("postgres", format!("version {name}"))

@@ -119,6 +119,14 @@ async fn work_through(place: &Place, admin: &mut PgConnection, round: &str) {
         let found = found.unwrap_or_else(|| panic!("no {check}: {examined:?}"));
         assert!(!found.contains("exist"), "{found}");
     }
+    // `default_transaction_read_only` hinders no transaction that says that it writes.
+    let findings = examined.json();
+    let postgres = findings.iter().find(|f| f["check"] == "postgres");
+    assert_eq!(
+        postgres.expect("a finding")["verdict"],
+        "ok",
+        "{examined:?}"
+    );
     stop.cancel();
     for worker in workers {
         worker.await.expect("no panic").expect("a stop in order");

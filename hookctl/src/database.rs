@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use shared::{
     database::{Access, DatabaseUrl, Durability, Schema, TransactionMode},
     reach::Unreached,
@@ -38,7 +39,45 @@ pub async fn connect(url: &DatabaseUrl) -> Result<Connection, Unreached> {
     })
 }
 
+/// As [`connect`], for what needs the pipeline's tables: fails where the schema has none of them.
+pub async fn connect_to_tables(url: &DatabaseUrl) -> anyhow::Result<Connection> {
+    let mut connection = connect(url).await?;
+    match connection.lacks_tables().await? {
+        Some(lacking) => {
+            connection.close().await;
+            bail!("{lacking}: {TABLES_REMEDY}")
+        }
+        None => Ok(connection),
+    }
+}
+
+/// Of a schema without the pipeline's tables.
+pub const TABLES_REMEDY: &str = "set DATABASE_SCHEMA to the schema that has them, or make them with \
+                                 `hookctl setup`";
+
 impl Connection {
+    /// Says so if the schema has no table of the pipeline, or is not there. Each statement would fail
+    /// otherwise, with words that do not name it.
+    pub async fn lacks_tables(&mut self) -> Result<Option<String>, sqlx::Error> {
+        let schema = self.schema.clone();
+        let mut transaction = self.begin(&READING).await?;
+        let (exists, has_tables): (bool, bool) = sqlx::query_as(
+            "select exists (select from pg_namespace where nspname = $1),
+                    exists (select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                             where n.nspname = $1
+                               and c.relname in ('webhook_receipts', 'webhook_spool', 'events'))",
+        )
+        .bind(schema.name())
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.rollback().await?;
+        Ok(match (exists, has_tables) {
+            (_, true) => None,
+            (true, false) => Some(format!("the schema {schema} has no tables of the pipeline")),
+            (false, false) => Some(format!("there is no schema {schema}")),
+        })
+    }
+
     /// Begins as `mode` says. Dropped, the transaction is rolled back.
     pub async fn begin(
         &mut self,

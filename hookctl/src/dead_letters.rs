@@ -46,5 +46,5 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 async fn connect(args: &DatabaseArgs) -> anyhow::Result<Connection> {
     let url = args.postgres().map_err(WrongSettings::new)?;
-    Ok(database::connect(&url).await?)
+    database::connect_to_tables(&url).await
 }

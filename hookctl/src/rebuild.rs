@@ -92,7 +92,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let options = args.database.postgres().map_err(WrongSettings::new)?;
     let stop = shutdown::on_signal()?;
     // Says at once, and why, if Postgres cannot be reached.
-    let mut connection = crate::database::connect(&options).await?;
+    let mut connection = crate::database::connect_to_tables(&options).await?;
     let pool = database::pool(options, "hookctl", 1);
     let families = Family::ALL.into_iter().filter(|family| match args.family {
         Some(only) => *family == only,

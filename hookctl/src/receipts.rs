@@ -122,7 +122,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 async fn connect(which: &Which) -> anyhow::Result<Connection> {
     let url = which.database.postgres().map_err(WrongSettings::new)?;
-    Ok(database::connect(&url).await?)
+    database::connect_to_tables(&url).await
 }
 
 /// A receipt whose event is nowhere.

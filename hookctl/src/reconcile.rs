@@ -87,7 +87,7 @@ async fn look(args: &Args) -> anyhow::Result<Report> {
             .add_unacknowledged(&management, &broker.vhost())
             .await?;
     }
-    let mut postgres = database::connect(&database).await?;
+    let mut postgres = database::connect_to_tables(&database).await?;
     let ledger = snapshot(&mut postgres, args).await?;
     Ok(Report::new(queues, ledger, args.missing_after))
 }

@@ -83,7 +83,7 @@ impl Args {
     #[expect(clippy::print_stderr, reason = "notes beside the events")]
     async fn follow(&self, options: &DatabaseUrl) -> anyhow::Error {
         let begun = async {
-            let mut connection = database::connect(options).await?;
+            let mut connection = database::connect_to_tables(options).await?;
             let cursor = self.begin(&mut connection).await?;
             anyhow::Ok((connection, cursor))
         };

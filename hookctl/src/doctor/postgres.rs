@@ -6,7 +6,7 @@ use shared::database::{DatabaseUrl, TransactionMode};
 use sqlx::PgConnection;
 
 use super::{backlog, clocks, durability, finding::Finding, grants, schema, settings};
-use crate::database::{self, Connection, READING};
+use crate::database::{self, Connection, READING, TABLES_REMEDY};
 
 /// The oldest version that the pipeline is tested with.
 const OLDEST: i32 = 15;
@@ -34,17 +34,33 @@ pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration
     let postgres = &mut connection;
     let mut findings = look(postgres, "postgres", version).await;
     findings.extend(look(postgres, "clock of postgres", clocks::postgres).await);
-    findings.extend(look(postgres, "schema", schema::check).await);
-    let grants = async |connection: &mut PgConnection| grants::check(connection, prefix).await;
-    findings.extend(look(postgres, "accounts", grants).await);
+    findings.extend(check_tables(postgres, prefix, overdue).await);
     let settings = async |connection: &mut PgConnection| settings::check(connection, prefix).await;
     findings.extend(look(postgres, "settings", settings).await);
     findings.extend(look(postgres, "durability", durability::settings).await);
     findings.extend(look(postgres, "standby", durability::standby).await);
+    connection.close().await;
+    findings
+}
+
+/// What is looked at in the pipeline's tables, if the schema has them.
+async fn check_tables(postgres: &mut Connection, prefix: &str, overdue: Duration) -> Vec<Finding> {
+    match postgres.lacks_tables().await {
+        Ok(None) => {}
+        Ok(Some(lacking)) => {
+            return vec![
+                Finding::problem("schema", lacking, TABLES_REMEDY),
+                Finding::skipped("accounts, dead letters, spool", "no tables"),
+            ];
+        }
+        Err(error) => return settle("schema", Err(error)),
+    }
+    let mut findings = look(postgres, "schema", schema::check).await;
+    let grants = async |connection: &mut PgConnection| grants::check(connection, prefix).await;
+    findings.extend(look(postgres, "accounts", grants).await);
     findings.extend(look(postgres, "dead letters", backlog::dead_letters).await);
     let spool = async |connection: &mut PgConnection| backlog::spool(connection, overdue).await;
     findings.extend(look(postgres, "spool", spool).await);
-    connection.close().await;
     findings
 }
 

@@ -4,9 +4,10 @@
 use serde_json::Value;
 use shared::Program;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::place::{Ended, Place, until};
+use crate::place::{Ended, Place, SOON, until};
 
 /// At odds with all that is expected.
 const SETTINGS: [&str; 12] = [
@@ -34,6 +35,9 @@ const DECOY: &str = "create schema decoy;
     create table decoy.dead_letters (event_type integer);
     create table decoy.unstored_receipts (webhook_id integer);
     create table decoy._sqlx_migrations (version integer)";
+
+/// A schema that is there, with tables that are not the pipeline's.
+const DECOY_OF_OTHERS: &str = "create schema of_others; create table of_others.orders (id integer)";
 
 async fn sql(admin: &mut PgConnection, statements: &str) {
     sqlx::raw_sql(AssertSqlSafe(statements))
@@ -259,5 +263,52 @@ async fn what_no_transaction_sets_is_named_with_its_remedy(pool: PgPool) {
         );
     }
     place.remove_accounts().await;
+    place.clean_up().await;
+}
+
+/// Every command that asks Postgres names the schema, as the driver's words would not.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_schema_without_our_tables_is_named(pool: PgPool) {
+    let place = Place::new(&pool).await;
+    place.sql(DECOY_OF_OTHERS).await;
+    for (schema, what) in [
+        ("nowhere", "there is no schema nowhere"),
+        (
+            "of_others",
+            "the schema of_others has no tables of the pipeline",
+        ),
+    ] {
+        for (arguments, code) in [
+            (&["doctor"][..], 3),
+            (&["reconcile"], 1),
+            (&["dead-letters", "list"], 1),
+            (&["dead-letters", "show", "msg_1"], 1),
+            (&["dead-letters", "replay", "--yes"], 1),
+            (&["receipts", "list"], 1),
+            (&["rebuild"], 1),
+            (&["tail"], 1),
+        ] {
+            let mut command = place.hookctl(arguments);
+            let output = command.env("DATABASE_SCHEMA", schema).output();
+            let output = timeout(SOON, output).await.expect("it ends");
+            let ended = Ended::new(output.expect("hookctl runs"));
+            assert_eq!(ended.code, code, "{arguments:?}: {ended:?}");
+            // A table breaks its lines.
+            let said = format!("{} {}", ended.out, ended.err);
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(
+                said.contains(what) && said.contains("DATABASE_SCHEMA"),
+                "{arguments:?}: {said}"
+            );
+            assert!(!said.contains("relation"), "{arguments:?}: {said}");
+        }
+    }
+    for reserved in ["pg_catalog", "information_schema", "pg_temp"] {
+        let mut command = place.hookctl(&["doctor"]);
+        let output = command.env("DATABASE_SCHEMA", reserved).output().await;
+        let ended = Ended::new(output.expect("hookctl runs"));
+        assert_eq!(ended.code, 2, "{ended:?}");
+        assert!(ended.err.contains("--database-schema"), "{ended:?}");
+    }
     place.clean_up().await;
 }

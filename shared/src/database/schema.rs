@@ -21,11 +21,16 @@ impl Default for Schema {
 impl Schema {
     /// A schema of this name. The error says what a name may be.
     pub fn parse(name: &str) -> Result<Self, String> {
-        if (1..=MAX_NAME_LEN).contains(&name.len()) && !name.contains('\0') {
-            Ok(Self(name.to_owned()))
-        } else {
-            Err(format!("must be a name of 1 to {MAX_NAME_LEN} bytes"))
+        if !(1..=MAX_NAME_LEN).contains(&name.len()) || name.contains('\0') {
+            return Err(format!("must be a name of 1 to {MAX_NAME_LEN} bytes"));
         }
+        // Postgres lets nobody make a schema that is called so.
+        if name.starts_with("pg_") || name == "information_schema" {
+            return Err(format!(
+                "`{name}` is a name of Postgres' own schemas: name the one that the tables are in"
+            ));
+        }
+        Ok(Self(name.to_owned()))
     }
 
     /// Its name.
@@ -59,6 +64,23 @@ mod tests {
     #[case(&"x".repeat(64))]
     fn what_postgres_would_take_for_another_name_is_refused(#[case] name: &str) {
         assert!(Schema::parse(name).is_err());
+    }
+
+    #[rstest]
+    #[case("pg_catalog")]
+    #[case("pg_temp")]
+    #[case("pg_toast_temp_3")]
+    #[case("information_schema")]
+    fn a_schema_of_postgres_own_is_refused(#[case] name: &str) {
+        let error = Schema::parse(name).expect_err("refused");
+        assert!(error.contains(name), "{error}");
+    }
+
+    #[test]
+    fn what_only_looks_like_one_is_taken() {
+        for name in ["pg", "pgdata", "PG_CATALOG", "my_pg_tables"] {
+            Schema::parse(name).expect("another name");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod mismatch;
 mod row;
 mod sort_key;
 mod text;
+mod time;
 mod vendor;
 
 use std::collections::HashSet;
@@ -18,6 +19,7 @@ use shared::Family;
 pub use sort_key::SortKey;
 use sqlx::PgConnection;
 pub use text::Text;
+pub use time::Time;
 pub use vendor::Vendor;
 
 use crate::problem::{NO_DATA, WRONG_DATA};

@@ -5,9 +5,9 @@ use serde::Deserialize;
 use sqlx::PgConnection;
 
 use super::{
-    Text,
+    Text, Time,
     row::{Resource, Row, column, sort_keys, webhook_ids},
-    text::not_blank,
+    text::{key, not_blank},
 };
 
 /// An export job as Pleo sends it; fields as in its API (OpenAPI v32.1). Only what makes it an
@@ -15,7 +15,7 @@ use super::{
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ExportJob {
-    #[serde(deserialize_with = "not_blank")]
+    #[serde(deserialize_with = "key")]
     id: Text,
     #[serde(deserialize_with = "not_blank")]
     company_id: Text,
@@ -27,11 +27,11 @@ pub struct ExportJob {
     failure_reason: Option<Text>,
     failure_reason_type: Option<Text>,
     created_by: Option<Text>,
-    created_at: Option<DateTime<Utc>>,
-    started_at: Option<DateTime<Utc>>,
-    completed_at: Option<DateTime<Utc>>,
-    expired_at: Option<DateTime<Utc>>,
-    last_updated_at: Option<DateTime<Utc>>,
+    created_at: Option<Time>,
+    started_at: Option<Time>,
+    completed_at: Option<Time>,
+    expired_at: Option<Time>,
+    last_updated_at: Option<Time>,
 }
 
 impl Resource for ExportJob {
@@ -50,6 +50,7 @@ impl Resource for ExportJob {
             ("expiredAt", self.expired_at),
             ("lastUpdatedAt", self.last_updated_at),
         ]
+        .map(|(field, time)| (field, Time::of(time)))
     }
 
     /// A status that is new to us is somewhere on the way.
@@ -105,11 +106,11 @@ impl Resource for ExportJob {
         .bind(column(rows, |r| Text::as_optional(&r.failure_reason)))
         .bind(column(rows, |r| Text::as_optional(&r.failure_reason_type)))
         .bind(column(rows, |r| Text::as_optional(&r.created_by)))
-        .bind(column(rows, |r| r.created_at))
-        .bind(column(rows, |r| r.started_at))
-        .bind(column(rows, |r| r.completed_at))
-        .bind(column(rows, |r| r.expired_at))
-        .bind(column(rows, |r| r.last_updated_at))
+        .bind(column(rows, |r| Time::of(r.created_at)))
+        .bind(column(rows, |r| Time::of(r.started_at)))
+        .bind(column(rows, |r| Time::of(r.completed_at)))
+        .bind(column(rows, |r| Time::of(r.expired_at)))
+        .bind(column(rows, |r| Time::of(r.last_updated_at)))
         .bind(sort_keys(rows))
         .bind(webhook_ids(rows))
         .execute(connection)

@@ -46,6 +46,21 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// Bytes. An entry of an index has 2,704 at most, which Postgres' own part of it is taken from.
+const LONGEST_KEY: usize = 2_600;
+
+/// Reads the id that is its table's key: one that is [not blank](not_blank) and fits into an index.
+pub(super) fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+    let text = not_blank(deserializer)?;
+    if text.0.len() > LONGEST_KEY {
+        return Err(D::Error::custom(format!(
+            "expected an id, found a string of more than {LONGEST_KEY} bytes, which no index of \
+             Postgres can hold"
+        )));
+    }
+    Ok(text)
+}
+
 /// Reads an id: text that is not blank. A resource with a blank id would share its row with all others
 /// of that kind.
 pub(super) fn not_blank<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {

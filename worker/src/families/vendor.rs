@@ -5,9 +5,9 @@ use serde::Deserialize;
 use sqlx::PgConnection;
 
 use super::{
-    Text,
+    Text, Time,
     row::{Resource, Row, column, sort_keys, webhook_ids},
-    text::not_blank,
+    text::{key, not_blank},
 };
 
 /// A vendor as Pleo sends it; fields as in its API (OpenAPI v34.17). Only what makes it a vendor
@@ -15,7 +15,7 @@ use super::{
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Vendor {
-    #[serde(deserialize_with = "not_blank")]
+    #[serde(deserialize_with = "key")]
     id: Text,
     #[serde(deserialize_with = "not_blank")]
     company_id: Text,
@@ -29,9 +29,9 @@ pub struct Vendor {
     tax_registration_number: Option<Text>,
     default_currency: Option<Text>,
     created_by: Option<Text>,
-    created_at: Option<DateTime<Utc>>,
-    updated_at: Option<DateTime<Utc>>,
-    deleted_at: Option<DateTime<Utc>>,
+    created_at: Option<Time>,
+    updated_at: Option<Time>,
+    deleted_at: Option<Time>,
 }
 
 impl Resource for Vendor {
@@ -48,6 +48,7 @@ impl Resource for Vendor {
             ("updatedAt", self.updated_at),
             ("deletedAt", self.deleted_at),
         ]
+        .map(|(field, time)| (field, Time::of(time)))
     }
 
     /// A state that is new to us is somewhere on the way.
@@ -104,9 +105,9 @@ impl Resource for Vendor {
         }))
         .bind(column(rows, |r| Text::as_optional(&r.default_currency)))
         .bind(column(rows, |r| Text::as_optional(&r.created_by)))
-        .bind(column(rows, |r| r.created_at))
-        .bind(column(rows, |r| r.updated_at))
-        .bind(column(rows, |r| r.deleted_at))
+        .bind(column(rows, |r| Time::of(r.created_at)))
+        .bind(column(rows, |r| Time::of(r.updated_at)))
+        .bind(column(rows, |r| Time::of(r.deleted_at)))
         .bind(sort_keys(rows))
         .bind(webhook_ids(rows))
         .execute(connection)

@@ -1,8 +1,12 @@
 //! What is in the tables after a batch.
 
-use shared::{Family, message::Receipt};
+use shared::{
+    Family,
+    message::{Receipt, body_sha256},
+};
 use sqlx::{PgPool, Row};
 use tokio_util::sync::CancellationToken;
+use worker::problem::Kind;
 
 use crate::{
     sample::{
@@ -237,5 +241,61 @@ async fn a_second_body_under_one_id_changes_no_typed_table(pool: PgPool) {
         )
         .await,
         1
+    );
+}
+
+/// None of them ever fits as it is, so no attempt is worth a wait.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_postgres_can_never_hold_is_a_dead_letter_at_once(pool: PgPool) {
+    // No two parts alike, so that Postgres cannot make it shorter.
+    let long: String = (0..188)
+        .map(|i| hex::encode(body_sha256(&[i])))
+        .collect::<String>()
+        .split_off(32);
+    assert_eq!(long.len(), 12_000);
+    let job = |at: &str| export_job_body("j1", "pending", at);
+    let vendor = |id: &str, at: &str| vendor_body(id, "Acme", "DRAFT", at);
+    let good = "2025-02-21T10:05:43Z";
+    let refused = [
+        (vendor("v1", "+300000-01-01T00:00:00Z"), "`data.updatedAt`"),
+        (vendor("v1", "-005000-01-01T00:00:00Z"), "`data.updatedAt`"),
+        (vendor("v1", "+262142-12-31T23:59:59Z"), "`data.updatedAt`"),
+        (job("-262143-01-01T00:00:00Z"), "`data.lastUpdatedAt`"),
+        (vendor(&long, good), "`data.id`"),
+        (export_job_body(&long, "pending", good), "`data.id`"),
+    ];
+    let stored = [
+        vendor("v2", "-004000-01-01T00:00:00Z"),
+        vendor(&long[..2_600], good),
+        export_job_body(&long[..2_600], "pending", good),
+    ];
+    let bodies = refused.iter().map(|(body, _)| body).chain(&stored);
+    let events = bodies
+        .enumerate()
+        .map(|(i, body)| event(&format!("m{i}"), body.as_str()));
+    persist(&pool, events).await;
+    assert_eq!(
+        count(&pool, "select count(*) from webhook_spool").await,
+        0,
+        "none is tried again"
+    );
+    for (i, (_, field)) in refused.iter().enumerate() {
+        let problem: String =
+            sqlx::query_scalar("select problem from dead_letters where webhook_id = $1")
+                .bind(format!("m{i}"))
+                .fetch_one(&pool)
+                .await
+                .expect("a dead letter");
+        assert!(problem.contains(field), "{problem}");
+        assert_eq!(Kind::of(&problem), Kind::WrongData, "{problem}");
+        assert!(!problem.contains(&long[..100]), "{problem}");
+    }
+    assert_eq!(
+        count(
+            &pool,
+            "select (select count(*) from vendors) + (select count(*) from export_jobs)"
+        )
+        .await,
+        3
     );
 }

@@ -60,8 +60,8 @@ fn known() -> Vec<Message> {
     let none = BasicProperties::default;
     let vendor = vendor_body("v1", "Acme", "DRAFT", "2025-02-21T10:05:43Z");
     // No two bytes alike, so that Postgres cannot make it shorter.
-    let long: String = (0..125).map(|i| hex::encode(body_sha256(&[i]))).collect();
-    assert!(long.len() > 4_000);
+    let long: String = (0..188).map(|i| hex::encode(body_sha256(&[i]))).collect();
+    assert!(long.len() > 12_000);
     let wrong_types = [
         ("received-at-ms", AMQPValue::LongString("yesterday".into())),
         ("attempted-at-s", AMQPValue::LongLongInt(i64::MIN)),
@@ -69,10 +69,21 @@ fn known() -> Vec<Message> {
         ("receipt", AMQPValue::LongLongInt(1)),
         ("events", AMQPValue::LongLongInt(i64::MAX)),
     ];
-    let mut headers = FieldTable::default();
-    for (name, value) in wrong_types {
-        headers.insert(name.into(), value);
-    }
+    // The year 300000.
+    let far = [
+        (
+            "received-at-ms",
+            AMQPValue::LongLongInt(9_404_995_536_000_000),
+        ),
+        ("attempted-at-s", AMQPValue::LongLongInt(9_404_995_536_000)),
+    ];
+    let [wrong_types, far] = [&wrong_types[..], &far].map(|pairs| {
+        let mut headers = FieldTable::default();
+        for (name, value) in pairs {
+            headers.insert((*name).into(), value.clone());
+        }
+        headers
+    });
     vec![
         plain(none(), vendor.clone()),
         plain(none(), ""),
@@ -80,7 +91,8 @@ fn known() -> Vec<Message> {
         plain(none().with_message_id("".into()), "{}"),
         plain(none().with_message_id("a\0b".into()), "[]"),
         plain(none().with_type("t".repeat(255).as_str().into()), "[1]"),
-        plain(none().with_headers(headers), "[2]"),
+        plain(none().with_headers(wrong_types), "[2]"),
+        plain(none().with_headers(far), "[7]"),
         plain(none(), vec![b'x'; 5 << 20]),
         plain(
             none(),

@@ -4,6 +4,7 @@ mod bench;
 mod compose;
 mod drill;
 mod report;
+mod siege;
 mod signals;
 mod test;
 mod up;
@@ -36,6 +37,8 @@ enum Command {
     Compose(compose::Args),
     /// Measure how near the pipeline comes to what its parts can do on this machine
     Bench(bench::Args),
+    /// Let strangers attack, direct and through the proxy, and tell what good senders see
+    Siege(siege::Args),
 }
 
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
@@ -46,6 +49,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Drill(args) => drill::run(&args, &signals).await,
         Command::Compose(args) => compose::run(&args, &signals).await,
         Command::Bench(args) => bench::run(&args, &signals).await,
+        Command::Siege(args) => siege::run(&args, &signals).await,
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use stack::base::{self, Base};
 use stack::debian_root::Release;
+use stack::haproxy;
 use stack::packages::{self, Monitoring, Packages, STORES};
 use stack::postgres::Durability;
 use stack::process::Process;
@@ -48,6 +49,7 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
     };
     Monitoring::find_or_install(&apt, progress).await?;
     packages::install_pgbouncer(&apt, progress).await?;
+    haproxy::install(&apt, progress).await?;
     let scope = if selects_packages(&args.cargo) {
         Scope::Services
     } else {

@@ -9,6 +9,7 @@ mod overload;
 mod pgbouncer;
 mod readiness;
 mod restore;
+mod siege;
 mod startup;
 mod subscribing;
 mod world;

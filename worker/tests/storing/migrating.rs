@@ -203,7 +203,7 @@ async fn stored_sort_keys_follow_the_newer_rule_to_the_nanosecond(pool: PgPool) 
         [
             vendor("v1", r#""deletedAt":"2025-02-21T10:05:43.530450712Z""#),
             vendor("v2", r#""deletedAt":"2025-02-22T11:00:00+05:30""#),
-            vendor("v3", r#""deletedAt":"2025-06-16T15:06:39.999999999Z""#),
+            vendor("v3", r#""deletedAt":"2025-06-16T15:06:39.999999Z""#),
             vendor("v4", r#""createdAt":"2025-02-21T10:05:43.5304509Z""#),
             vendor("v5", r#""createdAt":"2024-01-01T00:00:00.123456789Z""#),
             job("j1", r#""completedAt":"2025-02-21T10:05:43.530450001Z""#),

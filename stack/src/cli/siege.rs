@@ -13,7 +13,7 @@ use stack::packages::Packages;
 use stack::process::{Process, Spec};
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
-use stack::siege::{self, Plan};
+use stack::siege::{self, Attack, Plan};
 
 use super::signals::Signals;
 
@@ -78,6 +78,7 @@ async fn besiege(args: &Args) -> Result<ExitCode> {
     };
     let plan = Plan {
         during: Duration::from_secs(args.seconds),
+        attacks: Attack::ALL.to_vec(),
     };
     let report = siege::run(&packages, programs, &folder, &plan, progress).await?;
     if let Some(path) = &args.json {

@@ -4,30 +4,20 @@ use std::fmt;
 
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::{Attack, Entrance, Seen};
+use super::{Attack, Seen};
 
 /// One attack by one way.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
-    /// What strangers did.
-    pub attack: &'static str,
+    /// What strangers did, if they did anything.
+    #[serde(serialize_with = "name")]
+    pub attack: Option<Attack>,
     /// By which way.
     pub entrance: &'static str,
     /// What good senders saw meanwhile.
     pub seen: Seen,
-}
-
-impl Line {
-    /// Without an attack it is what the machine can do.
-    pub(super) fn new(attack: Option<Attack>, entrance: Entrance, seen: Seen) -> Self {
-        Self {
-            attack: attack.map_or("none", Attack::name),
-            entrance: entrance.name(),
-            seen,
-        }
-    }
 }
 
 /// Everything that was seen. Its display is a table.
@@ -53,7 +43,7 @@ impl fmt::Display for Report {
                 .iter()
                 .map(|(what, count)| format!("{count} × {what}"));
             table.add_row([
-                (*attack).to_owned(),
+                attack.map_or("none", Attack::name).to_owned(),
                 (*entrance).to_owned(),
                 seen.sent.to_string(),
                 format!("{:.1} %", seen.share() * 100.0),
@@ -64,4 +54,12 @@ impl fmt::Display for Report {
         }
         write!(f, "{table}")
     }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands references over"
+)]
+fn name<S: Serializer>(attack: &Option<Attack>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(attack.map_or("none", Attack::name))
 }

@@ -9,7 +9,6 @@ mod overload;
 mod pgbouncer;
 mod readiness;
 mod restore;
-mod siege;
 mod startup;
 mod subscribing;
 mod world;

@@ -3,7 +3,10 @@
 //! A receipt is written in a transaction that commits only after the broker's confirm, so a crash
 //! in between leaves none and the sender's retry goes through.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use shared::{
     AcceptedEvent,
@@ -36,7 +39,9 @@ const INSERT: &str =
 const LOOK_UP: &str = "select webhook_id, body_sha256,
             case when published_at > now() - make_interval(secs => $2) then 'receipt'
                  when exists (select from events e
-                               where e.webhook_id = r.webhook_id and e.body_sha256 = r.body_sha256)
+                               where e.webhook_id in (r.webhook_id, r.webhook_id || '#conflict-'
+                                                      || left(encode(r.body_sha256, 'hex'), 16))
+                                 and e.body_sha256 = r.body_sha256)
                      then 'stored'
                  when exists (select from webhook_spool s
                                where s.webhook_id = r.webhook_id and s.body_sha256 = r.body_sha256)
@@ -49,7 +54,9 @@ const LOOK_UP: &str = "select webhook_id, body_sha256,
 pub const STATEMENTS: &[&str] = &[INSERT, LOOK_UP];
 
 /// Fails unless an event could be claimed and spooled now, and writes nothing.
-pub const PROBE: &str = "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+pub const PROBE: &str = "select webhook_id, body_sha256 from events where false;
+    select webhook_id, body_sha256 from webhook_spool where false;
+    insert into webhook_receipts (webhook_id, body_sha256, received_at)
     select '', '', now() where false;
     insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
                                has_receipt, due_at)
@@ -66,14 +73,55 @@ pub enum Claim {
     Conflict,
 }
 
+/// What a receipt says of the body that it is of.
+struct Known {
+    body_sha256: Vec<u8>,
+    claim: Claim,
+}
+
 /// Claims the events, which must be distinct, for publishing: the answer is in their order. A claim is
-/// held by the transaction, and whoever else has the same id waits for its end. Of several bodies under
-/// one id the first is the event.
+/// held by the transaction, and whoever else has the same id waits for its end.
 ///
 /// A receipt alone proves little when it is old: the queue may have been purged since. So past
 /// `trust` an event counts as a duplicate only if it is in `events` or in the spool, and is
 /// otherwise claimed anew.
+///
+/// Of several bodies under one id the first is the event. Each other one has a receipt under an id of
+/// its own, by which its repetitions are known and the ledger counts it.
 pub async fn claim(
+    connection: &mut PgConnection,
+    events: &[&AcceptedEvent],
+    trust: Duration,
+) -> Result<Vec<Claim>, sqlx::Error> {
+    let mut claims = claim_ids(connection, events, trust).await?;
+    let (positions, conflicts): (Vec<usize>, Vec<&AcceptedEvent>) = (0..events.len())
+        .filter(|&i| claims[i] == Claim::Conflict)
+        .map(|i| (i, events[i]))
+        .unzip();
+    if conflicts.is_empty() {
+        return Ok(claims);
+    }
+    let stored = stored(connection, &conflicts).await?;
+    let renamed: Vec<AcceptedEvent> = conflicts
+        .iter()
+        .map(|&event| event.clone().into_conflict())
+        .collect();
+    let (to_claim, others): (Vec<usize>, Vec<usize>) =
+        (0..positions.len()).partition(|&i| !stored[i]);
+    let events: Vec<&AcceptedEvent> = to_claim.iter().map(|&i| &renamed[i]).collect();
+    let again = claim_ids(connection, &events, trust).await?;
+    for (&i, claim) in to_claim.iter().zip(again) {
+        if let Claim::Duplicate(_) = claim {
+            claims[positions[i]] = claim;
+        }
+    }
+    for i in others {
+        claims[positions[i]] = Claim::Duplicate(Layer::Stored);
+    }
+    Ok(claims)
+}
+
+async fn claim_ids(
     connection: &mut PgConnection,
     events: &[&AcceptedEvent],
     trust: Duration,
@@ -84,21 +132,19 @@ pub async fn claim(
             .entry(&event.webhook_id)
             .or_insert(&event.body_sha256);
     }
-    let new = insert(connection, &firsts).await?;
-    let mut known = firsts.clone();
-    known.retain(|id, _| !new.contains_key(*id));
-    let mut claims: HashMap<String, Claim> = new;
-    if !known.is_empty() {
-        claims.extend(look_up(connection, &known, trust).await?);
+    let mut known = insert(connection, &firsts).await?;
+    if known.len() < firsts.len() {
+        firsts.retain(|id, _| !known.contains_key(*id));
+        let ids: Vec<&str> = firsts.into_keys().collect();
+        known.extend(look_up(connection, &ids, events, trust).await?);
     }
     Ok(events
         .iter()
-        .map(|event| {
-            if *firsts[&*event.webhook_id] != event.body_sha256 {
-                return Claim::Conflict;
-            }
-            // An id in neither was swept between the two statements.
-            *claims.get(&event.webhook_id).unwrap_or(&Claim::Publish)
+        .map(|event| match known.get(&event.webhook_id) {
+            Some(known) if known.body_sha256 == event.body_sha256 => known.claim,
+            Some(_) => Claim::Conflict,
+            // It was swept between the two statements.
+            None => Claim::Publish,
         })
         .collect())
 }
@@ -106,54 +152,83 @@ pub async fn claim(
 async fn insert(
     connection: &mut PgConnection,
     hashes_by_id: &HashMap<&str, &[u8; 32]>,
-) -> Result<HashMap<String, Claim>, sqlx::Error> {
+) -> Result<HashMap<String, Known>, sqlx::Error> {
     let (ids, hashes): (Vec<&str>, Vec<&[u8]>) = hashes_by_id
         .iter()
         .map(|(id, hash)| (*id, &hash[..]))
         .unzip();
-    let rows = sqlx::query(INSERT)
+    let new: Vec<String> = sqlx::query_scalar(INSERT)
         .bind(ids)
         .bind(hashes)
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, Claim::Publish)))
-        .collect()
+    let claimed = |id: String| {
+        let body_sha256 = hashes_by_id[&*id].to_vec();
+        let claim = Claim::Publish;
+        (id, Known { body_sha256, claim })
+    };
+    Ok(new.into_iter().map(claimed).collect())
 }
 
 async fn look_up(
     connection: &mut PgConnection,
-    hashes_by_id: &HashMap<&str, &[u8; 32]>,
+    ids: &[&str],
+    events: &[&AcceptedEvent],
     trust: Duration,
-) -> Result<HashMap<String, Claim>, sqlx::Error> {
-    let ids: Vec<&str> = hashes_by_id.keys().copied().collect();
+) -> Result<HashMap<String, Known>, sqlx::Error> {
+    let batch: HashSet<(&str, &[u8])> = events
+        .iter()
+        .map(|event| (event.webhook_id.as_str(), &event.body_sha256[..]))
+        .collect();
     let rows = sqlx::query(LOOK_UP)
         .bind(ids)
         .bind(trust.as_secs_f64())
         .fetch_all(&mut *connection)
         .await?;
-    let mut claims = HashMap::new();
+    let mut known = HashMap::new();
     let mut stale = Vec::new();
     for row in rows {
         let id: String = row.try_get(0)?;
-        let body_sha256: &[u8] = row.try_get(1)?;
+        let body_sha256: Vec<u8> = row.try_get(1)?;
         let proof: Option<&str> = row.try_get(2)?;
-        let same_body = hashes_by_id
-            .get(id.as_str())
-            .is_some_and(|hash| hash[..] == *body_sha256);
         let claim = match proof {
-            _ if !same_body => Claim::Conflict,
             Some("receipt") => Claim::Duplicate(Layer::Receipt),
             Some(_) => Claim::Duplicate(Layer::Stored),
             None => {
-                stale.push(id);
-                continue;
+                if batch.contains(&(&*id, &body_sha256)) {
+                    stale.push(id.clone());
+                }
+                Claim::Publish
             }
         };
-        claims.insert(id, claim);
+        known.insert(id, Known { body_sha256, claim });
     }
-    claims.extend(reclaim(connection, stale, trust).await?);
-    Ok(claims)
+    for (id, claim) in reclaim(connection, stale, trust).await? {
+        if let Some(known) = known.get_mut(&id) {
+            known.claim = claim;
+        }
+    }
+    Ok(known)
+}
+
+/// Whether each of these is in `events` under the id that its receipt has with another body: without
+/// Postgres the second one may have been stored first.
+async fn stored(
+    connection: &mut PgConnection,
+    events: &[&AcceptedEvent],
+) -> Result<Vec<bool>, sqlx::Error> {
+    let ids: Vec<&str> = events.iter().map(|e| e.webhook_id.as_str()).collect();
+    let hashes: Vec<&[u8]> = events.iter().map(|e| &e.body_sha256[..]).collect();
+    sqlx::query_scalar(
+        "select exists (select from events e
+                         where e.webhook_id = r.webhook_id and e.body_sha256 = r.body_sha256)
+           from unnest($1::text[], $2::bytea[]) with ordinality as r (webhook_id, body_sha256, n)
+          order by n",
+    )
+    .bind(ids)
+    .bind(hashes)
+    .fetch_all(connection)
+    .await
 }
 
 /// Claims anew what has a receipt and is nowhere to be found. Of several that try at once, the

@@ -48,15 +48,15 @@ pub struct AcceptedEvent {
 }
 
 impl AcceptedEvent {
-    /// The id that it gets where another body has taken its own.
-    pub fn conflict_id(&self) -> String {
-        format!("{}{CONFLICT}{}", self.webhook_id, self.conflict_mark())
+    /// The id that it gets where another body has `taken` an id.
+    pub fn conflict_id(&self, taken: &str) -> String {
+        format!("{taken}{CONFLICT}{}", self.conflict_mark())
     }
 
-    /// The same event under its [`conflict_id`](Self::conflict_id).
+    /// The same event under its [`conflict_id`](Self::conflict_id), as its own is taken.
     pub fn into_conflict(self) -> Self {
         Self {
-            webhook_id: self.conflict_id(),
+            webhook_id: self.conflict_id(&self.webhook_id),
             ..self
         }
     }

@@ -98,7 +98,10 @@ async fn check_kept(
     entries: &[SpoolEntry<'_>],
 ) -> Result<(), sqlx::Error> {
     let ids: Vec<&str> = entries.iter().map(|e| &*e.event.webhook_id).collect();
-    let conflict_ids: Vec<String> = entries.iter().map(|e| e.event.conflict_id()).collect();
+    let conflict_ids: Vec<String> = entries
+        .iter()
+        .map(|e| e.event.conflict_id(&e.event.webhook_id))
+        .collect();
     let hashes: Vec<&[u8]> = entries.iter().map(|e| &e.event.body_sha256[..]).collect();
     let are_kept: bool = sqlx::query_scalar(
         "select not exists (

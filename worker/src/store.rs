@@ -162,7 +162,7 @@ async fn write(
         .iter()
         .map(|&i| EventRow::new(batch[i].0, batch[i].1))
         .collect();
-    let inserted = insert_events(connection, &rows).await?;
+    let inserted = insert_events(connection, &rows.iter().collect::<Vec<_>>()).await?;
     let new: HashSet<usize> = firsts
         .into_iter()
         .filter(|&i| inserted.contains(&batch[i].1.webhook_id))
@@ -215,11 +215,11 @@ impl<'a> EventRow<'a> {
     }
 
     /// A second body under an id that is taken.
-    fn conflicting(work: &'a Work, record: &'a Record) -> Self {
+    fn conflicting(self) -> Self {
         Self {
-            webhook_id: work.event.conflict_id(),
+            webhook_id: self.work.event.conflict_id(&self.webhook_id),
             problem: Some(problem::CONFLICT),
-            ..Self::new(work, record)
+            ..self
         }
     }
 }
@@ -228,10 +228,10 @@ impl<'a> EventRow<'a> {
 /// the ids of those.
 async fn insert_events(
     connection: &mut PgConnection,
-    rows: &[EventRow<'_>],
+    rows: &[&EventRow<'_>],
 ) -> Result<HashSet<String>, sqlx::Error> {
-    fn column<'r, T>(rows: &'r [EventRow<'_>], pick: impl Fn(&'r EventRow<'_>) -> T) -> Vec<T> {
-        rows.iter().map(pick).collect()
+    fn column<'r, T>(rows: &[&'r EventRow<'_>], pick: impl Fn(&'r EventRow<'_>) -> T) -> Vec<T> {
+        rows.iter().map(|row| pick(row)).collect()
     }
     let inserted: Vec<String> = sqlx::query_scalar(
         "insert into events
@@ -280,58 +280,58 @@ async fn insert_conflicts(
     batch: &[(&Work, &Record)],
     known: &[usize],
 ) -> Result<HashSet<usize>, sqlx::Error> {
-    if known.is_empty() {
-        return Ok(HashSet::new());
+    // A sender may have chosen an id that a second body would get, or two bodies have one mark.
+    const ROUNDS: usize = 4;
+    let row = |&i: &usize| (i, EventRow::new(batch[i].0, batch[i].1));
+    let mut conflicts = with_another_body(connection, known.iter().map(row).collect()).await?;
+    let mut stored = HashSet::new();
+    for _ in 0..ROUNDS {
+        if conflicts.is_empty() {
+            return Ok(stored);
+        }
+        let mut rows: Vec<_> = (conflicts.into_iter())
+            .map(|(i, row)| (i, row.conflicting()))
+            .collect();
+        rows.sort_by(|(_, a), (_, b)| a.webhook_id.cmp(&b.webhook_id));
+        let mut firsts: Vec<&(usize, EventRow<'_>)> = rows.iter().collect();
+        firsts.dedup_by(|(_, a), (_, b)| a.webhook_id == b.webhook_id);
+        let inserting: Vec<&EventRow<'_>> = firsts.iter().map(|(_, row)| row).collect();
+        let inserted = insert_events(&mut *connection, &inserting).await?;
+        let new = firsts
+            .iter()
+            .filter(|(_, row)| inserted.contains(&row.webhook_id));
+        stored.extend(new.map(|(i, _)| *i));
+        conflicts = with_another_body(connection, rows).await?;
     }
-    let ids: Vec<&str> = known
-        .iter()
-        .map(|&i| batch[i].1.webhook_id.as_str())
-        .collect();
+    Err(sqlx::Error::InvalidArgument(NOT_KEPT.to_owned()))
+}
+
+/// Of these rows, those whose id is taken by another body.
+///
+/// # Errors
+/// When an id is not there at all: an acknowledgement would lose the event, as a trigger may skip a row
+/// without a word.
+async fn with_another_body<'a>(
+    connection: &mut PgConnection,
+    mut rows: Vec<(usize, EventRow<'a>)>,
+) -> Result<Vec<(usize, EventRow<'a>)>, sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(rows);
+    }
+    let ids: Vec<&str> = rows.iter().map(|(_, r)| r.webhook_id.as_str()).collect();
     let stored: HashMap<String, Vec<u8>> =
         sqlx::query("select webhook_id, body_sha256 from events where webhook_id = any($1)")
             .bind(ids)
-            .fetch_all(&mut *connection)
+            .fetch_all(connection)
             .await?
             .iter()
             .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
             .collect::<Result<_, sqlx::Error>>()?;
-    // An acknowledgement would lose it: a trigger may skip a row without a word.
-    if known
-        .iter()
-        .any(|&i| !stored.contains_key(&batch[i].1.webhook_id))
-    {
+    if (rows.iter()).any(|(_, row)| !stored.contains_key(&row.webhook_id)) {
         return Err(sqlx::Error::InvalidArgument(NOT_KEPT.to_owned()));
     }
-    let mut conflicts: Vec<(usize, EventRow<'_>)> = known
-        .iter()
-        .filter(|&&i| {
-            stored
-                .get(&batch[i].1.webhook_id)
-                .is_some_and(|hash| hash[..] != batch[i].0.event.body_sha256)
-        })
-        .map(|&i| (i, EventRow::conflicting(batch[i].0, batch[i].1)))
-        .collect();
-    if conflicts.is_empty() {
-        return Ok(HashSet::new());
-    }
-    conflicts.sort_by(|(_, a), (_, b)| a.webhook_id.cmp(&b.webhook_id));
-    conflicts.dedup_by(|(_, a), (_, b)| a.webhook_id == b.webhook_id);
-    let (positions, rows): (Vec<_>, Vec<_>) = conflicts.into_iter().unzip();
-    let inserted = insert_events(&mut *connection, &rows).await?;
-    let ids: Vec<&str> = rows.iter().map(|row| row.webhook_id.as_str()).collect();
-    let kept: i64 = sqlx::query_scalar("select count(*) from events where webhook_id = any($1)")
-        .bind(&ids)
-        .fetch_one(connection)
-        .await?;
-    if usize::try_from(kept) != Ok(ids.len()) {
-        return Err(sqlx::Error::InvalidArgument(NOT_KEPT.to_owned()));
-    }
-    Ok(positions
-        .into_iter()
-        .zip(&rows)
-        .filter(|(_, row)| inserted.contains(&row.webhook_id))
-        .map(|(position, _)| position)
-        .collect())
+    rows.retain(|(_, row)| stored[&row.webhook_id][..] != row.work.event.body_sha256);
+    Ok(rows)
 }
 
 /// Gives a receipt to what was accepted while ingest could not write one, so that a repetition of

@@ -158,8 +158,7 @@ impl Report {
         }
         if ledger.events.second_bodies > 0 {
             lines.push(format!(
-                "{} second bodies came under an id that was taken, as they can while Postgres is \
-                 away:",
+                "{} second bodies came under an id that was taken:",
                 ledger.events.second_bodies
             ));
             lines.extend(ids(&ledger.second_bodies));

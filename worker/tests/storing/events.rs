@@ -124,6 +124,22 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
     );
 }
 
+/// A sender chooses its ids, and may choose one that a second body would get.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_second_body_is_kept_also_where_its_own_id_is_taken(pool: PgPool) {
+    let bodies = ["1", "2", "3"].map(|body| event("m1", body));
+    let taken = bodies[1].clone().into_conflict().webhook_id;
+    persist(&pool, [event(&taken, "4")]).await;
+    persist(&pool, bodies.clone()).await;
+    let stored = "select count(distinct body_sha256) from events";
+    assert_eq!(count(&pool, stored).await, 4);
+    let events = count(&pool, "select count(*) from events").await;
+    persist(&pool, bodies).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, events);
+    persist(&pool, [event("m2", "5").into_conflict()]).await;
+    assert_eq!(count(&pool, stored).await, 5);
+}
+
 /// It may come before the first one, or the first one never.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_second_body_takes_nothing_from_the_first_one(pool: PgPool) {

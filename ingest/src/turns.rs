@@ -1,9 +1,9 @@
-//! Turns at work that takes a processor for long: so many at once, and of those that wait the one with
-//! the least work first. What strangers can make of their requests is large work, so that of good
-//! senders is not behind it.
+//! Turns at work that takes a processor for long: so many at once, and of those that wait alternately
+//! the one with the least work and the one that has waited longest. So small work does not wait behind
+//! large, of which strangers can make much, and nobody starves, however much small work they make.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -17,11 +17,22 @@ pub struct Turns(Arc<Mutex<State>>);
 struct State {
     free: usize,
     next: u64,
-    waiting: BTreeMap<Place, oneshot::Sender<Turn>>,
+    /// Whether the next turn is the oldest one's.
+    oldest_is_due: bool,
+    /// By their numbers, the oldest first.
+    waiting: BTreeMap<u64, Waiter>,
+    /// The same ones, the least work first.
+    by_work: BTreeSet<Place>,
 }
 
-/// The work, and the order among those with as much.
+/// The work, and the number: the order among those with as much.
 type Place = (usize, u64);
+
+#[derive(Debug)]
+struct Waiter {
+    work: usize,
+    sender: oneshot::Sender<Turn>,
+}
 
 /// Ends when it is dropped.
 #[derive(Debug)]
@@ -30,7 +41,7 @@ pub struct Turn(Option<Turns>);
 /// Leaves its place when nobody waits there any more.
 struct Waiting<'t> {
     turns: &'t Turns,
-    place: Place,
+    number: u64,
 }
 
 impl Turns {
@@ -39,34 +50,39 @@ impl Turns {
         Self(Arc::new(Mutex::new(State {
             free: at_once,
             next: 0,
+            oldest_is_due: false,
             waiting: BTreeMap::new(),
+            by_work: BTreeSet::new(),
         })))
     }
 
     /// Waits for a turn. `work` is in any unit.
     pub async fn take(&self, work: usize) -> Turn {
-        let (receiver, place) = {
+        let (receiver, number) = {
             let mut state = self.lock();
             if state.free > 0 {
                 state.free -= 1;
                 return Turn(Some(self.clone()));
             }
             let (sender, receiver) = oneshot::channel();
-            let place = (work, state.next);
-            state.next += 1;
-            state.waiting.insert(place, sender);
-            (receiver, place)
+            (receiver, state.enter(Waiter { work, sender }))
         };
-        let _waiting = Waiting { turns: self, place };
+        let _waiting = Waiting {
+            turns: self,
+            number,
+        };
         receiver.await.expect("who waits is given a turn")
     }
 
     /// Passes a turn on.
     fn pass(&self) {
         let mut state = self.lock();
-        while let Some((_, sender)) = state.waiting.pop_first() {
-            match sender.send(Turn(Some(self.clone()))) {
-                Ok(()) => return,
+        while let Some(waiter) = state.next_waiter() {
+            match waiter.sender.send(Turn(Some(self.clone()))) {
+                Ok(()) => {
+                    state.oldest_is_due = !state.oldest_is_due;
+                    return;
+                }
                 // Nobody waits there any more. This turn is no turn that would be passed on in its turn.
                 Err(mut unwanted) => unwanted.0 = None,
             }
@@ -76,6 +92,33 @@ impl Turns {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The waiter's number.
+    fn enter(&mut self, waiter: Waiter) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        self.by_work.insert((waiter.work, number));
+        self.waiting.insert(number, waiter);
+        number
+    }
+
+    fn leave(&mut self, number: u64) -> Option<Waiter> {
+        let waiter = self.waiting.remove(&number)?;
+        self.by_work.remove(&(waiter.work, number));
+        Some(waiter)
+    }
+
+    /// Whoever is to have the next turn. It waits no more.
+    fn next_waiter(&mut self) -> Option<Waiter> {
+        let number = if self.oldest_is_due {
+            *self.waiting.first_key_value()?.0
+        } else {
+            self.by_work.first()?.1
+        };
+        self.leave(number)
     }
 }
 
@@ -89,7 +132,7 @@ impl Drop for Turn {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.turns.lock().waiting.remove(&self.place);
+        self.turns.lock().leave(self.number);
     }
 }
 
@@ -114,6 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn a_large_one_is_not_starved_while_small_ones_keep_coming() {
+        let turns = Turns::new(1);
+        let waiting = |work| {
+            let mut waiting = Box::pin(turns.take(work));
+            assert!((&mut waiting).now_or_never().is_none());
+            waiting
+        };
+        let mut turn = turns.take(1).now_or_never().expect("a turn");
+        for _ in 0..3 {
+            let large = waiting(9);
+            let (first, _second) = (waiting(1), waiting(1));
+            drop(turn);
+            turn = first.now_or_never().expect("the turn of the least work");
+            let _third = waiting(1);
+            drop(turn);
+            turn = large.now_or_never().expect("the turn of the oldest");
+        }
+    }
+
+    #[test]
     fn a_turn_of_whoever_has_left_is_not_lost() {
         let turns = Turns::new(1);
         let turn = turns.take(1).now_or_never().expect("a turn");
@@ -126,6 +189,7 @@ mod tests {
         drop(turn);
         drop(given);
         turns.take(3).now_or_never().expect("a turn");
-        assert_eq!(turns.lock().waiting.len(), 0);
+        let state = turns.lock();
+        assert_eq!((state.waiting.len(), state.by_work.len()), (0, 0));
     }
 }

@@ -1,7 +1,8 @@
 //! Authenticates. Nothing is looked up on behalf of a request that fails here.
 //!
 //! Strangers can make this expensive: every key has to be tried on the whole body. What takes long is
-//! done beside the threads that serve connections, on a part of the processors, and small work first.
+//! done beside the threads that serve connections, on a part of the processors: small work does not wait
+//! behind large, and large work does not starve.
 
 use std::{num::NonZero, sync::Arc, time::Duration};
 

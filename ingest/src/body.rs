@@ -1,4 +1,4 @@
-//! Reads bodies: within a size, at a minimum rate, and in memory that all of them share.
+//! Reads bodies: within a size and a time, large ones at a minimum rate, and in memory that all share.
 
 mod memory;
 
@@ -16,8 +16,12 @@ pub use memory::{BodyMemory, Full, Share};
 /// A body of the allowed size that takes longer than this is sent by a broken or hostile client.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// So many bytes have to come in each such time, unless the body ends before. A sender whose packet is
-/// lost sends it again within a second or two.
+/// A body of so many bytes has all the time until [`DEADLINE`], at whatever rate: it takes little memory,
+/// and a good sender's line may be slow.
+const SMALL: usize = 64 * 1024;
+
+/// So many bytes of a larger one have to come in each such time, unless it ends before. A sender whose
+/// packet is lost sends it again within a second or two.
 const LEAST: usize = 16 * 1024;
 const WITHIN: Duration = Duration::from_secs(3);
 
@@ -57,7 +61,7 @@ impl Bodies {
         }
         let mut share = self.memory.share();
         let mut body = BytesMut::new();
-        let mut pace = Pace::start(Instant::now());
+        let mut pace = Pace::start(announced, Instant::now());
         loop {
             let chunk = tokio::select! {
                 biased;
@@ -82,18 +86,21 @@ impl Bodies {
 #[derive(Debug)]
 struct Pace {
     end: Instant,
-    /// Until when the next [`LEAST`] bytes have to be there.
+    /// Until when the missing bytes have to be there.
     next: Instant,
-    bytes: usize,
+    missing: usize,
 }
 
 impl Pace {
-    fn start(now: Instant) -> Self {
-        Self {
-            end: now + DEADLINE,
-            next: now + WITHIN,
-            bytes: 0,
-        }
+    /// A body without an announced length is small until more has come.
+    fn start(announced: Option<usize>, now: Instant) -> Self {
+        let end = now + DEADLINE;
+        let (next, missing) = if announced.is_some_and(|length| length > SMALL) {
+            (now + WITHIN, LEAST)
+        } else {
+            (end, SMALL + 1)
+        };
+        Self { end, next, missing }
     }
 
     /// When the body is too slow, unless more of it comes.
@@ -102,9 +109,9 @@ impl Pace {
     }
 
     fn advance(&mut self, bytes: usize, now: Instant) {
-        self.bytes += bytes;
-        if self.bytes >= LEAST {
-            self.bytes = 0;
+        self.missing = self.missing.saturating_sub(bytes);
+        if self.missing == 0 {
+            self.missing = LEAST;
             self.next = now + WITHIN;
         }
     }
@@ -115,10 +122,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_that_stalls_is_due_soon_and_a_steady_one_at_the_deadline() {
+    fn a_large_body_that_stalls_is_due_soon_and_a_steady_one_at_the_deadline() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let mut pace = Pace::start(start);
+        let mut pace = Pace::start(Some(SMALL + 1), start);
         assert_eq!(pace.due(), after(3));
         pace.advance(LEAST - 1, after(2));
         assert_eq!(pace.due(), after(3));
@@ -128,5 +135,19 @@ mod tests {
             pace.advance(LEAST, after(second));
         }
         assert_eq!(pace.due(), after(10));
+    }
+
+    #[test]
+    fn a_small_body_is_due_at_the_deadline_and_soon_once_it_is_larger() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        for announced in [None, Some(0), Some(SMALL)] {
+            let mut pace = Pace::start(announced, start);
+            pace.advance(1, after(1));
+            pace.advance(SMALL - 1, after(4));
+            assert_eq!(pace.due(), after(10));
+            pace.advance(1, after(5));
+            assert_eq!(pace.due(), after(8));
+        }
     }
 }

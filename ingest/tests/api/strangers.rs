@@ -29,8 +29,8 @@ fn foreign(id: &str) -> Webhook {
 }
 
 /// A head that announces a body, of which nothing comes.
-fn without_body(webhook: &Webhook) -> String {
-    format!("{}content-length: 1000\r\n\r\n", head(POST, webhook))
+fn without_body(webhook: &Webhook, length: usize) -> String {
+    format!("{}content-length: {length}\r\n\r\n", head(POST, webhook))
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
@@ -57,46 +57,57 @@ async fn what_nobody_can_have_signed_is_refused_before_its_body(pool: PgPool) {
         })
         .collect();
     webhooks.push(Webhook::signed_at("msg_1", b"{}", 0));
-    let requests: Vec<_> = webhooks.iter().map(without_body).collect();
+    let requests: Vec<_> = (webhooks.iter())
+        .map(|webhook| without_body(webhook, LARGEST))
+        .collect();
     let answers = requests
         .iter()
         .map(|request| exchange(&app, request.as_bytes(), usize::MAX));
     for (request, answers) in requests.iter().zip(join_all(answers).await) {
         assert_eq!(answers.statuses(), [401], "{request}");
     }
-    let read = exchange(&app, without_body(&foreign("msg_1")).as_bytes(), 1).await;
+    let request = without_body(&foreign("msg_1"), LARGEST);
+    let read = exchange(&app, request.as_bytes(), 1).await;
     assert_eq!(read.statuses(), [408], "a body was waited for");
     app.stop().await;
     stores.clean_up().await;
 }
 
-/// Both begin together. The slow one has the same time until its deadline.
+/// Sends the body in so many parts, a second before each.
+async fn send_slowly(app: &App, webhook: &Webhook, parts: usize) -> (Vec<u16>, Instant) {
+    let mut connection = connect(app).await;
+    let head = without_body(webhook, webhook.body.len());
+    connection
+        .write_all(head.as_bytes())
+        .await
+        .expect("a write");
+    for part in webhook.body.chunks(webhook.body.len().div_ceil(parts)) {
+        sleep(Duration::from_secs(1)).await;
+        connection.write_all(part).await.expect("a write");
+    }
+    let ended = Instant::now();
+    (read(&mut connection, 1).await.statuses(), ended)
+}
+
+/// All begin together. The one that stalls has the same time until its deadline.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn a_body_that_stalls_ends_before_a_steady_one_of_eight_seconds(pool: PgPool) {
+async fn a_large_body_that_stalls_ends_before_steady_and_small_ones_of_eight_seconds(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let app = App::start(&stores).await;
     let steady = Webhook::new("steady", &[b'x'; 200_000]);
+    let small = Webhook::new("small", &[b'x'; 8_000]);
     let stalled = async {
-        let answers = exchange(&app, without_body(&foreign("stalled")).as_bytes(), 1).await;
+        let request = without_body(&foreign("stalled"), LARGEST);
+        let answers = exchange(&app, request.as_bytes(), 1).await;
         (answers.statuses(), Instant::now())
     };
-    let steady = async {
-        let mut connection = connect(&app).await;
-        let head = head(POST, &steady);
-        let head = format!("{head}content-length: {}\r\n\r\n", steady.body.len());
-        connection
-            .write_all(head.as_bytes())
-            .await
-            .expect("a write");
-        for part in steady.body.chunks(steady.body.len() / 8) {
-            sleep(Duration::from_secs(1)).await;
-            connection.write_all(part).await.expect("a write");
-        }
-        let ended = Instant::now();
-        (read(&mut connection, 1).await.statuses(), ended)
-    };
-    let (stalled, steady) = tokio::join!(stalled, steady);
-    assert_eq!((stalled.0, steady.0), (vec![408], vec![202]));
+    let (stalled, steady, small) = tokio::join!(
+        stalled,
+        send_slowly(&app, &steady, 8),
+        send_slowly(&app, &small, 8)
+    );
+    assert_eq!(stalled.0, [408]);
+    assert_eq!((steady.0, small.0), (vec![202], vec![202]));
     assert!(stalled.1 < steady.1, "it may stall until the deadline");
     app.stop().await;
     stores.clean_up().await;

@@ -75,7 +75,7 @@ pub enum Claim {
 
 /// What a receipt says of the body that it is of.
 struct Known {
-    body_sha256: Vec<u8>,
+    body_sha256: [u8; 32],
     claim: Claim,
 }
 
@@ -163,7 +163,7 @@ async fn insert(
         .fetch_all(connection)
         .await?;
     let claimed = |id: String| {
-        let body_sha256 = hashes_by_id[&*id].to_vec();
+        let body_sha256 = *hashes_by_id[&*id];
         let claim = Claim::Publish;
         (id, Known { body_sha256, claim })
     };
@@ -176,9 +176,9 @@ async fn look_up(
     events: &[&AcceptedEvent],
     trust: Duration,
 ) -> Result<HashMap<String, Known>, sqlx::Error> {
-    let batch: HashSet<(&str, &[u8])> = events
+    let batch: HashSet<(&str, &[u8; 32])> = events
         .iter()
-        .map(|event| (event.webhook_id.as_str(), &event.body_sha256[..]))
+        .map(|event| (event.webhook_id.as_str(), &event.body_sha256))
         .collect();
     let rows = sqlx::query(LOOK_UP)
         .bind(ids)
@@ -189,7 +189,9 @@ async fn look_up(
     let mut stale = Vec::new();
     for row in rows {
         let id: String = row.try_get(0)?;
-        let body_sha256: Vec<u8> = row.try_get(1)?;
+        let body_sha256: &[u8] = row.try_get(1)?;
+        // What is not as long as a hash is no event's.
+        let body_sha256 = body_sha256.try_into().unwrap_or_default();
         let proof: Option<&str> = row.try_get(2)?;
         let claim = match proof {
             Some("receipt") => Claim::Duplicate(Layer::Receipt),

@@ -101,8 +101,8 @@ impl Settlement {
         self.deadline
     }
 
-    /// Settles events that are distinct by id and body; the outcomes are in their order. They can be answered
-    /// at once: receipts alone, which are then still to be [kept](Self::keep), are not worth a
+    /// Settles events that are distinct by id and body; the outcomes are in their order. They can be
+    /// answered at once: receipts alone, which are then still to be [kept](Self::keep), are not worth a
     /// sender's wait.
     pub async fn settle(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
         self.metrics.batch_size.observe(events.len() as f64);

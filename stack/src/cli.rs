@@ -3,6 +3,7 @@
 mod bench;
 mod compose;
 mod drill;
+mod measuring;
 mod report;
 mod siege;
 mod signals;

@@ -1,19 +1,16 @@
 //! `cargo stack bench`.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use stack::base::{self, Base};
 use stack::bench::{self, Plan};
 use stack::packages::Packages;
-use stack::process::{Process, Spec};
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
 
+use super::measuring::{self, Outputs};
 use super::signals::Signals;
 
 #[derive(Debug, clap::Args)]
@@ -43,13 +40,8 @@ pub(super) struct Args {
     )]
     grown: Vec<u64>,
 
-    /// Also write every figure of every round to this file, as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-
-    /// Folder for the services' logs, to be kept
-    #[arg(long)]
-    logs: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
@@ -75,24 +67,11 @@ async fn bench(args: &Args) -> Result<ExitCode> {
     .await?;
     if cfg!(debug_assertions) {
         // The load itself has to be optimised as well.
-        let spec = Spec::new("stack bench", programs.folder().join("stack"))
-            .args(std::env::args_os().skip(1));
-        let status = Process::spawn(spec)?.wait().await;
-        return Ok(if status.success() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
+        return measuring::run_built(&programs).await;
     }
     let base = Base::temporary()?;
     let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
-    let folder = match &args.logs {
-        Some(logs) => {
-            fs::create_dir_all(logs)?;
-            logs.clone()
-        }
-        None => base.folder("logs")?,
-    };
+    let folder = args.outputs.logs(&base)?;
     let plan = Plan {
         rounds: args.rounds,
         slice: Duration::from_secs(args.seconds),
@@ -100,10 +79,6 @@ async fn bench(args: &Args) -> Result<ExitCode> {
         grown: args.grown.clone(),
     };
     let report = bench::run(&packages, programs, &folder, &plan, progress).await?;
-    if let Some(path) = &args.json {
-        let json = serde_json::to_vec_pretty(&report)?;
-        fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    writeln!(io::stdout(), "{report}").context("cannot print the report")?;
+    args.outputs.print(&report)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,5 @@
 //! `cargo stack siege`.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,11 +7,11 @@ use anyhow::{Context, Result};
 use stack::base::{self, Base};
 use stack::haproxy;
 use stack::packages::Packages;
-use stack::process::{Process, Spec};
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
 use stack::siege::{self, Attack, Plan};
 
+use super::measuring::{self, Outputs};
 use super::signals::Signals;
 
 #[derive(Debug, clap::Args)]
@@ -27,13 +24,8 @@ pub(super) struct Args {
     #[arg(long)]
     own_build: bool,
 
-    /// Also write every figure to this file, as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-
-    /// Folder for the services' logs, to be kept
-    #[arg(long)]
-    logs: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
@@ -55,36 +47,19 @@ async fn besiege(args: &Args) -> Result<ExitCode> {
     let programs = Programs::build(&workspace, Scope::Services, profile, progress).await?;
     if cfg!(debug_assertions) && !args.own_build {
         // Strangers and good senders have to be optimised as well.
-        let spec = Spec::new("stack siege", programs.folder().join("stack"))
-            .args(std::env::args_os().skip(1));
-        let status = Process::spawn(spec)?.wait().await;
-        return Ok(if status.success() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
+        return measuring::run_built(&programs).await;
     }
     rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files")?;
     let base = Base::temporary()?;
     let apt = base.path().join("apt.log");
     let packages = Packages::find_or_install(&apt, progress).await?;
     haproxy::install(&apt, progress).await?;
-    let folder = match &args.logs {
-        Some(logs) => {
-            fs::create_dir_all(logs)?;
-            logs.clone()
-        }
-        None => base.folder("logs")?,
-    };
+    let folder = args.outputs.logs(&base)?;
     let plan = Plan {
         during: Duration::from_secs(args.seconds),
         attacks: Attack::ALL.to_vec(),
     };
     let report = siege::run(&packages, programs, &folder, &plan, progress).await?;
-    if let Some(path) = &args.json {
-        let json = serde_json::to_vec_pretty(&report)?;
-        fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    writeln!(io::stdout(), "{report}").context("cannot print the report")?;
+    args.outputs.print(&report)?;
     Ok(ExitCode::SUCCESS)
 }

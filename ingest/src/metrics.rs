@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use chrono::Utc;
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 use shared::{
     Program,
     metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics},
@@ -55,49 +53,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers everything, with a series for every value that a label can take, so that a rate
-    /// can be computed from the first event on.
+    /// Registers everything.
     pub fn new() -> Self {
         let service = ServiceMetrics::new(Program::Ingest);
-        let counters = |name: &str, help: &str, label: &str| {
-            let vec = IntCounterVec::new(Opts::new(name, help), &[label])
-                .expect("the metric's name and label are valid");
-            service.register(vec.clone());
-            vec
-        };
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help).expect("the metric's name is valid");
-            service.register(counter.clone());
-            counter
-        };
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let histogram = Histogram::with_opts(options).expect("the metric's name is valid");
-            service.register(histogram.clone());
-            histogram
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help).expect("the metric's name is valid");
-            service.register(gauge.clone());
-            gauge
-        };
-        let secrets_loaded = Gauge::new(
-            "pleo_ingest_secrets_loaded_timestamp_seconds",
-            "When the secrets in use were read, in unix seconds",
-        )
-        .expect("the metric's name is valid");
-        service.register(secrets_loaded.clone());
-        let breaker_open = IntGaugeVec::new(
-            Opts::new(
-                "pleo_ingest_breaker_open",
-                "1 while a store is left alone after a failure",
-            ),
-            &["store"],
-        )
-        .expect("the metric's name and label are valid");
-        service.register(breaker_open.clone());
-
-        let this = Self {
+        let counter = |name, help| service.counter(Opts::new(name, help));
+        let counters = |name, help, label| service.counters(Opts::new(name, help), label);
+        let gauge = |name, help| service.gauge(Opts::new(name, help));
+        let histogram = |name, help, buckets| service.histogram(Opts::new(name, help), buckets);
+        Self {
             requests: counters(
                 "pleo_ingest_requests_total",
                 "Requests by how they were answered",
@@ -113,7 +76,10 @@ impl Metrics {
                 "Verified requests by the name of the secret that matched",
                 "secret",
             ),
-            secrets_loaded,
+            secrets_loaded: service.seconds(Opts::new(
+                "pleo_ingest_secrets_loaded_timestamp_seconds",
+                "When the secrets in use were read, in unix seconds",
+            )),
             secrets_rejected: gauge(
                 "pleo_ingest_secrets_rejected",
                 "1 while the secrets file holds something that was refused; older secrets are in use",
@@ -145,24 +111,36 @@ impl Metrics {
                 "pleo_ingest_without_dedup_total",
                 "Batches published without dedup because Postgres did not answer",
             ),
-            breaker_open,
+            breaker_open: service.gauges(
+                Opts::new(
+                    "pleo_ingest_breaker_open",
+                    "1 while a store is left alone after a failure",
+                ),
+                "store",
+            ),
             in_flight: gauge("pleo_ingest_in_flight", "Requests being handled"),
             in_flight_limit: gauge(
                 "pleo_ingest_in_flight_limit",
                 "Verified requests that may be handled at once; past it the answer is 503",
             ),
             service,
-        };
+        }
+        .with_all_series()
+    }
+
+    /// Makes a series for every value that a label can take, so that a rate can be computed from the
+    /// first event on.
+    fn with_all_series(self) -> Self {
         for label in Answer::METRIC_LABELS {
-            this.requests.with_label_values(&[label]);
+            self.requests.with_label_values(&[label]);
         }
         for store in [POSTGRES, RABBITMQ] {
-            this.breaker_open.with_label_values(&[store]);
+            self.breaker_open.with_label_values(&[store]);
         }
         for layer in Layer::ALL {
-            this.dedup_hits.with_label_values(&[layer.name()]);
+            self.dedup_hits.with_label_values(&[layer.name()]);
         }
-        this
+        self
     }
 
     /// Shows the secrets that are in use from now on.

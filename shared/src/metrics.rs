@@ -1,6 +1,9 @@
 //! What every service reports about itself, and the buckets that their histograms share.
 
-use prometheus::{IntGaugeVec, Opts, Registry, process_collector::ProcessCollector};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector, process_collector::ProcessCollector,
+};
 
 use crate::{
     Program, panics,
@@ -22,7 +25,7 @@ pub const BATCH_BUCKETS: &[f64] = &[
 /// The metrics that all services have.
 #[derive(Clone)]
 pub struct ServiceMetrics {
-    /// Where a service registers its own.
+    /// What the private port exposes.
     pub registry: Registry,
     topology_drift: IntGaugeVec,
 }
@@ -31,41 +34,63 @@ impl ServiceMetrics {
     /// A registry with build information and the process's own figures in it.
     pub fn new(program: Program) -> Self {
         let registry = Registry::new();
-        let build_info = IntGaugeVec::new(
-            Opts::new(
-                "pleo_build_info",
-                "Always 1; the labels tell which build runs",
-            ),
-            &["service", "version"],
-        )
-        .expect("the metric's name and labels are valid");
-        build_info
-            .with_label_values(&[program.name(), env!("CARGO_PKG_VERSION")])
-            .set(1);
         let topology_drift = IntGaugeVec::new(
             Opts::new(
                 "pleo_topology_drift",
                 "1 for each exchange and queue that differs on the broker from what this version wants, else 0",
             ),
             &["entity"],
-        )
-        .expect("the metric's name and labels are valid");
-        let this = Self {
+        );
+        let topology_drift = register(&registry, topology_drift);
+        let build_info = IntGaugeVec::new(
+            Opts::new(
+                "pleo_build_info",
+                "Always 1; the labels tell which build runs",
+            ),
+            &["service", "version"],
+        );
+        register(&registry, build_info)
+            .with_label_values(&[program.name(), env!("CARGO_PKG_VERSION")])
+            .set(1);
+        register(&registry, Ok(panics::counter()));
+        registry
+            .register(Box::new(ProcessCollector::for_self()))
+            .expect("it is registered once");
+        Self {
             registry,
             topology_drift,
-        };
-        this.register(build_info);
-        this.register(this.topology_drift.clone());
-        this.register(panics::counter());
-        this.register(ProcessCollector::for_self());
-        this
+        }
     }
 
-    /// Adds a metric under a name that nothing else has.
-    pub fn register(&self, collector: impl prometheus::core::Collector + 'static) {
-        self.registry
-            .register(Box::new(collector))
-            .expect("each metric is registered once, under its own name");
+    /// Registers a counter.
+    pub fn counter(&self, opts: Opts) -> IntCounter {
+        register(&self.registry, IntCounter::with_opts(opts))
+    }
+
+    /// Registers counters that differ in one label.
+    pub fn counters(&self, opts: Opts, label: &str) -> IntCounterVec {
+        register(&self.registry, IntCounterVec::new(opts, &[label]))
+    }
+
+    /// Registers a gauge of whole numbers.
+    pub fn gauge(&self, opts: Opts) -> IntGauge {
+        register(&self.registry, IntGauge::with_opts(opts))
+    }
+
+    /// Registers gauges of whole numbers that differ in one label.
+    pub fn gauges(&self, opts: Opts, label: &str) -> IntGaugeVec {
+        register(&self.registry, IntGaugeVec::new(opts, &[label]))
+    }
+
+    /// Registers a gauge of seconds.
+    pub fn seconds(&self, opts: Opts) -> Gauge {
+        register(&self.registry, Gauge::with_opts(opts))
+    }
+
+    /// Registers a histogram with these upper bounds.
+    pub fn histogram(&self, opts: Opts, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts::from(opts).buckets(buckets.to_vec());
+        register(&self.registry, Histogram::with_opts(opts))
     }
 
     /// Shows what the last declaration of the topology found.
@@ -77,4 +102,16 @@ impl ServiceMetrics {
                 .set(i64::from(differs));
         }
     }
+}
+
+/// Names and labels are constants of the code, so each error is a bug that the first start shows.
+fn register<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    collector: prometheus::Result<C>,
+) -> C {
+    let collector = collector.expect("the metric's name and labels are valid");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("each metric is registered once, under its own name");
+    collector
 }

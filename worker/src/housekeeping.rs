@@ -102,15 +102,13 @@ impl Housekeeping {
         receipts: Duration,
         events: EventRetention,
     ) -> Self {
-        let swept = IntCounterVec::new(
+        let swept = metrics.counters(
             Opts::new(
                 "pleo_housekeeping_swept_total",
                 "Rows that were deleted because they were old",
             ),
-            &["table"],
-        )
-        .expect("a valid name");
-        metrics.register(swept.clone());
+            "table",
+        );
         for table in Table::ALL {
             swept.with_label_values(&[table.name()]);
         }

@@ -40,36 +40,28 @@ impl Ledger {
         let this = Self {
             pool: pool.into(),
             receipts: Receipts::unknown(),
-            unstored: IntGauge::new(
+            unstored: metrics.gauge(Opts::new(
                 "pleo_ledger_unstored_receipts",
                 "Accepted events that are neither stored nor spooled nor written off, so they must be in \
                  RabbitMQ",
-            )
-            .expect("a valid name"),
-            oldest_seconds: Gauge::new(
+            )),
+            oldest_seconds: metrics.seconds(Opts::new(
                 "pleo_ledger_oldest_unstored_seconds",
                 "The age of the oldest of them; 0 if there is none",
-            )
-            .expect("a valid name"),
-            dead_letters: IntGaugeVec::new(
+            )),
+            dead_letters: metrics.gauges(
                 Opts::new(
                     "pleo_dead_letters",
                     "Events in dead_letters, which wait for an operator",
                 ),
-                &["family"],
-            )
-            .expect("a valid name"),
-            looked_at: Gauge::new(
+                "family",
+            ),
+            looked_at: metrics.seconds(Opts::new(
                 "pleo_ledger_looked_at_timestamp_seconds",
                 "When the figures about receipts and dead letters were last computed, in unix \
                  seconds; 0 before the first time",
-            )
-            .expect("a valid name"),
+            )),
         };
-        metrics.register(this.unstored.clone());
-        metrics.register(this.oldest_seconds.clone());
-        metrics.register(this.dead_letters.clone());
-        metrics.register(this.looked_at.clone());
         this.show_dead_letters(&HashMap::new());
         this
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Opts};
 use shared::{
     Family, Program,
     metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics},
@@ -44,39 +44,17 @@ impl Metrics {
     /// Registers everything, with a series for every outcome.
     pub fn new(family: Family) -> Self {
         let service = ServiceMetrics::new(Program::Worker(family));
-        let options =
+        let opts =
             |name: &str, help: &str| Opts::new(name, help).const_label("family", family.name());
-        let int_gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::with_opts(options(name, help)).expect("a valid name");
-            service.register(gauge.clone());
-            gauge
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = Gauge::with_opts(options(name, help)).expect("a valid name");
-            service.register(gauge.clone());
-            gauge
-        };
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let options = HistogramOpts::from(options(name, help)).buckets(buckets.to_vec());
-            let histogram = Histogram::with_opts(options).expect("a valid name");
-            service.register(histogram.clone());
-            histogram
-        };
-        let events = IntCounterVec::new(
-            options("pleo_worker_events_total", "Events by what became of them"),
-            &["outcome"],
-        )
-        .expect("a valid name");
-        service.register(events.clone());
+        let gauge = |name, help| service.gauge(opts(name, help));
+        let histogram = |name, help, buckets| service.histogram(opts(name, help), buckets);
+        let events = service.counters(
+            opts("pleo_worker_events_total", "Events by what became of them"),
+            "outcome",
+        );
         for outcome in ["stored", "duplicate", "deferred", "problem"] {
             events.with_label_values(&[outcome]);
         }
-        let misrouted = IntCounter::with_opts(options(
-            "pleo_worker_misrouted_total",
-            "Events of a family with its own queue that came by the catch-all queue",
-        ))
-        .expect("a valid name");
-        service.register(misrouted.clone());
         Self {
             events,
             batch_events: histogram(
@@ -94,17 +72,20 @@ impl Metrics {
                 "From an event's receipt to its commit in Postgres",
                 END_TO_END_BUCKETS,
             ),
-            holding: int_gauge(
+            holding: gauge(
                 "pleo_worker_holding_batches",
                 "Batches that wait for Postgres to be well",
             ),
-            consuming: int_gauge("pleo_worker_consuming", "1 while subscribed to the queue"),
-            misrouted,
-            spool_depth: int_gauge("pleo_worker_spool_events", "Events in the spool"),
-            spool_oldest_due_seconds: gauge(
+            consuming: gauge("pleo_worker_consuming", "1 while subscribed to the queue"),
+            misrouted: service.counter(opts(
+                "pleo_worker_misrouted_total",
+                "Events of a family with its own queue that came by the catch-all queue",
+            )),
+            spool_depth: gauge("pleo_worker_spool_events", "Events in the spool"),
+            spool_oldest_due_seconds: service.seconds(opts(
                 "pleo_worker_spool_oldest_due_seconds",
                 "Seconds since the oldest event in the spool was due; 0 if none is",
-            ),
+            )),
             service,
         }
     }

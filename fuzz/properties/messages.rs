@@ -1,5 +1,5 @@
-//! What holds for every message in a queue, whoever published it: it is read as one event or more, and
-//! each can be stored.
+//! What holds for every message in a queue, also for those of foreign publishers: it is read as one or
+//! more events, and each of them can be stored.
 
 use chrono::{DateTime, Datelike, TimeZone, Utc};
 use lapin::{

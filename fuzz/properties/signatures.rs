@@ -1,5 +1,5 @@
-//! What holds for the signatures of every request: only the holder of a secret makes one that
-//! verifies, and its holder can, whatever else is in the list.
+//! What holds for the signatures of every request: only the holder of a secret can make one that
+//! verifies, and other entries in the list do not invalidate it.
 
 use std::sync::LazyLock;
 
@@ -93,7 +93,7 @@ pub(crate) fn check(input: &[u8]) {
     assert_eq!(KNOWN_ONLY.verify(&tampered, body), None);
 }
 
-/// Whatever could be an entry: two texts with a comma between them and none in them.
+/// Everything that could be an entry: two texts without commas, joined by a comma.
 fn entries(list: &str) -> Vec<String> {
     let pairs = |part: &str| {
         let texts: Vec<&str> = part.split(',').collect();

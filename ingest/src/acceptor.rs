@@ -1,9 +1,8 @@
 //! From single verified events to batches and back: requests that arrive together share one
 //! transaction and one round of confirms.
 //!
-//! No clock keeps a batch open. It leaves as soon as there is a slot for it, with all that came
-//! while the slots were taken: a lone request waits for nobody, and the more come the larger the
-//! batches.
+//! No timer keeps a batch open. It starts as soon as a slot is free, with all events that came while
+//! the slots were taken. So a lone request does not wait, and batches grow with the load.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -135,7 +134,7 @@ impl Entrance {
         tokio::task::spawn_local(async move {
             while let Some(replies) = replies.recv().await {
                 for (request, outcome) in replies {
-                    // Whoever waited for it may be gone by now.
+                    // The request may have been dropped by now.
                     request.send(outcome).ok();
                 }
             }
@@ -176,7 +175,7 @@ impl Acceptor {
 }
 
 impl Batcher {
-    /// Forms batches until nobody can send any more, then waits for those under way.
+    /// Forms batches until all senders are gone, then waits for the batches under way.
     pub async fn run(mut self) {
         let mut batch = Vec::new();
         loop {

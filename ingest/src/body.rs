@@ -16,8 +16,8 @@ pub use memory::{BodyMemory, Full, Share};
 /// A body of the allowed size that takes longer than this is sent by a broken or hostile client.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A body of so many bytes has all the time until [`DEADLINE`], at whatever rate: it takes little memory,
-/// and a good sender's line may be slow.
+/// A body of at most this many bytes has until [`DEADLINE`], at any rate: it takes little memory, and a
+/// good sender may have a slow line.
 const SMALL: usize = 64 * 1024;
 
 /// So many bytes of a larger one have to come in each such time, unless it ends before. A sender whose
@@ -25,8 +25,8 @@ const SMALL: usize = 64 * 1024;
 const LEAST: usize = 16 * 1024;
 const WITHIN: Duration = Duration::from_secs(3);
 
-/// Bytes of bodies that may be in memory at once. Senders' bodies are a few kilobytes and gone in
-/// milliseconds; what adds up is what nobody signed.
+/// Bytes of bodies that may be in memory at once. Senders' bodies have a few kilobytes and are handled
+/// within milliseconds, so only unsigned bodies add up.
 const BUDGET: usize = 64 * 1024 * 1024;
 
 /// What reads the bodies of all requests.

@@ -51,8 +51,8 @@ pub struct Config {
     #[arg(long, env = "BODY_LIMIT", default_value = "262144", value_parser = parse_in_range::<1_024, 524_288>)]
     pub body_limit: usize,
 
-    /// How long a connection without a request stays open (1s to 2h). Above the idle time of whatever
-    /// is in front, which otherwise sends into a connection that is just being closed
+    /// How long a connection without a request stays open (1s to 2h). Set it above the idle time of
+    /// the load balancer, which otherwise sends into a connection that is just being closed
     #[arg(long, env = "KEEP_ALIVE", default_value = "75s", value_parser = parse_duration_in::<SECOND, { 2 * HOUR }>)]
     pub keep_alive: Duration,
 

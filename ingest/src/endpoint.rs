@@ -169,7 +169,7 @@ impl Endpoint {
         };
         let (claim, secret_name) = self.verifier.verify(claim, &mut memory).await?;
         let event = event(claim, secret_name);
-        // Only now: requests that nobody signed must not use up the places of those that are.
+        // Only now: unsigned requests must not use up the places of signed ones.
         let _place = self
             .in_flight
             .try_acquire()

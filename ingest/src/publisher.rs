@@ -74,9 +74,9 @@ pub enum PublishError {
 
 /// A connection that is open now, and its channels that no batch is using.
 ///
-/// A batch has a channel to itself: a message that the broker returns names no publish, and lapin
-/// hands it to whichever confirm of the channel comes next. On a shared channel that could be the
-/// confirm of another batch, and the unroutable event would count as accepted.
+/// Each batch has a channel of its own. A returned message does not name its publish, and lapin passes
+/// it to the next confirm of the channel. On a shared channel that could be the confirm of another
+/// batch, and the unroutable event would count as accepted.
 struct Link {
     connection: BrokerConnection,
     idle_channels: Mutex<Vec<Channel>>,

@@ -25,8 +25,8 @@ pub const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed)
     .idle_timeout(Duration::from_secs(15));
 
 /// Inserts the receipts that are not there yet. The order of the ids makes two batches with the same
-/// ones wait instead of deadlocking. Times are the database's: one clock for all that looks at
-/// receipts, whatever machine ingest runs on.
+/// ones wait instead of deadlocking. Times are the database's, so that all readers of receipts share
+/// one clock.
 const INSERT: &str =
     "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
      select id, body_sha256, now(), now()
@@ -80,7 +80,7 @@ struct Known {
 }
 
 /// Claims the events, which must be distinct, for publishing: the answer is in their order. A claim is
-/// held by the transaction, and whoever else has the same id waits for its end.
+/// held by the transaction: another batch with the same id waits for its end.
 ///
 /// A receipt alone proves little when it is old: the queue may have been purged since. So past
 /// `trust` an event counts as a duplicate only if it is in `events` or in the spool, and is

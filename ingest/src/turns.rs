@@ -1,6 +1,7 @@
-//! Turns at work that takes a processor for long: so many at once, and of those that wait alternately
-//! the one with the least work and the one that has waited longest. So small work does not wait behind
-//! large, of which strangers can make much, and nobody starves, however much small work they make.
+//! Turns at work that needs a processor for long. A fixed number run at once. The next turn goes
+//! alternately to the waiter with the least work and to the one that has waited longest. So small work
+//! does not wait behind large work, and large work does not starve behind small work; strangers can make
+//! much of both.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +39,7 @@ struct Waiter {
 #[derive(Debug)]
 pub struct Turn(Option<Turns>);
 
-/// Leaves its place when nobody waits there any more.
+/// Gives up its place in the line when it is dropped.
 struct Waiting<'t> {
     turns: &'t Turns,
     number: u64,
@@ -83,7 +84,7 @@ impl Turns {
                     state.oldest_is_due = !state.oldest_is_due;
                     return;
                 }
-                // Nobody waits there any more. This turn is no turn that would be passed on in its turn.
+                // The waiter is gone. Without `None`, dropping the unwanted turn would pass it on again.
                 Err(mut unwanted) => unwanted.0 = None,
             }
         }
@@ -111,7 +112,7 @@ impl State {
         Some(waiter)
     }
 
-    /// Whoever is to have the next turn. It waits no more.
+    /// Takes the waiter that gets the next turn out of the line.
     fn next_waiter(&mut self) -> Option<Waiter> {
         let number = if self.oldest_is_due {
             *self.waiting.first_key_value()?.0

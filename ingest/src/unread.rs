@@ -1,9 +1,9 @@
 //! Answers to requests whose body is not read to its end.
 //!
-//! Once nobody holds a chunked body any more, actix waits for its end before it closes the
-//! connection, without a deadline: whoever never ends it keeps the connection without ever having
-//! shown a signature. While somebody does hold it, actix closes the connection a second after the
-//! answer. So the answer holds it.
+//! When a chunked body is dropped before its end, actix waits for that end without a deadline before it
+//! closes the connection. A client that never ends its body would keep the connection without a
+//! signature. While the body is held, actix closes the connection a second after the answer. So the
+//! answer holds the body.
 
 use std::{
     pin::Pin,
@@ -16,7 +16,7 @@ use actix_web::{
     web::{Bytes, Payload},
 };
 
-/// The body of an answer, and whatever is left of its request's.
+/// The body of an answer, together with the unread rest of the request's body.
 pub struct HoldingUnread {
     answer: BoxBody,
     _unread: Payload,

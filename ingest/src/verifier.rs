@@ -109,7 +109,7 @@ impl Verifier {
         let turn = turn.map_err(|_elapsed| Answer::CrowdedOut)?;
         memory.keep().map_err(|Full| Answer::CrowdedOut)?;
         let this = Arc::clone(self);
-        // The turn goes along: it lasts as long as the work, also where nobody waits for it any more.
+        // The turn moves into the task, so it lasts as long as the work, even if the request is dropped.
         let verifying = spawn_blocking(move || {
             let _turn = turn;
             let name = this.matching_secret(&claim);

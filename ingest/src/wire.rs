@@ -121,7 +121,7 @@ impl AsyncRead for Wire {
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         self.head.read(&buffer.filled()[before..]);
         if matches!(self.head, Head::TooLarge) && buffer.filled().len() > before {
-            // No head has this byte anywhere, so whatever came before, actix refuses the request.
+            // This byte is not allowed anywhere in a head, so actix refuses the request.
             buffer.set_filled(before);
             buffer.put_slice(b"\0");
         }

@@ -3,9 +3,9 @@
 //! Within a major version migrations only expand, and a service accepts a database that newer ones
 //! were already applied to, so that replicas of two versions can run side by side.
 //!
-//! A migration that changes a table needs it alone. While it waits for that, everything that comes
-//! after it waits as well. So it waits for half a second only, gives up, and tries again later; and a
-//! wait that is this short needs nobody to end it when the migrating process has been killed.
+//! A migration that changes a table needs an exclusive lock. While it waits for the lock, all later
+//! statements on the table wait as well. So it waits for half a second, gives up, and tries again later.
+//! So short a wait also ends by itself when the migrating process was killed.
 //!
 //! Each migration and its lock are one transaction, with no setting and no lock that outlives it. So
 //! migrations work behind a pool of connections that is shared by transaction, such as PgBouncer's.
@@ -44,7 +44,7 @@ const LIMITS: &str = "
     select set_config(name, '2s', true) from pg_settings
      where name = 'client_connection_check_interval'";
 
-/// Only one process migrates a database at a time; any number will do that nobody else uses.
+/// Only one process migrates a database at a time. The number is arbitrary.
 const LOCK: &str = "select pg_advisory_xact_lock(7236839910422)";
 
 /// The waits between two attempts; the last one is repeated.
@@ -210,7 +210,7 @@ async fn watch(
 ) -> Infallible {
     loop {
         sleep(LOOK_EVERY).await;
-        // Without an answer the error names nobody, and the migration goes on.
+        // Without an answer the error names no blocker, and the migration goes on.
         if let Ok(found) = Blocker::of(observer, backend).await
             && !found.is_empty()
         {

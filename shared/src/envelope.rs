@@ -159,7 +159,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_input_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // Whatever comes out, it comes out without a panic and never as an empty type.
+            // No input makes it panic or gives an empty type.
             if let Ok(envelope) = Envelope::parse(&body) {
                 prop_assert!(!envelope.event_type.as_str().is_empty());
             }

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use crate::{settings_file, text_file};
 
-/// Far more than any password; whoever names a log by mistake gets an answer at once.
+/// Far more than any password. A log that is named by mistake gives an error at once.
 const MAX_BYTES: u64 = 4_096;
 
 /// Reads a password: the file's only line. Errors name the setting and the file and never show what
@@ -21,8 +21,8 @@ pub fn read(setting: &str, path: &Path) -> anyhow::Result<SecretString> {
 
 fn parse(content: Vec<u8>) -> anyhow::Result<SecretString> {
     let text = text_file::decode(content)?;
-    // Each byte of the file counts: whoever else reads it, as the stores do, takes the mark for a
-    // part of the password.
+    // Each byte of the file counts: other readers, such as the stores, take the mark as part of the
+    // password.
     ensure!(
         !text_file::has_mark(&text),
         "starts with a byte-order mark: save it as UTF-8 without one"

@@ -24,9 +24,8 @@ pub fn init(filter: EnvFilter, format: LogFormat) {
         LogFormat::Text => layer.with_ansi(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    // Both filters are for the whole subscriber. As a filter of one layer they would lose events:
-    // whoever asks whether a level is on, as sqlx does, leaves the answer behind for the thread's
-    // next event.
+    // Both filters are for the whole subscriber. A filter of one layer would lose events: a call that
+    // asks whether a level is enabled, as sqlx makes, leaves its answer for the thread's next event.
     tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(shows_no_content))

@@ -84,7 +84,7 @@ impl Topology {
         format!("{}.events", self.prefix)
     }
 
-    /// The alternate exchange of [`Self::events_exchange`]: whatever no binding takes.
+    /// The alternate exchange of [`Self::events_exchange`]: what no binding takes.
     pub fn unrouted_exchange(&self) -> String {
         format!("{}.unrouted", self.prefix)
     }

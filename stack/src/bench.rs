@@ -80,9 +80,9 @@ pub struct Grown {
     pub limits: Limits,
     /// Events accepted a second over 64 connections, once for each round.
     pub accepted: Vec<f64>,
-    /// Events a second that one worker took from a full queue, likewise.
+    /// Events a second that one worker took from a full queue, of each round.
     pub drained: Vec<f64>,
-    /// Events a second from request to row, likewise.
+    /// Events a second from request to row, of each round.
     pub end_to_end: Vec<f64>,
 }
 

@@ -1,9 +1,8 @@
 //! A newer Debian in a folder, for servers that the machine's own Debian does not have.
 //!
 //! It is made once by debootstrap, from a recipe, and kept between runs under a name that the recipe
-//! determines: a changed recipe makes another one. Whoever uses it holds a shared lock, whoever makes
-//! it an exclusive one, so that two at once wait for each other, and it gets its name only when it is
-//! complete. Programs run in it by chroot, read-only, each in a mount namespace of its own, so that
+//! determines: a changed recipe makes another one. Users hold a shared lock and makers an exclusive one,
+//! so that concurrent runs wait for each other. It gets its name only when it is complete. Programs run in it by chroot, read-only, each in a mount namespace of its own, so that
 //! nothing stays mounted when they end. All of this needs root.
 
 use std::fs::{self, File, TryLockError};
@@ -37,7 +36,7 @@ const PACKAGES: [&str; 6] = [
 const STORES: [&str; 2] = ["rabbitmq-server", "postgresql"];
 /// After that, what was newest has become old.
 const NEWEST_FOR: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// One that nobody has used for so long is deleted when another is made.
+/// One that was not used for so long is deleted when another is made.
 const UNUSED_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 const CANNOT_LOCK: &str = "cannot lock a Debian root";
@@ -288,7 +287,7 @@ impl Place {
         Ok(())
     }
 
-    /// Deletes what other recipes have made and nobody has used for long.
+    /// Deletes roots of other recipes that were not used for long.
     fn sweep_unused(&self) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let path = entry.path();

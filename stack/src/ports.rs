@@ -13,7 +13,7 @@ const RANGE: std::ops::Range<u16> = 20_000..32_000;
 /// Handed out in this process; a server may bind its port long after it was chosen.
 static TAKEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
-/// A loopback address whose port nobody listens on; never the same twice in one process.
+/// A loopback address with a free port; never the same twice in one process.
 ///
 /// # Errors
 /// When no port can be found, which means that hundreds of tries failed.

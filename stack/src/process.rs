@@ -148,7 +148,7 @@ impl Process {
     pub async fn stop(&self, signal: Signal, deadline: Duration) -> Result<ExitStatus> {
         {
             let mut child = self.lock();
-            // Under the lock nobody can reap the child, so its pid cannot belong to another.
+            // The lock keeps the child from being reaped, so its pid cannot belong to another process.
             if matches!(child.try_wait(), Ok(None)) {
                 tree::signal(self.pid, signal);
             }

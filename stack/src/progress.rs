@@ -22,7 +22,7 @@ pub fn note(line: &str) {
 pub enum Progress {
     /// To people: on standard error.
     Shown,
-    /// To nobody, as in tests.
+    /// Shown nowhere, as in tests.
     Silent,
 }
 

@@ -100,7 +100,7 @@ async fn run(
                     listener = Some(bind(address).await);
                 }
                 mode.send_replace(next);
-                // On an error nobody waits any more: the mode holds all the same.
+                // An error means that the caller no longer waits. The mode is set all the same.
                 done.send(()).ok();
             }
             client = accept(listener.as_ref()) => {

@@ -316,7 +316,7 @@ pub(crate) fn administrator() -> Login {
 /// Connects as the default user. The port opens before the broker lets clients in, so a plain
 /// connect proves too little.
 pub(crate) async fn handshake(address: SocketAddr) -> Result<()> {
-    // lapin would retry silently where nobody listens.
+    // lapin would silently retry a refused connection.
     tokio::net::TcpStream::connect(address).await?;
     let url = url(&address.to_string(), &administrator());
     let connect = Connection::connect(&url, ConnectionProperties::default());

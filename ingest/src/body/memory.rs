@@ -1,9 +1,9 @@
 //! The memory that all bodies share.
 //!
-//! Nobody can say before its end whether a body is signed, so strangers can fill any budget. Small
-//! bodies find room all the same: when the budget is full, the largest body that is not verified yet
-//! has to go, and of several that are about as large the oldest. A body keeps its memory from the moment
-//! at which it is being verified.
+//! Whether a body is signed is known only at its end, so strangers can fill any budget. Small bodies
+//! still find room: when the budget is full, the largest body that is not being verified yet is
+//! dropped, and among bodies of about the same size the oldest. Once its verification has begun, a
+//! body keeps its memory.
 
 use std::{
     cmp::Reverse,

@@ -1,5 +1,5 @@
-//! What is done before a batch is refused: where one store fails, the other one gets all the time that
-//! is left, whatever its breaker says.
+//! What is tried before a batch is refused: if one store fails, the other one gets all the time that is
+//! left, even if its breaker is open.
 
 use std::pin::pin;
 

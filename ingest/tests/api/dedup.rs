@@ -115,7 +115,7 @@ async fn many_bodies_under_one_id_at_once_are_all_kept(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// Whichever body is the first one, and whatever comes together with what.
+/// In every order of the bodies, and in every split into batches.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn two_bodies_that_come_often_to_two_replicas_are_published_once_each(pool: PgPool) {
     const IDS: usize = 60;
@@ -291,7 +291,7 @@ async fn two_replicas_heal_an_id_once(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// One clock for all that looks at receipts, whatever machine ingest runs on.
+/// All readers of receipts use the clock of the database.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_receipt_has_the_time_of_the_database(pool: PgPool) {
     let stores = Stores::new(&pool).await;

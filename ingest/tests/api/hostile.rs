@@ -37,8 +37,8 @@ async fn untouched(stores: &Stores, pool: &PgPool) {
     assert_eq!(rows, 0);
 }
 
-/// The hidden request is a good one: wherever it is taken for a request it is accepted, which the
-/// test after this one shows.
+/// The hidden request is a good one: where it is read as a request it is accepted, as the test after this
+/// one shows.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -47,7 +47,7 @@ async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
     let hidden = String::from_utf8(post(&Webhook::vendor("hidden"))).expect("text");
     let signed = head(POST, &visible);
     let ended = "0\r\n\r\n";
-    // Long enough for whoever counts to see the hidden request as a part of the body.
+    // Long enough for a parser that counts to take the hidden request as part of the body.
     let all = ended.len() + hidden.len();
     let mut shapes: Vec<String> = Vec::new();
 

@@ -416,7 +416,7 @@ async fn a_wrong_signature_is_refused_without_asking_a_store(pool: PgPool) {
             webhook.id = Webhook::new_id();
         }
         let started = Instant::now();
-        // An id that was accepted before says nothing to whoever cannot sign.
+        // A sender without the secret does not learn that an id was accepted before.
         assert_eq!(proxied.app.send(&webhook).await.0, 401);
         assert!(
             started.elapsed() < Duration::from_secs(1),

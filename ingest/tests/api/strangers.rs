@@ -1,4 +1,4 @@
-//! Requests that nobody signed take little from those that somebody did.
+//! Unsigned requests take little from signed ones.
 
 use futures_util::future::join_all;
 use sqlx::PgPool;
@@ -20,7 +20,7 @@ const LARGEST: usize = 262_144;
 /// Together they take more than all bodies may.
 const CROWD: usize = 300;
 
-/// A well-formed signature that is nobody's.
+/// A well-formed signature by an unknown key.
 fn foreign(id: &str) -> Webhook {
     Webhook {
         signature: format!("v1,{}=", "A".repeat(43)),

@@ -127,7 +127,7 @@ impl TransactionMode {
         }
     }
 
-    /// Its statements find their rows by an index, whatever the statistics say.
+    /// Its statements find their rows by an index, also with wrong statistics.
     pub const fn by_index(self) -> Self {
         Self {
             by_index: true,

@@ -1,8 +1,8 @@
 //! Connections to the server that takes writes, kept open between transactions.
 //!
-//! Unlike sqlx's pool, it connects apart from whoever waits: a login that takes longer than a
-//! transaction may wait goes on and serves the next one. A failure to connect reaches those who
-//! wait at once and with its reason. Nothing here tries again; callers do, with their own pauses.
+//! Unlike sqlx's pool, it connects in a task of its own. A login that takes longer than a transaction may
+//! wait goes on, and its connection serves a later transaction. All waiters get the reason of a failed
+//! connection at once. The pool does not retry; callers do, with their own pauses.
 
 use std::{
     fmt,
@@ -34,7 +34,7 @@ const TRUST_IDLE: Duration = Duration::from_secs(1);
 /// How long trying a connection may take.
 const TRY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A connection that nobody has needed for so long is closed.
+/// A connection that was idle for so long is closed.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A connection is replaced after this, so that Postgres gives back what a session has gathered.

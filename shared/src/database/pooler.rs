@@ -60,7 +60,7 @@ pub(super) struct Home {
 pub(super) enum Place {
     /// In this backend.
     Backend(i32),
-    /// Wherever the pooler needs them.
+    /// As the pooler needs them.
     Pooler,
 }
 

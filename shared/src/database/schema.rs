@@ -24,7 +24,7 @@ impl Schema {
         if !(1..=MAX_NAME_LEN).contains(&name.len()) || name.contains('\0') {
             return Err(format!("must be a name of 1 to {MAX_NAME_LEN} bytes"));
         }
-        // Postgres lets nobody make a schema that is called so.
+        // Postgres reserves these names.
         if name.starts_with("pg_") || name == "information_schema" {
             return Err(format!(
                 "`{name}` is a name of Postgres' own schemas: name the one that the tables are in"

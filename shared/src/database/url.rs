@@ -597,8 +597,8 @@ impl Refused {
     }
 }
 
-/// Whether sqlx is given one address after the other instead of the name. It verifies a certificate
-/// for whatever it is given, so a name that may be verified has to stay one.
+/// Whether sqlx is given one address after the other instead of the name. It verifies the certificate
+/// for what it is given, so a name that may be verified must be passed as a name.
 fn goes_by_address(host: &Host, mode: PgSslMode) -> bool {
     let tls = matches!(
         mode,

@@ -1,4 +1,4 @@
-//! Reading what comes from a queue, whoever published it: each message becomes one event or more that
+//! Reading messages of a queue, also those of foreign publishers: each becomes one or more events that
 //! can be stored.
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use crate::{
 /// RabbitMQ's own header on messages of a quorum queue that came back: how often somebody failed
 /// with them.
 const DELIVERY_COUNT: &str = "x-delivery-count";
-/// The same from 4.3 on, for every return, also where nobody failed.
+/// The same from 4.3 on, for every return, also without a failure.
 const ACQUIRED_COUNT: &str = "x-acquired-count";
 
 /// The most bytes of an id or a name, as in AMQP's own properties: far below what an index of
@@ -247,7 +247,7 @@ mod tests {
     #[case(&[], false, 0)]
     #[case(&[(DELIVERY_COUNT, 3)], true, 3)]
     #[case(&[(DELIVERY_COUNT, 3), (ACQUIRED_COUNT, 9)], true, 3)]
-    // RabbitMQ 4.3, where nobody failed.
+    // RabbitMQ 4.3, without a failure.
     #[case(&[(ACQUIRED_COUNT, 9)], true, 0)]
     // A classic queue.
     #[case(&[], true, u64::MAX)]

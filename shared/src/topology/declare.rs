@@ -78,7 +78,7 @@ impl Topology {
             ..ExchangeDeclareOptions::default()
         };
         let unrouted = self.unrouted_exchange();
-        // Nobody publishes to it, so no service has a right on it.
+        // The services do not publish to it, so they have no right on it.
         if mode == Declare::Active || sight == Sight::All {
             let channel = connection.create_channel().await?;
             let declared = channel
@@ -278,7 +278,7 @@ fn note_drift(
             reason,
             remedy,
         }),
-        // Whoever needs the entity for its work finds out there, with an error of its own.
+        // A service that needs the entity gets an error of its own when it uses it.
         None => warn!(
             entity,
             reason, "not permitted to declare it or to look at it; not compared"

@@ -28,9 +28,8 @@ const REMEMBERED: usize = 4_096;
 pub(super) enum Pace {
     /// Each connection sends its next request as soon as it has an answer.
     Closed,
-    /// At so many requests a second in all, whatever the answers do. Latency counts from the moment
-    /// at which a request was due, so that a slow answer is not hidden by the requests that it held
-    /// up (coordinated omission).
+    /// At a fixed number of requests a second, independent of the answers. Latency counts from the moment
+    /// at which a request was due, which avoids coordinated omission.
     Open(f64),
 }
 

@@ -229,7 +229,7 @@ impl Pipeline {
         })
     }
 
-    /// Events that were accepted and are not in `events`, or are there and nobody had a 2xx.
+    /// Events that were accepted and are not in `events`, or are in `events` without a 2xx.
     pub(super) async fn missing(&self) -> Result<u64> {
         let stored: i64 = sqlx::query_scalar(
             "select count(*) from events

@@ -1,7 +1,6 @@
 //! A network of its own for each machine of the cluster, joined by a bridge.
 //!
-//! The bridge is in the network namespace of the drill, which is nobody else's, so everything here
-//! ends with the drill.
+//! The bridge is in the drill's own network namespace, so everything here ends with the drill.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
@@ -46,7 +45,7 @@ impl Link {
         Ok(Self { name, address })
     }
 
-    /// Pulls the machine's cable: whatever is sent to it or by it is lost without an error.
+    /// Pulls the machine's cable: packets to it and from it are lost without an error.
     pub(super) fn cut(self) -> Result<()> {
         ip(&format!("link set {} down", self.name))
     }

@@ -126,7 +126,7 @@ impl Node {
         Ok(())
     }
 
-    /// Kills all its processes. Its network answers that nobody listens.
+    /// Kills all its processes. Its network then refuses connections.
     pub(super) fn kill(&self) {
         if let Some(process) = &self.process {
             process.kill();

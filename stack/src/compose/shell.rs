@@ -58,7 +58,7 @@ impl Shell {
         self
     }
 
-    /// The command, for whoever runs it in another way.
+    /// The command, for callers that run it in another way.
     pub(super) fn command(&self, program: &str, args: &[&str]) -> std::process::Command {
         let mut command = std::process::Command::new(program);
         command.args(args).env_clear().stdin(Stdio::null());

@@ -173,7 +173,7 @@ impl Site {
         Ok(out.lines().map(str::to_owned).collect())
     }
 
-    /// Takes whatever is connected to `networks` off them.
+    /// Disconnects all endpoints of `networks`.
     async fn disconnect(&self, networks: &[String]) -> Result<()> {
         const DISCONNECT: &str = r#"
             for network; do
@@ -338,7 +338,7 @@ impl Drop for Site {
                 "5",
             ],
         );
-        // Whatever is left is swept by the next run.
+        // The next run sweeps what is left.
         down.stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()

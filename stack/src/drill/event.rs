@@ -42,8 +42,8 @@ pub fn kind(number: u64) -> Kind {
 
 /// The `number`th event of the drill with this seed.
 ///
-/// Eight in a row are states of one resource, and the newest of them is sent first: whoever
-/// believed in the order of arrival would end with the wrong state. Of eight states of a vendor the
+/// Eight in a row are states of one resource, and the newest of them is sent first, so
+/// a worker that trusted the order of arrival would end with the wrong state. Of eight states of a vendor the
 /// oldest is one of [`BUSY_VENDOR`] instead.
 pub(super) fn event(seed: u64, number: u64) -> Event {
     let newest_first = number ^ (STATES - 1);

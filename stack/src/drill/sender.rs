@@ -1,5 +1,5 @@
-//! The sender of a drill: open loop, so it does not slow down when answers do, and stubborn, so it
-//! tries again whatever was refused, as Pleo does.
+//! The sender of a drill. It is an open loop: it does not slow down when answers do. It retries refused
+//! events, as Pleo does.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -21,7 +21,7 @@ pub(crate) struct PidFile {
 
 impl PidFile {
     pub(super) fn write(path: &Path, pid: u32) -> Result<Self> {
-        // Already ended: there is nothing to remember, and the reader takes 0 for "nobody".
+        // It has ended already. The reader takes 0 as "no process".
         let started = tree::stat(pid).map_or(0, |stat| stat.started);
         let text = format!("{pid} {started}");
         fs::write(path, &text)

@@ -21,7 +21,7 @@ const LARGEST_BODY: usize = 256 * 1024;
 const ROUND: Duration = Duration::from_secs(6);
 /// One who was answered does, as the answer is what was wanted.
 const SHORT_PAUSE: Duration = Duration::from_millis(5);
-/// A connection that nobody cuts is given up for another one.
+/// A connection that is not cut by the server is given up after this for a new one.
 const HELD_FOR: Duration = Duration::from_secs(20);
 /// More than are ever looked at.
 const TOKENS: u8 = 32;
@@ -145,7 +145,7 @@ async fn attack(target: Target, bytes: &[u8], then: Then) {
     loop {
         let started = Instant::now();
         if let Ok(mut stream) = Client::Stranger.connect(target).await {
-            // Whoever is cut off in the middle begins anew as well.
+            // A connection that was cut off in the middle is replaced as well.
             timeout(HELD_FOR, once(&mut stream, bytes, then)).await.ok();
         }
         match then {

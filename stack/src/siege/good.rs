@@ -35,7 +35,7 @@ pub struct Seen {
     /// Milliseconds from the moment an event was due to its answer, median; without an answer, until
     /// it was given up.
     pub p50_ms: u64,
-    /// Likewise, 99th percentile.
+    /// The same, 99th percentile.
     pub p99_ms: u64,
 }
 
@@ -60,7 +60,7 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Sends events for so long, whatever the answers do, and waits for the last answer.
+/// Sends events at a fixed rate for so long, and waits for the last answer.
 pub(super) async fn observe(target: Target, rate: f64, during: Duration) -> Result<Seen> {
     let key = Key::parse(DEVELOPMENT_SECRET)?;
     let start = Instant::now();

@@ -72,7 +72,7 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
     ingest.ready(SOON).await.expect("ready");
     let url = ingest.webhook_url();
     let pool = world.pool().await;
-    // Whoever stores the poison stays in the middle of it until this test has killed it.
+    // A worker that stores the poison message hangs there until this test kills it.
     sqlx::raw_sql(
         "create function stop() returns trigger language plpgsql as
            $$ begin

@@ -1,4 +1,4 @@
-//! Bodies and secrets never appear in logs, whatever level is asked for.
+//! Bodies and secrets never appear in logs, at any level.
 
 use hookctl::delivery::{self, Outcome};
 use ingest::secrets::DEVELOPMENT_SECRET;

@@ -109,7 +109,7 @@ async fn slow_clients_are_cut_off_and_shut_no_good_sender_out() {
         format!("{head}x: {}", "a".repeat(100 * 1_024)).into_bytes()
     })
     .await;
-    // Nobody can say before its end whether a body is signed.
+    // Whether a body is signed is known only at its end.
     let bodies = open(address, EACH, |number| {
         let head = signed_head(&format!("slow_{number}"), "");
         format!("{head}content-length: 100\r\n\r\n").into_bytes()

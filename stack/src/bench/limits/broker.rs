@@ -30,7 +30,7 @@ pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Res
             confirms.push(publish(&channel, request::body(published)));
             published += 1;
         }
-        // Whatever is there, so that what follows it reaches the socket together as well.
+        // All that are there, so that the messages after them reach the socket together as well.
         let mut confirmed = confirms.ready_chunks(in_flight);
         for confirm in confirmed.next().await.context("a confirm")? {
             confirm?;

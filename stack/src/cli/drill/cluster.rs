@@ -76,7 +76,7 @@ pub(super) async fn confine(args: &super::Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     args.faults(Fault::all())?;
-    // Held until the end, so that nobody deletes it.
+    // Held until the end, so that no other run deletes it.
     let debian = DebianRoot::find_or_make(args.cluster.release(), progress).await?;
     let programs = args.programs(progress).await?;
     let seed = args.settings(progress).seed;

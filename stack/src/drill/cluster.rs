@@ -103,7 +103,7 @@ impl Clustered {
             let service = launcher.start_at(replica.program, &replica.to_string(), listen)?;
             services.insert(replica, service);
         }
-        let site = Self {
+        let mut site = Self {
             services,
             away: Vec::new(),
             brokers: Vec::new(),
@@ -117,8 +117,8 @@ impl Clustered {
         Ok(site)
     }
 
-    async fn brokers_whole(&self) -> Result<()> {
-        let brokers = &self.cluster.brokers;
+    async fn brokers_whole(&mut self) -> Result<()> {
+        let brokers = &mut self.cluster.brokers;
         brokers.until_whole(WHOLE_WITHIN).await
     }
 

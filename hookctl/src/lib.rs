@@ -4,6 +4,7 @@
 
 pub mod account;
 mod account_settings;
+pub mod actions;
 pub mod age;
 pub mod completions;
 pub mod database;

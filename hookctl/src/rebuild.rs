@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
+use serde_json::json;
 use shared::{
     Family,
     broker::reconnect_delays,
@@ -24,14 +25,16 @@ use tokio_util::sync::CancellationToken;
 use worker::judge::Class;
 
 use self::{
-    batch::{Candidate, Table, Writer},
+    batch::{Writer, count_events, count_rows_without_event},
     report::{Change, Totals},
 };
 use crate::{
+    actions::Run,
     database::READING,
     family,
     output::OutputArgs,
-    progress, typed_table,
+    progress,
+    typed_table::{self, Candidate, Table},
     verdict::{Verdict, WrongSettings},
 };
 
@@ -93,6 +96,11 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let stop = shutdown::on_signal()?;
     // Says at once, and why, if Postgres cannot be reached.
     let mut connection = crate::database::connect_to_tables(&options).await?;
+    if args.yes {
+        Run::check(&mut connection).await?;
+    }
+    let filter = json!({"family": args.family.map(Family::name), "after": args.after});
+    let run = Run::new("rebuild", filter, None);
     let pool = database::pool(options, "hookctl", 1);
     let families = Family::ALL.into_iter().filter(|family| match args.family {
         Some(only) => *family == only,
@@ -103,7 +111,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
         let table = Table::find(&mut *connection.begin(&READING).await?, family).await?;
         let rebuild = Rebuild {
             args,
-            writer: Writer::new(&pool, &table, args.yes),
+            writer: Writer::new(&pool, &table, args.yes.then_some(&run)),
             stop: &stop,
         };
         let mut totals = Totals::new(table.name());
@@ -128,7 +136,7 @@ struct Rebuild<'a> {
 
 impl Rebuild<'_> {
     async fn passes(&self, pool: &Pool, table: &Table, totals: &mut Totals) -> anyhow::Result<()> {
-        let bar = progress::bar(table.count_events(pool).await?);
+        let bar = progress::bar(count_events(pool, table).await?);
         let mut after = self.args.after.clone().unwrap_or_default();
         for _ in 0..PASSES {
             bar.reset();
@@ -141,7 +149,7 @@ impl Rebuild<'_> {
             }
         }
         bar.finish_and_clear();
-        totals.rows_without_event = table.count_rows_without_event(pool).await?;
+        totals.rows_without_event = count_rows_without_event(pool, table).await?;
         Ok(())
     }
 

@@ -7,10 +7,12 @@ use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
+use serde_json::{Value, json};
 use shared::config::DatabaseArgs;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 
 use crate::{
+    actions::Run,
     age,
     database::{self, CHANGING, Connection, READING},
     output::{OutputArgs, Row},
@@ -198,6 +200,14 @@ impl Which {
         self.ids.is_empty() && self.older_than.is_none()
     }
 
+    /// What was given, for the record of who did what.
+    fn describe(&self) -> Value {
+        json!({
+            "older_than_s": self.older_than.map(|age| age.as_secs_f64()),
+            "ids": (!self.ids.is_empty()).then_some(&self.ids),
+        })
+    }
+
     /// Appends the ids of the chosen receipts as a query.
     fn push(&self, state: State, query: &mut QueryBuilder<Postgres>) {
         query.push("select webhook_id from ");
@@ -259,6 +269,7 @@ impl Change<'_> {
             eprintln!("{count} would be {verb}; nothing was changed, do it with --yes");
             return Ok(());
         }
+        Run::check(&mut connection).await?;
         let receipts = self.apply(&mut connection, which, from).await?;
         which.output.print_rows(&receipts)?;
         eprintln!("{} {verb}", receipts.len());
@@ -274,7 +285,9 @@ impl Change<'_> {
     ) -> Result<Vec<Receipt>, sqlx::Error> {
         let mut query = QueryBuilder::new(
             "with chosen as materialized (
-                 select webhook_id as id, published_at as published from webhook_receipts
+                 select webhook_id as id, published_at as published, written_off_at as was_at,
+                        written_off_by as was_by, write_off_reason as was_reason
+                   from webhook_receipts
                   where webhook_id in (",
         );
         which.push(from, &mut query);
@@ -289,10 +302,24 @@ impl Change<'_> {
         };
         query.push(format!(
             " from chosen where webhook_id = id and published_at is not distinct from published
-             returning {COLUMNS}"
+             returning {COLUMNS},
+             jsonb_build_object(
+                 'webhook_id', webhook_id,
+                 'before', jsonb_build_object('written_off_at', was_at, 'written_off_by', was_by,
+                                              'write_off_reason', was_reason),
+                 'after', jsonb_build_object('written_off_at', written_off_at,
+                                             'written_off_by', written_off_by,
+                                             'write_off_reason', write_off_reason)) as change"
         ));
         let mut transaction = connection.begin(&CHANGING).await?;
         let rows = query.build().fetch_all(&mut *transaction).await?;
+        let changes: Result<_, _> = rows.iter().map(|row| row.try_get("change")).collect();
+        let action = match self {
+            Self::WriteOff(_) => "receipts write-off",
+            Self::Restore => "receipts restore",
+        };
+        let run = Run::new(action, which.describe(), None);
+        run.record(&mut transaction, changes?).await?;
         transaction.commit().await?;
         rows.iter().map(Receipt::read).collect()
     }

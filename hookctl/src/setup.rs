@@ -3,6 +3,7 @@
 
 mod postgres;
 mod rabbitmq;
+mod record;
 
 pub(crate) use self::postgres::GRANTS;
 
@@ -25,7 +26,7 @@ use shared::{
 };
 use tokio::time::Instant;
 
-use self::postgres::Place;
+use self::{postgres::Place, record::State};
 use crate::{
     account,
     account_settings::{Hindrance, hindrances},
@@ -171,13 +172,14 @@ impl Setup {
         postgres::check_existing(&mut looking, prefix).await?;
         postgres::check_ownership(&mut looking, &place).await?;
         let existed = postgres::existing(&mut looking, prefix).await?;
+        let before = State::look(&mut looking, prefix).await?;
         looking.rollback().await?;
         self.management.check().await?;
         let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
 
         self.migrate(postgres).await?;
         let password = |program| passwords.of(program).clone();
-        postgres::apply(postgres, &place, prefix, password).await?;
+        postgres::apply(postgres, &place, prefix, &before, password).await?;
         let topology = self.stores.broker.topology();
         let drifts = topology
             .declare(&rabbitmq, Declare::Active, Sight::All)

@@ -1,6 +1,17 @@
 //! The typed tables by their families, for statements about them.
 
+mod candidate;
+mod change;
+
+use std::collections::HashMap;
+
+use anyhow::Context;
+use serde_json::Value;
 use shared::Family;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use worker::families::{Resource as _, SortKey, Typed};
+
+pub(crate) use self::{candidate::Candidate, change::describe};
 
 /// The table with the newest state of the family's resources; `None` for the family without one.
 pub fn name(family: Family) -> Option<&'static str> {
@@ -8,5 +19,133 @@ pub fn name(family: Family) -> Option<&'static str> {
         Family::ExportJob => Some("export_jobs"),
         Family::Vendor => Some("vendors"),
         Family::Other => None,
+    }
+}
+
+/// The row's key and its place among the states of its resource.
+pub(crate) fn key(typed: &Typed) -> (&str, &SortKey, &str) {
+    match typed {
+        Typed::ExportJob(row) => (row.resource.id().as_str(), &row.sort_key, &row.webhook_id),
+        Typed::Vendor(row) => (row.resource.id().as_str(), &row.sort_key, &row.webhook_id),
+    }
+}
+
+/// The typed table of a family.
+#[derive(Debug)]
+pub(crate) struct Table {
+    family: Family,
+    name: &'static str,
+    /// As SQL writes it.
+    schema: String,
+    /// Which types are the family's.
+    pattern: String,
+}
+
+/// A row as it is.
+#[derive(Debug)]
+pub(crate) struct Current {
+    pub(crate) webhook_id: String,
+    pub(crate) sort_key: Vec<u8>,
+    /// All of its columns.
+    row: Value,
+}
+
+impl Table {
+    pub(crate) async fn find(
+        connection: &mut PgConnection,
+        family: Family,
+    ) -> anyhow::Result<Self> {
+        let name = name(family).context("the family has a table")?;
+        let resource = family.resource().context("the family has a resource")?;
+        let schema: Option<String> = sqlx::query_scalar(
+            "select quote_ident(n.nspname)
+               from pg_class c join pg_namespace n on n.oid = c.relnamespace
+              where c.oid = to_regclass($1)",
+        )
+        .bind(name)
+        .fetch_optional(connection)
+        .await
+        .context("cannot look for the typed tables")?;
+        Ok(Self {
+            family,
+            name,
+            schema: schema
+                .with_context(|| format!("there is no table {name}: run `hookctl setup` first"))?,
+            pattern: format!(r"^[^.]*\.{resource}\.[^.]*$"),
+        })
+    }
+
+    pub(crate) fn family(&self) -> Family {
+        self.family
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// A regular expression of the family's types.
+    pub(crate) fn pattern(&self) -> &str {
+        &self.pattern
+    }
+
+    pub(crate) fn qualified(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+
+    /// Locks the rows in the order in which workers take them.
+    pub(crate) async fn lock(
+        &self,
+        connection: &mut PgConnection,
+        ids: &[&str],
+    ) -> Result<HashMap<String, Current>, sqlx::Error> {
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "select id, webhook_id, sort_key, to_jsonb(t) as row
+               from {} t where id = any($1) order by id for update",
+            self.qualified()
+        )))
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let current = Current {
+                    webhook_id: row.try_get("webhook_id")?,
+                    sort_key: row.try_get("sort_key")?,
+                    row: row.try_get("row")?,
+                };
+                Ok((row.try_get("id")?, current))
+            })
+            .collect()
+    }
+
+    /// Gives the rows the time at which a worker would have stored them, which retention goes by.
+    pub(crate) async fn date(
+        &self,
+        connection: &mut PgConnection,
+        written: &[&Typed],
+    ) -> Result<(), sqlx::Error> {
+        let (ids, webhook_ids): (Vec<&str>, Vec<&str>) = written
+            .iter()
+            .map(|typed| {
+                let (id, _, webhook_id) = key(typed);
+                (id, webhook_id)
+            })
+            .unzip();
+        sqlx::query(AssertSqlSafe(format!(
+            "update {} t set stored_at = greatest(e.stored_at, e.replayed_at)
+               from {}.events e
+              where t.id = any($1) and t.webhook_id = any($2) and e.webhook_id = t.webhook_id",
+            self.qualified(),
+            self.schema
+        )))
+        .bind(ids)
+        .bind(webhook_ids)
+        .execute(connection)
+        .await?;
+        Ok(())
     }
 }

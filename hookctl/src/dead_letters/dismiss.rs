@@ -2,7 +2,7 @@
 
 use anyhow::anyhow;
 use shared::config::DatabaseArgs;
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
 use super::{
     connect,
@@ -10,6 +10,7 @@ use super::{
     letter::{COLUMNS, Letter},
 };
 use crate::{
+    actions::Run,
     database::{CHANGING, Connection, READING},
     output::OutputArgs,
     verdict::{Verdict, WrongSettings},
@@ -64,6 +65,7 @@ struct Change<'a> {
     /// What is set, and to what.
     note: Option<&'a str>,
     verb: &'static str,
+    action: &'static str,
 }
 
 pub(super) async fn dismiss(args: &DismissArgs) -> anyhow::Result<Verdict> {
@@ -72,6 +74,7 @@ pub(super) async fn dismiss(args: &DismissArgs) -> anyhow::Result<Verdict> {
         from: State::Open,
         note: Some(&args.note),
         verb: "dismissed",
+        action: "dead-letters dismiss",
     }
     .run()
     .await
@@ -83,6 +86,7 @@ pub(super) async fn restore(args: &RestoreArgs) -> anyhow::Result<Verdict> {
         from: State::Dismissed,
         note: None,
         verb: "restored",
+        action: "dead-letters restore",
     }
     .run()
     .await
@@ -105,9 +109,11 @@ impl Change<'_> {
             );
             return Ok(Verdict::Fine);
         }
+        Run::check(&mut connection).await?;
+        let run = Run::new(self.action, self.args.filter.describe(), None);
         let mut changed = 0;
         loop {
-            let letters = self.batch(&mut connection).await?;
+            let letters = self.batch(&mut connection, &run).await?;
             if letters.is_empty() {
                 break;
             }
@@ -128,10 +134,13 @@ impl Change<'_> {
 
     /// Changes some of those that are left and answers with them. They are locked in the order of a
     /// replay, so that neither waits for the other in a circle.
-    async fn batch(&self, connection: &mut Connection) -> anyhow::Result<Vec<Letter>> {
+    async fn batch(&self, connection: &mut Connection, run: &Run) -> anyhow::Result<Vec<Letter>> {
         let mut transaction = connection.begin(&CHANGING).await?;
         let mut query = QueryBuilder::<Postgres>::new(
-            "with chosen as materialized (select webhook_id as id from events",
+            "with chosen as materialized (
+                 select webhook_id as id, dismissed_at as was_at, dismissed_by as was_by,
+                        dismissal_note as was_note
+                   from events",
         );
         self.args.filter.push(self.from, &mut query);
         query.push(" order by webhook_id limit ").push_bind(BATCH);
@@ -146,9 +155,18 @@ impl Change<'_> {
             }
         }
         query.push(format!(
-            " from chosen where webhook_id = id returning {COLUMNS}"
+            " from chosen where webhook_id = id returning {COLUMNS},
+              jsonb_build_object(
+                  'webhook_id', webhook_id,
+                  'before', jsonb_build_object('dismissed_at', was_at, 'dismissed_by', was_by,
+                                               'dismissal_note', was_note),
+                  'after', jsonb_build_object('dismissed_at', dismissed_at,
+                                              'dismissed_by', dismissed_by,
+                                              'dismissal_note', dismissal_note)) as change"
         ));
         let rows = query.build().fetch_all(&mut *transaction).await?;
+        let changes: Result<_, _> = rows.iter().map(|row| row.try_get("change")).collect();
+        run.record(&mut transaction, changes?).await?;
         transaction.commit().await?;
         Ok(rows.iter().map(Letter::read).collect::<Result<_, _>>()?)
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
+use serde_json::{Value, json};
 use shared::Family;
 use sqlx::{Postgres, QueryBuilder};
 use worker::problem::Kind;
@@ -72,6 +73,20 @@ impl Filter {
             && older_than.is_none()
             && newer_than.is_none()
             && ids.is_empty()
+    }
+
+    /// What was given, for the record of who did what.
+    pub(super) fn describe(&self) -> Value {
+        let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
+        json!({
+            "family": self.family.map(Family::name),
+            "problem": self.problem,
+            "type": self.event_type,
+            "company": self.company,
+            "older_than_s": seconds(self.older_than),
+            "newer_than_s": seconds(self.newer_than),
+            "ids": (!self.ids.is_empty()).then_some(&self.ids),
+        })
     }
 
     /// Appends the filter to a query on `events`, as its `where`.

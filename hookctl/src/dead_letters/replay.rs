@@ -25,7 +25,8 @@ use super::{
     filter::{Filter, State},
 };
 use crate::{
-    database::READING,
+    actions::Run,
+    database::{Connection, READING},
     progress,
     verdict::{Verdict, WrongSettings},
 };
@@ -71,16 +72,26 @@ pub(super) struct Args {
     /// Replay what has stopped a worker here instead of in a process of its own
     #[arg(long, hide = true)]
     in_process: bool,
+
+    /// Of which run this process is a part
+    #[arg(long, hide = true, requires = "in_process")]
+    run: Option<String>,
 }
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let options = args.database.postgres().map_err(WrongSettings::new)?;
     let stop = shutdown::on_signal()?;
-    let letters = Letters::find(args).await?;
+    let mut connection = connect(&args.database).await?;
+    if args.yes {
+        Run::check(&mut connection).await?;
+    }
+    let letters = Letters::find(&mut connection, args).await?;
+    let run =
+        Run::new("dead-letters replay", args.filter.describe(), None).part_of(args.run.as_deref());
     let replay = Replay {
         attempt: Attempt {
             pool: database::pool(options, "hookctl", 1),
-            keep: args.yes,
+            run: args.yes.then_some(run),
             include_withheld: args.include_withheld,
         },
         args,
@@ -109,8 +120,7 @@ struct Letters {
 }
 
 impl Letters {
-    async fn find(args: &Args) -> anyhow::Result<Self> {
-        let mut connection = connect(&args.database).await?;
+    async fn find(connection: &mut Connection, args: &Args) -> anyhow::Result<Self> {
         let mut query = QueryBuilder::<Postgres>::new("select webhook_id, starts_with(problem, ");
         query.push_bind(STOPPED_WORKER).push(") from events");
         args.filter.push(State::Open, &mut query);
@@ -179,7 +189,7 @@ impl Replay<'_> {
     async fn child(&self, webhook_id: String) -> anyhow::Result<Replayed> {
         let child = Child {
             database: &self.args.database,
-            keep: self.args.yes,
+            run: self.attempt.run.as_ref(),
         };
         child.replay(webhook_id).await
     }

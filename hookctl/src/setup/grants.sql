@@ -10,7 +10,7 @@ revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     export_jobs_reported_pending, vendors_reported_draft, unstored_receipts,
-    written_off_receipts, _sqlx_migrations
+    written_off_receipts, operator_actions, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 revoke all on function
     sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)

@@ -5,11 +5,14 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::{Context, ensure};
 use postgres_protocol::password::scram_sha_256;
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
 use shared::{Program, database::TransactionMode};
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use super::record::State;
 use crate::{
     account::{self, identifier},
+    actions::Run,
     database::{CHANGING, Connection},
 };
 
@@ -118,6 +121,7 @@ pub(super) async fn apply(
     connection: &mut Connection,
     place: &Place,
     prefix: &str,
+    before: &State,
     password: impl Fn(Program) -> SecretString,
 ) -> anyhow::Result<()> {
     let mut transaction = connection.begin(&APPLYING).await?;
@@ -145,6 +149,11 @@ pub(super) async fn apply(
         .await
         .context("cannot grant rights")?;
     check_reach(&mut transaction, place, prefix).await?;
+    let after = State::look(&mut transaction, prefix).await?;
+    let run = Run::new("setup", json!({"topology_prefix": prefix}), None);
+    run.record(&mut transaction, before.changes_to(&after))
+        .await
+        .context("cannot write down what was changed")?;
     transaction.commit().await?;
     Ok(())
 }

@@ -30,12 +30,16 @@ const OWNERS_ONLY: [&str; 18] = [
     "select pg_read_file('postgresql.conf')",
 ];
 
-/// Events never change.
-const HISTORY: [&str; 4] = [
+/// Events never change, and what operators did is theirs alone.
+const HISTORY: [&str; 7] = [
     "delete from events",
     "update events set problem = 'none'",
     "delete from vendors",
     "delete from export_jobs",
+    "select account from operator_actions",
+    "delete from operator_actions",
+    "insert into operator_actions (run, action, filter, changed, changes)
+     values (gen_random_uuid(), '', '{}', 0, '[]')",
 ];
 
 async fn assert_denied(connection: &mut PgConnection, who: &str, statements: &[&'static str]) {

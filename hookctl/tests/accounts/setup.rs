@@ -89,6 +89,23 @@ async fn a_second_setup_puts_rights_and_permissions_right(pool: PgPool) {
     let output = place.set_up(&[]).await;
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(rights(&place).await, before);
+    let changes: serde_json::Value = sqlx::query_scalar(
+        "select changes from operator_actions where action = 'setup' order by id desc limit 1",
+    )
+    .fetch_one(&pool)
+    .await
+    .expect("it is written down");
+    let mut changes = changes.as_array().expect("a list").iter();
+    let change = changes.find(|change| change["account"] == *ingest);
+    let change = change.expect("each account");
+    assert_eq!(
+        change["before"]["rights"],
+        serde_json::json!({"events": "delete, select"})
+    );
+    assert_eq!(
+        change["after"]["rights"],
+        serde_json::json!({"events": "select"})
+    );
     let found = management.get(&permissions).await.expect("permissions");
     assert_eq!(
         (&found["configure"], &found["read"]),

@@ -1,6 +1,7 @@
 //! `hookctl dead-letters` and `hookctl reconcile` with dead letters that a real worker left in a real
 //! Postgres (`DATABASE_URL`).
 
+mod acting;
 mod dismissing;
 mod listing;
 mod place;

@@ -393,6 +393,9 @@ async fn the_documented_rights_are_enough_for_every_command(pool: PgPool) {
         outcomes(&replayed),
         expected(&[("m1", "still-wrong"), ("poison", "newest")])
     );
+    let output = hookctl(&theirs, &["actions"]).output().await;
+    let output = output.expect("it runs");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     theirs.close().await;
     sql(&pool, &format!("drop owned by {role}; drop role {role}")).await;
 }

@@ -26,7 +26,10 @@ const TRACES: &str = "
     insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
                                has_receipt, attempts, due_at, last_error)
     values ('msg_spooled', '', 'vendor', 'v1.vendor.created', '{}', now(), false, 1,
-            now() + interval '1 hour', 'value out of range')";
+            now() + interval '1 hour', 'value out of range');
+    insert into operator_actions (run, action, filter, changed, changes)
+    values (gen_random_uuid(), 'dead-letters restore', '{\"ids\": [\"msg_1\"]}', 1,
+            '[{\"webhook_id\": \"msg_1\", \"before\": {\"dismissed_by\": \"owner\"}, \"after\": {}}]')";
 
 fn job(id: &str, fields: &str) -> String {
     format!(

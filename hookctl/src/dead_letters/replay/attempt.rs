@@ -3,6 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
 use shared::{
     AcceptedEvent, EventType, Family,
     database::{DeadlineTransaction, Pool, TransactionError},
@@ -19,7 +20,7 @@ use worker::{
 };
 
 use super::outcome::{Outcome, Replayed};
-use crate::{database::STORING, typed_table};
+use crate::{actions::Run, database::STORING, typed_table};
 
 const DEADLINE: Duration = Duration::from_secs(40);
 
@@ -40,8 +41,8 @@ const DOUBLED: &str = "duplicate field";
 /// How to replay.
 pub(super) struct Attempt {
     pub(super) pool: Pool,
-    /// Commit, or take everything back.
-    pub(super) keep: bool,
+    /// Commit and write that down, or take everything back.
+    pub(super) run: Option<Run>,
     pub(super) include_withheld: bool,
 }
 
@@ -103,7 +104,7 @@ impl Attempt {
         let replayed = transaction
             .run(async |connection| self.replay(connection, ids, keep_bytes).await)
             .await?;
-        if self.keep {
+        if self.run.is_some() {
             transaction.commit().await?;
         } else {
             // What would fail only with the commit is to fail now.
@@ -139,8 +140,9 @@ impl Attempt {
             .collect();
         families::upsert(connection, &typed).await?;
         clear(connection, &mended).await?;
-        let newest = newest(connection, &mended).await?;
-        replayed.extend(mended.iter().map(|(_, record)| {
+        let newest = newest(&mut *connection, &mended).await?;
+        let mut changes = Vec::new();
+        for (letter, record) in &mended {
             let outcome = if record.typed.is_none() {
                 Outcome::Untyped
             } else if newest.contains(&record.webhook_id) {
@@ -148,8 +150,12 @@ impl Attempt {
             } else {
                 Outcome::Superseded
             };
-            self.replayed(&record.webhook_id, outcome, None)
-        }));
+            changes.push(change(letter, outcome));
+            replayed.push(self.replayed(&record.webhook_id, outcome, None));
+        }
+        if let Some(run) = &self.run {
+            run.record(connection, changes).await?;
+        }
         let found: HashSet<String> = replayed.iter().map(|r| r.webhook_id.clone()).collect();
         let gone = ids.iter().filter(|id| !found.contains(*id));
         replayed.extend(gone.map(|id| self.replayed(id, Outcome::Gone, None)));
@@ -192,7 +198,7 @@ impl Attempt {
         Replayed {
             webhook_id: webhook_id.to_owned(),
             outcome,
-            kept: self.keep && outcome.is_good(),
+            kept: self.run.is_some() && outcome.is_good(),
             reason,
         }
     }
@@ -227,6 +233,16 @@ impl Letter {
 /// is never taken for an event's fault here: the proof would be more crashes.
 fn is_a_rows_fault(error: &TransactionError) -> bool {
     matches!(Class::of(error), Class::Row | Class::Suspect | Class::Slow)
+}
+
+/// What is written down of it.
+fn change(letter: &Letter, outcome: Outcome) -> Value {
+    json!({
+        "webhook_id": letter.event.webhook_id,
+        "before": {"problem": letter.problem},
+        "after": {"problem": null, "replayed_problem": letter.problem},
+        "outcome": outcome,
+    })
 }
 
 /// Makes them healthy events, as a worker would have stored them.

@@ -12,6 +12,7 @@ use shared::config::DatabaseArgs;
 use tokio::{process::Command, time::timeout};
 
 use super::outcome::{Outcome, Replayed};
+use crate::actions::Run;
 
 /// Above that of a transaction, which the child may have to repeat.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -19,7 +20,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// How to replay one event.
 pub(super) struct Child<'a> {
     pub(super) database: &'a DatabaseArgs,
-    pub(super) keep: bool,
+    /// Of which it is a part; `None` only tries.
+    pub(super) run: Option<&'a Run>,
 }
 
 impl Child<'_> {
@@ -29,7 +31,8 @@ impl Child<'_> {
         command
             .args(["dead-letters", "replay", "--in-process", "--json"])
             .arg(format!("--id={webhook_id}"))
-            .args(self.keep.then_some("--yes"))
+            .args(self.run.map(|_| "--yes"))
+            .args(self.run.map(|run| format!("--run={}", run.id())))
             // Not on its command line, which everybody can read.
             .envs(self.database.environment())
             .stdin(Stdio::null())
@@ -64,7 +67,7 @@ impl Child<'_> {
                 webhook_id,
                 outcome: Outcome::Gone,
                 reason: None,
-                kept: self.keep,
+                kept: self.run.is_some(),
             }),
         }
     }

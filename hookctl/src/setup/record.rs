@@ -1,0 +1,98 @@
+//! What a setup changes in Postgres, as it is written down in `operator_actions`.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use shared::Program;
+use sqlx::PgConnection;
+
+use super::postgres;
+use crate::account;
+
+/// The schema and the accounts at one moment.
+pub(super) struct State {
+    /// The newest migration; `None` without a schema.
+    migration: Option<i64>,
+    accounts: BTreeMap<String, Account>,
+}
+
+struct Account {
+    exists: bool,
+    /// By table, as [`postgres::rights`] has them.
+    rights: BTreeMap<String, String>,
+}
+
+impl State {
+    pub(super) async fn look(
+        connection: &mut PgConnection,
+        prefix: &str,
+    ) -> Result<Self, sqlx::Error> {
+        let has_migrations: bool =
+            sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+                .fetch_one(&mut *connection)
+                .await?;
+        let migration = match has_migrations {
+            true => {
+                sqlx::query_scalar("select max(version) from _sqlx_migrations")
+                    .fetch_one(&mut *connection)
+                    .await?
+            }
+            false => None,
+        };
+        let mut accounts = BTreeMap::new();
+        for program in Program::ALL {
+            let name = account::name(program, prefix);
+            let exists =
+                sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
+                    .bind(&name)
+                    .fetch_one(&mut *connection)
+                    .await?;
+            let rights = postgres::rights(connection, &name).await?;
+            let rights = rights.into_iter().collect();
+            accounts.insert(name, Account { exists, rights });
+        }
+        Ok(Self {
+            migration,
+            accounts,
+        })
+    }
+
+    /// What is another way now. Every account is among them, as each gets its password.
+    pub(super) fn changes_to(&self, after: &Self) -> Vec<Value> {
+        let mut changes = Vec::new();
+        if self.migration != after.migration {
+            changes.push(json!({
+                "schema": "migrations",
+                "before": {"newest": self.migration},
+                "after": {"newest": after.migration},
+            }));
+        }
+        for (name, now) in &after.accounts {
+            let then = self.accounts.get(name);
+            changes.push(json!({
+                "account": name,
+                "password": "set",
+                "before": then.map(|then| then.without(now)),
+                "after": now.without(then.unwrap_or(&Account::NONE)),
+            }));
+        }
+        changes
+    }
+}
+
+impl Account {
+    const NONE: Self = Self {
+        exists: false,
+        rights: BTreeMap::new(),
+    };
+
+    /// Without the rights that the other one has as well.
+    fn without(&self, other: &Self) -> Value {
+        let rights: BTreeMap<_, _> = self
+            .rights
+            .iter()
+            .filter(|(table, kinds)| other.rights.get(*table) != Some(*kinds))
+            .collect();
+        json!({"exists": self.exists, "rights": rights})
+    }
+}

@@ -1,0 +1,53 @@
+//! Events as the rows that they would set.
+
+use shared::{AcceptedEvent, EventType, message::Receipt};
+use sqlx::{Row as _, postgres::PgRow};
+use worker::{
+    families::Typed,
+    record::Record,
+    work::{Source, Work},
+};
+
+/// An event, and the row that this version makes of it.
+pub(crate) struct Candidate {
+    pub(crate) webhook_id: String,
+    /// An error says why there is none.
+    pub(crate) typed: Result<Typed, String>,
+}
+
+impl Candidate {
+    /// What is to be selected from `events e`.
+    pub(crate) const COLUMNS: &str = "e.webhook_id, e.event_type, e.raw, e.payload::text as json,
+        e.body_sha256, e.received_at";
+
+    /// Reads a row with [`Candidate::COLUMNS`].
+    pub(crate) fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
+        let raw: Option<Vec<u8>> = row.try_get("raw")?;
+        let json: Option<String> = row.try_get("json")?;
+        let hash: Vec<u8> = row.try_get("body_sha256")?;
+        let event_type: &str = row.try_get("event_type")?;
+        let webhook_id: String = row.try_get("webhook_id")?;
+        let record = Record::new(&Work {
+            event: AcceptedEvent {
+                webhook_id: webhook_id.clone(),
+                event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
+                body_sha256: hash.try_into().unwrap_or_default(),
+                body: raw
+                    .unwrap_or_else(|| json.unwrap_or_default().into_bytes())
+                    .into(),
+                received_at: row.try_get("received_at")?,
+                attempted_at: None,
+                secret_name: None,
+            },
+            receipt: Receipt::Recorded,
+            attempts: 0,
+            problem: None,
+            source: Source::Queue,
+        });
+        let typed = match (record.typed, record.problem) {
+            (Some(typed), _) => Ok(typed),
+            (None, problem) => Err(problem.unwrap_or_else(|| "its type has no table".to_owned())),
+        };
+        Ok(Self { webhook_id, typed })
+    }
+}

@@ -10,6 +10,7 @@ pub mod completions;
 pub mod database;
 pub mod dead_letters;
 pub mod delivery;
+pub mod distrust;
 pub mod doctor;
 mod duration;
 mod family;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use hookctl::{
-    actions, completions, dead_letters, doctor, health, load, rebuild, receipts, reconcile, send,
-    setup, tail, verdict,
+    actions, completions, dead_letters, distrust, doctor, health, load, rebuild, receipts,
+    reconcile, send, setup, tail, verdict,
 };
 use shared::config;
 
@@ -25,6 +25,7 @@ enum Command {
     Setup(setup::Args),
     DeadLetters(dead_letters::Args),
     Receipts(receipts::Args),
+    Secrets(distrust::Args),
     Actions(actions::Args),
     Reconcile(reconcile::Args),
     Rebuild(rebuild::Args),
@@ -43,6 +44,7 @@ async fn main() -> ExitCode {
         Command::Setup(args) => setup::run(args).await,
         Command::DeadLetters(args) => dead_letters::run(args).await,
         Command::Receipts(args) => receipts::run(args).await,
+        Command::Secrets(args) => distrust::run(args).await,
         Command::Actions(args) => actions::run(args).await,
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Rebuild(args) => rebuild::run(args).await,

@@ -23,6 +23,9 @@ pub fn known_of(event: &AcceptedEvent) -> Option<String> {
     }
 }
 
+/// Begins that of an event that an operator distrusts, whatever is in it: its secret was stolen.
+pub const DISTRUSTED: &str = "signed with a secret that is distrusted";
+
 /// Begins that of an event that kept stopping its worker.
 pub const STOPPED_WORKER: &str = "stopped the worker";
 
@@ -47,17 +50,20 @@ pub enum Kind {
     Conflict,
     /// It did not come from ingest, so nobody has verified it.
     Unidentified,
+    /// An operator distrusts the secret that it was signed with.
+    Distrusted,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NotAnEvent,
         Self::WrongData,
         Self::Refused,
         Self::StoppedWorker,
         Self::Conflict,
         Self::Unidentified,
+        Self::Distrusted,
     ];
 
     /// Its name for people and scripts, in kebab-case.
@@ -69,6 +75,7 @@ impl Kind {
             Self::StoppedWorker => "stopped-worker",
             Self::Conflict => "conflict",
             Self::Unidentified => "unidentified",
+            Self::Distrusted => "distrusted",
         }
     }
 
@@ -83,6 +90,7 @@ impl Kind {
             Self::Conflict => &[CONFLICT],
             // As well as an earlier version's words.
             Self::Unidentified => &["the message had no id"],
+            Self::Distrusted => &[DISTRUSTED],
         }
     }
 

@@ -27,8 +27,8 @@ pub(super) struct Filter {
     #[arg(long, value_parser = family::parse)]
     pub(super) family: Option<Family>,
 
-    /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict or
-    /// unidentified), or, if it is none of these, problems with this text in them
+    /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict,
+    /// unidentified or distrusted), or, if it is none of these, problems with this text in them
     // An empty one, as of a script's unset variable, would be no filter at all.
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(super) problem: Option<String>,

@@ -3,6 +3,7 @@
 
 mod acting;
 mod dismissing;
+mod distrusting;
 mod listing;
 mod place;
 mod rebuilding;

@@ -393,9 +393,12 @@ async fn the_documented_rights_are_enough_for_every_command(pool: PgPool) {
         outcomes(&replayed),
         expected(&[("m1", "still-wrong"), ("poison", "newest")])
     );
-    let output = hookctl(&theirs, &["actions"]).output().await;
-    let output = output.expect("it runs");
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let since = ["--since", "2000-01-01T00:00:00Z", "--yes"];
+    let distrust = ["secrets", "distrust", "--secret", "current"];
+    for command in [&[&distrust[..], &since].concat()[..], &["actions"]] {
+        let output = hookctl(&theirs, command).output().await.expect("it runs");
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    }
     theirs.close().await;
     sql(&pool, &format!("drop owned by {role}; drop role {role}")).await;
 }

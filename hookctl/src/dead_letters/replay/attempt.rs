@@ -165,7 +165,7 @@ impl Attempt {
     /// What this version makes of it. Pure.
     fn judge(&self, letter: Letter, keep_bytes: bool) -> Judgement {
         let kind = Kind::of(&letter.problem);
-        let is_withheld = matches!(kind, Kind::Conflict | Kind::Unidentified);
+        let is_withheld = matches!(kind, Kind::Conflict | Kind::Unidentified | Kind::Distrusted);
         if is_withheld && !self.include_withheld {
             return Judgement::Left(letter.event.webhook_id, Outcome::Withheld, letter.problem);
         }

@@ -1,0 +1,118 @@
+//! The events that are to be distrusted, by the resources that they are about.
+
+use std::collections::BTreeMap;
+
+use shared::{EventType, database::TransactionMode};
+use sqlx::{Postgres, QueryBuilder};
+use worker::problem::DISTRUSTED;
+
+use super::Which;
+use crate::{
+    database::{Connection, READING},
+    typed_table::Table,
+};
+
+/// The most events of one transaction, unless one resource has more.
+const BATCH: usize = 200;
+
+/// May read all events of the range.
+pub(super) const LONG: TransactionMode =
+    READING.statement_timeout(std::time::Duration::from_secs(1_800));
+
+/// Events that change together: all of one resource, or some without one.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The place of the typed table among all, and the id in it.
+    pub(super) resource: Option<(usize, String)>,
+    pub(super) ids: Vec<String>,
+}
+
+/// All of the groups.
+#[derive(Debug)]
+pub(super) struct Set(Vec<Group>);
+
+impl Which {
+    /// Appends that an event `e`, or a row of the spool, was signed with the secret in that time.
+    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
+        query
+            .push("e.secret_name = ")
+            .push_bind(self.secret.clone());
+        query.push(" and e.received_at >= ").push_bind(self.since);
+        if let Some(until) = self.until {
+            query.push(" and e.received_at < ").push_bind(until);
+        }
+    }
+
+    /// Appends that an event `e` is one of those, and no run has distrusted it yet.
+    pub(super) fn push_trusted(&self, query: &mut QueryBuilder<Postgres>) {
+        self.push(query);
+        query.push(" and (e.problem is null or not starts_with(e.problem, ");
+        query.push_bind(DISTRUSTED).push("))");
+    }
+}
+
+impl Set {
+    pub(super) async fn find(
+        connection: &mut Connection,
+        which: &Which,
+        tables: &[Table],
+    ) -> anyhow::Result<Self> {
+        let mut query = QueryBuilder::new(
+            "select e.webhook_id, e.event_type, e.resource_id from events e where ",
+        );
+        which.push_trusted(&mut query);
+        let mut transaction = connection.begin(&LONG).await?;
+        let found: Vec<(String, String, Option<String>)> =
+            query.build_query_as().fetch_all(&mut *transaction).await?;
+        let mut resources: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
+        let mut others = Vec::new();
+        for (webhook_id, event_type, resource_id) in found {
+            let family = EventType::parse(&event_type).map(|event_type| event_type.family());
+            let table = tables.iter().position(|t| Some(t.family()) == family);
+            match table.zip(resource_id) {
+                Some(resource) => resources.entry(resource).or_default().push(webhook_id),
+                None => others.push(webhook_id),
+            }
+        }
+        let resources = resources.into_iter().map(|(resource, ids)| Group {
+            resource: Some(resource),
+            ids,
+        });
+        let others = others.chunks(BATCH).map(|ids| Group {
+            resource: None,
+            ids: ids.to_vec(),
+        });
+        Ok(Self(resources.chain(others).collect()))
+    }
+
+    /// How many events these are.
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(|group| group.ids.len()).sum()
+    }
+
+    /// The ids of a table's resources.
+    pub(super) fn resources(&self, table: usize) -> Vec<&str> {
+        self.0
+            .iter()
+            .filter_map(|group| group.resource.as_ref())
+            .filter(|(of, _)| *of == table)
+            .map(|(_, id)| id.as_str())
+            .collect()
+    }
+
+    /// What changes in one transaction each.
+    pub(super) fn batches(&self) -> impl Iterator<Item = &[Group]> {
+        let mut rest = &self.0[..];
+        std::iter::from_fn(move || {
+            let mut events = 0;
+            let more = rest.iter().take_while(|group| {
+                let is_first = events == 0;
+                events += group.ids.len();
+                is_first || events <= BATCH
+            });
+            let (batch, after) = rest.split_at(more.count());
+            rest = after;
+            (!batch.is_empty()).then_some(batch)
+        })
+    }
+}

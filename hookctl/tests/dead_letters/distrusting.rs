@@ -1,0 +1,293 @@
+//! `hookctl secrets distrust`
+
+use std::process::Output;
+
+use chrono::TimeDelta;
+use serde_json::{Value, json};
+use shared::AcceptedEvent;
+use sqlx::PgPool;
+
+use crate::place::{
+    RECEIVED_AT, event, hookctl, is, json as dead_letters, lines, nameless, read_spool, spool, sql,
+    store_events, text, vendor_at,
+};
+
+/// Beginning and end of the time in which the secret was somebody else's.
+const RANGE: [&str; 4] = [
+    "--since",
+    "2025-06-15T15:06:40Z",
+    "--until",
+    "2025-06-15T16:06:40Z",
+];
+
+/// Signed with the stolen secret, in that time.
+fn forged(event: AcceptedEvent) -> AcceptedEvent {
+    AcceptedEvent {
+        secret_name: Some("stolen".to_owned()),
+        ..event
+    }
+}
+
+fn job(id: &str, job: &str, minute: u8) -> AcceptedEvent {
+    let data = format!(
+        r#"{{"id":"{job}","companyId":"c1","status":"pending","createdAt":"2025-02-21T10:{minute:02}:00Z"}}"#
+    );
+    event(
+        id,
+        format!(r#"{{"eventType":"v1.export-job.created","data":{data}}}"#),
+    )
+}
+
+async fn distrust(pool: &PgPool, flags: &[&str], code: i32) -> Output {
+    let secret = ["secrets", "distrust", "--secret", "stolen"];
+    let output = hookctl(pool, &[&secret[..], flags].concat())
+        .output()
+        .await
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    output
+}
+
+/// The report, as JSON.
+async fn report(pool: &PgPool, flags: &[&str], code: i32) -> Value {
+    let flags = [&RANGE[..], &["--json"], flags].concat();
+    lines(&distrust(pool, &flags, code).await).swap_remove(0)
+}
+
+/// Fails unless the rows are what the healthy events say.
+async fn assert_rows_follow_from_events(pool: &PgPool) {
+    let output = hookctl(pool, &["rebuild", "--json"]).output().await;
+    for table in lines(&output.expect("it runs")) {
+        let found = [
+            "missing",
+            "older",
+            "wrong",
+            "problems",
+            "rows_without_event",
+        ]
+        .map(|field| table[field].as_i64().expect("a number"));
+        assert_eq!(found, [0; 5], "{table}");
+    }
+}
+
+/// Five true events, seven forged ones, one of a later time, and a forged one in the spool.
+async fn fill(pool: &PgPool) {
+    let later = AcceptedEvent {
+        received_at: RECEIVED_AT + TimeDelta::hours(2),
+        ..forged(vendor_at("after", "v3", "after", 9))
+    };
+    store_events(
+        pool,
+        [
+            vendor_at("m1", "v1", "true", 1),
+            vendor_at("m2", "v1", "newer", 2),
+            forged(vendor_at("f1", "v1", "forged", 5)),
+            forged(vendor_at("f2", "v1", "forged before", 4)),
+            forged(vendor_at("f3", "v2", "forged", 5)),
+            forged(vendor_at("f4", "v4", "forged and outdated", 1)),
+            vendor_at("m4", "v4", "true", 2),
+            job("m5", "j1", 1),
+            forged(job("f5", "j1", 2)),
+            forged(event("f6", r#"{"eventType":"v1.card.created","data":{}}"#)),
+            forged(nameless("f7")),
+            later,
+        ],
+    )
+    .await;
+    spool(pool, &forged(vendor_at("f8", "v5", "spooled", 1)), 0, 0).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn without_yes_it_is_only_shown_how_much_there_is(pool: PgPool) {
+    fill(&pool).await;
+    let shown = report(&pool, &[], 0).await;
+    let vendors = &shown["types"][0];
+    assert_eq!(vendors["event_type"], "v1.vendor.created");
+    assert_eq!(
+        ["events", "healthy", "dead_letters", "resources"].map(|field| &vendors[field]),
+        [&json!(5), &json!(4), &json!(1), &json!(4)]
+    );
+    assert_eq!(
+        shown["rows"],
+        json!([{"table": "export_jobs", "rows": 1}, {"table": "vendors", "rows": 2}])
+    );
+    assert_eq!(
+        (&shown["spooled"], &shown["done"]),
+        (&json!(1), &Value::Null)
+    );
+    let page = text(&distrust(&pool, &RANGE, 0).await);
+    for expected in [
+        "1 event(s) of this secret are in the spool",
+        "2 row(s) of vendors",
+        "--yes",
+    ] {
+        assert!(page.contains(expected), "{expected} is not in {page}");
+    }
+    assert!(is(&pool, "select count(*) = 1 from dead_letters").await);
+    assert!(is(&pool, "select not exists (select from operator_actions)").await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_a_stolen_secret_signed_is_taken_back(pool: PgPool) {
+    fill(&pool).await;
+    let done = report(&pool, &["--yes"], 3).await;
+    assert_eq!(
+        done["done"],
+        json!({"distrusted": 7, "recomputed": 2, "removed": 1})
+    );
+    assert!(
+        is(
+            &pool,
+            "select array_agg(id || ' ' || name order by id) = array['v1 newer', 'v3 after', 'v4 true']
+               from vendors"
+        )
+        .await
+    );
+    assert!(
+        is(
+            &pool,
+            "select array_agg(webhook_id) = array['m5'] from export_jobs"
+        )
+        .await
+    );
+    assert_rows_follow_from_events(&pool).await;
+    let letters = dead_letters(&pool, &["list", "--problem", "distrusted"], 0).await;
+    assert_eq!(letters.len(), 7);
+    assert!(letters.iter().all(|letter| letter["kind"] == "distrusted"));
+    assert!(
+        is(
+            &pool,
+            "select problem like '%stolen; before that: `data`%' from events where webhook_id = 'f7'"
+        )
+        .await
+    );
+    assert!(
+        is(
+            &pool,
+            "select count(distinct run) = 1 and sum(changed) = 10
+                and bool_and(action = 'secrets distrust') from operator_actions"
+        )
+        .await,
+        "seven events and three rows"
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_later_run_takes_back_what_was_in_the_spool_and_nothing_twice(pool: PgPool) {
+    fill(&pool).await;
+    report(&pool, &["--yes"], 3).await;
+    read_spool(&pool).await;
+    assert!(is(&pool, "select exists (select from vendors where id = 'v5')").await);
+    let done = report(&pool, &["--yes"], 0).await;
+    assert_eq!(
+        done["done"],
+        json!({"distrusted": 1, "recomputed": 0, "removed": 1})
+    );
+    let done = report(&pool, &["--yes"], 0).await;
+    assert_eq!(done["done"]["distrusted"], 0);
+    assert_rows_follow_from_events(&pool).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_replay_leaves_distrusted_events_out_unless_told_so(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            forged(vendor_at("f1", "v1", "forged", 1)),
+            forged(nameless("f2")),
+        ],
+    )
+    .await;
+    report(&pool, &["--yes"], 0).await;
+    let replayed = dead_letters(&pool, &["replay", "--yes"], 3).await;
+    assert!(replayed.iter().all(|event| event["outcome"] == "withheld"));
+    assert!(is(&pool, "select not exists (select from vendors)").await);
+    let told = ["replay", "--yes", "--id", "f1", "--include-withheld"];
+    let replayed = dead_letters(&pool, &told, 0).await;
+    assert_eq!(replayed[0]["outcome"], "newest");
+    assert_rows_follow_from_events(&pool).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn one_that_was_broken_off_leaves_no_row_of_a_distrusted_event(pool: PgPool) {
+    let events = (0..600).flat_map(|i| {
+        let vendor = format!("v{i:03}");
+        [
+            vendor_at(&format!("m{i:03}"), &vendor, "true", 1),
+            forged(vendor_at(&format!("f{i:03}"), &vendor, "forged", 2)),
+        ]
+    });
+    store_events(&pool, events).await;
+    sql(
+        &pool,
+        "create function refuse() returns trigger language plpgsql as
+             $$ begin raise exception 'not this one'; end $$;
+         create trigger refuse before update on events
+             for each row when (old.webhook_id = 'f450') execute function refuse()",
+    )
+    .await;
+    let shown = text(&distrust(&pool, &[&RANGE[..], &["--yes"]].concat(), 1).await);
+    assert!(shown.contains("not this one"), "{shown}");
+    assert!(
+        is(
+            &pool,
+            "select count(*) filter (where e.problem is not null) = 0
+                and count(*) filter (where name = 'true') between 1 and 599
+               from vendors v join events e on e.webhook_id = v.webhook_id"
+        )
+        .await
+    );
+    assert_rows_follow_from_events(&pool).await;
+    sql(&pool, "drop trigger refuse on events").await;
+    report(&pool, &["--yes"], 0).await;
+    assert!(
+        is(
+            &pool,
+            "select count(*) = 600 and bool_and(name = 'true') from vendors"
+        )
+        .await
+    );
+    assert!(is(&pool, "select sum(changed) = 1200 from operator_actions").await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn workers_store_newer_and_older_states_meanwhile(pool: PgPool) {
+    const VENDORS: usize = 300;
+    let state = |kind: &str, name: &str, minute: u8| -> Vec<AcceptedEvent> {
+        (0..VENDORS)
+            .map(|i| vendor_at(&format!("{kind}{i}"), &format!("v{i}"), name, minute))
+            .collect()
+    };
+    store_events(&pool, state("true", "true", 1)).await;
+    store_events(&pool, state("forged", "forged", 5).into_iter().map(forged)).await;
+    // Older than the forged ones for some, newer for others, and more forged ones from the queue.
+    let meanwhile: Vec<_> = state("older", "older", 3)
+        .into_iter()
+        .zip(state("newer", "newer", 7))
+        .zip(state("late", "late", 9).into_iter().map(forged))
+        .enumerate()
+        .flat_map(|(i, ((older, newer), late))| match i % 3 {
+            0 => vec![older],
+            1 => vec![late, older],
+            _ => vec![newer],
+        })
+        .collect();
+    let storing = async {
+        for some in meanwhile.chunks(7) {
+            store_events(&pool, some.to_vec()).await;
+        }
+    };
+    tokio::join!(storing, report(&pool, &["--yes"], 0));
+    // Whose rows were locked for long was put off.
+    read_spool(&pool).await;
+    report(&pool, &["--yes"], 0).await;
+    assert!(
+        is(
+            &pool,
+            "select count(*) = 300 and count(*) filter (where name = 'older') = 200
+                and count(*) filter (where name = 'newer') = 100 from vendors"
+        )
+        .await
+    );
+    assert_rows_follow_from_events(&pool).await;
+}

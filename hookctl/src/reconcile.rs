@@ -4,6 +4,7 @@
 mod ledger;
 mod queues;
 mod report;
+mod typed_rows;
 mod typed_tables;
 
 use std::time::Duration;
@@ -53,6 +54,11 @@ pub struct Args {
     #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
     pub event_retention: EventRetention,
 
+    /// Look for newer states than those of the typed rows only among events that were received within
+    /// this time, such as 7d [default: among all]
+    #[arg(long, value_parser = duration::parse)]
+    pub newer_states_within: Option<Duration>,
+
     #[command(flatten)]
     #[allow(missing_docs)]
     pub output: OutputArgs,
@@ -100,14 +106,7 @@ const SNAPSHOT: TransactionMode = READING
 /// All of Postgres' side as of one moment.
 async fn snapshot(postgres: &mut Connection, args: &Args) -> anyhow::Result<Ledger> {
     let mut transaction = postgres.begin(&SNAPSHOT).await?;
-    let ledger = Ledger::read(
-        &mut transaction,
-        args.missing_after,
-        args.receipt_trust,
-        args.event_retention,
-        args.limit,
-    )
-    .await?;
+    let ledger = Ledger::read(&mut transaction, args).await?;
     transaction.rollback().await?;
     Ok(ledger)
 }

@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use chrono::{DateTime, Utc};
 pub use export_job::ExportJob;
 pub use row::{Resource, Row};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use shared::Family;
 pub use sort_key::SortKey;
 use sqlx::PgConnection;
@@ -61,6 +61,14 @@ impl Typed {
         parse(data.get(), webhook_id, received_at)
             .map(Some)
             .map_err(|reason| format!("{WRONG_DATA} {family} its type names: {reason}"))
+    }
+
+    /// The columns of its row that a worker writes, as [`Row::columns`].
+    pub fn columns(&self) -> serde_json::Result<Map<String, Value>> {
+        match self {
+            Self::ExportJob(row) => row.columns(),
+            Self::Vendor(row) => row.columns(),
+        }
     }
 
     /// The key in its table.

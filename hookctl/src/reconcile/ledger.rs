@@ -5,9 +5,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
-use worker::{config::EventRetention, problem};
+use worker::problem;
 
-use super::typed_tables::{self, Agreement};
+use super::{
+    Args,
+    typed_tables::{self, Agreement},
+};
 
 /// The ages by which what is not stored is sorted: names, and where each ends, in seconds.
 const AGES: [(&str, Option<f64>); 6] = [
@@ -86,13 +89,8 @@ pub(super) struct WrittenOff {
 
 impl Ledger {
     /// Reads all of it in the caller's transaction, at most `limit` ids of each finding.
-    pub(super) async fn read(
-        connection: &mut PgConnection,
-        late_after: Duration,
-        receipt_trust: Duration,
-        event_retention: EventRetention,
-        limit: u32,
-    ) -> Result<Self, sqlx::Error> {
+    pub(super) async fn read(connection: &mut PgConnection, args: &Args) -> anyhow::Result<Self> {
+        let limit = args.limit;
         let receipts = sqlx::query_scalar("select count(*) from webhook_receipts")
             .fetch_one(&mut *connection)
             .await?;
@@ -100,7 +98,8 @@ impl Ledger {
             .fetch_one(&mut *connection)
             .await?;
         let unstored_by_age = unstored_by_age(connection).await?;
-        let (late, late_receipts) = late(connection, late_after, receipt_trust, limit).await?;
+        let (late, late_receipts) =
+            late(connection, args.missing_after, args.receipt_trust, limit).await?;
         let (written_off, written_off_receipts) = written_off(connection, limit).await?;
         Ok(Self {
             receipts,
@@ -112,7 +111,13 @@ impl Ledger {
             late_receipts,
             written_off,
             written_off_receipts,
-            typed_tables: typed_tables::compare(connection, event_retention, limit).await?,
+            typed_tables: typed_tables::compare(
+                connection,
+                args.event_retention,
+                args.newer_states_within,
+                limit,
+            )
+            .await?,
             second_bodies: second_bodies(connection, limit).await?,
         })
     }

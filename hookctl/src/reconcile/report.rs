@@ -8,6 +8,7 @@ use shared::bundle;
 use super::{
     ledger::{Ledger, WrittenOff},
     queues::Queues,
+    typed_rows::Differing,
     typed_tables::Agreement,
 };
 use crate::{age, printable::printable};
@@ -206,6 +207,34 @@ fn disagreement(table: &Agreement, lines: &mut Vec<String>) {
         lines.extend(ids(&table.such_rows));
         lines.extend(more(table.rows_without_event, table.such_rows.len()));
     }
+    if table.differing_rows > 0 {
+        lines.push(format!(
+            "{} rows of {name} are not what their event says:",
+            table.differing_rows
+        ));
+        lines.extend(table.such_differing_rows.iter().map(differing));
+        lines.extend(more(table.differing_rows, table.such_differing_rows.len()));
+    }
+    if table.outdated_rows > 0 {
+        lines.push(format!(
+            "{} rows of {name} have an older state than a healthy event:",
+            table.outdated_rows
+        ));
+        lines.extend(ids(&table.such_outdated_rows));
+        lines.extend(more(table.outdated_rows, table.such_outdated_rows.len()));
+    }
+}
+
+fn differing(row: &Differing) -> String {
+    let what = match &row.problem {
+        Some(problem) => printable(problem, false),
+        None => row.columns.join(", "),
+    };
+    format!(
+        "  {}  event {}: {what}",
+        printable(&row.id, false),
+        printable(&row.webhook_id, false)
+    )
 }
 
 fn ids(ids: &[String]) -> impl Iterator<Item = String> {

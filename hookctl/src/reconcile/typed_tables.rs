@@ -1,11 +1,14 @@
 //! Whether the typed tables agree with `events`.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use worker::config::EventRetention;
 
-use crate::typed_table;
+use super::typed_rows::{self, Differing};
+use crate::typed_table::{self, Table};
 
 /// How a typed table and its family's events agree.
 #[derive(Debug, Serialize)]
@@ -19,11 +22,22 @@ pub(super) struct Agreement {
     pub(super) rows_without_event: i64,
     /// The first ids of those resources.
     pub(super) such_rows: Vec<String>,
+    /// Rows that are not what their event says.
+    pub(super) differing_rows: i64,
+    /// The first of those.
+    pub(super) such_differing_rows: Vec<Differing>,
+    /// Rows that have an older state than a healthy event.
+    pub(super) outdated_rows: i64,
+    /// The first ids of those resources.
+    pub(super) such_outdated_rows: Vec<String>,
 }
 
 impl Agreement {
     pub(super) fn is_complete(&self) -> bool {
-        self.events_without_row == 0 && self.rows_without_event == 0
+        self.events_without_row == 0
+            && self.rows_without_event == 0
+            && self.differing_rows == 0
+            && self.outdated_rows == 0
     }
 }
 
@@ -34,8 +48,9 @@ impl Agreement {
 pub(super) async fn compare(
     connection: &mut PgConnection,
     event_retention: EventRetention,
+    newer_within: Option<Duration>,
     limit: u32,
-) -> Result<Vec<Agreement>, sqlx::Error> {
+) -> anyhow::Result<Vec<Agreement>> {
     let retention_seconds = match event_retention {
         EventRetention::Forever => None,
         EventRetention::For(retention) => Some(retention.as_secs_f64()),
@@ -69,12 +84,19 @@ pub(super) async fn compare(
             .fetch_one(&mut *connection)
             .await?;
         let ids = |ids: Option<Vec<String>>| ids.unwrap_or_default();
+        let found = Table::find(connection, family).await?;
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let findings = typed_rows::compare(connection, &found, newer_within, most).await?;
         agreements.push(Agreement {
             table,
             events_without_row: events.try_get("count")?,
             such_events: ids(events.try_get("ids")?),
             rows_without_event: rows.try_get("count")?,
             such_rows: ids(rows.try_get("ids")?),
+            differing_rows: findings.differing,
+            such_differing_rows: findings.such_differing,
+            outdated_rows: findings.outdated,
+            such_outdated_rows: findings.such_outdated,
         });
     }
     Ok(agreements)

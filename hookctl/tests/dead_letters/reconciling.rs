@@ -26,8 +26,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::place::{
-    SOON, hookctl, is, lines, nameless, spool, sql, store, store_events, text, until, vendor,
-    vendor_at, work,
+    SOON, event, hookctl, is, lines, nameless, spool, sql, store, store_events, text, until,
+    vendor, vendor_at, work,
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -438,6 +438,66 @@ async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool
     site.reconcile(&["--event-retention", "60d"], 0).await;
     site.reconcile(&["--event-retention", "120d"], 3).await;
     assert!(is(&pool, "select count(*) = 2 from vendors").await);
+    site.clean_up().await;
+}
+
+/// Vendors and a job as their events say.
+async fn fill(pool: &PgPool) {
+    // Times with more digits than a column keeps, before the year 1, and around Postgres' epoch.
+    let times = r#"{"eventType":"v1.vendor.created","data":{"id":"v4","companyId":"c1","name":"n",
+        "state":"DRAFT","createdAt":"0000-01-02T00:00:00.1234567Z",
+        "updatedAt":"1999-12-31T23:59:59.9999995Z","deletedAt":"2025-02-21T10:05:43.530450712Z"}}"#;
+    store_events(
+        pool,
+        [
+            vendor_at("m1", "v1", "old", 1),
+            vendor_at("m2", "v2", "right", 1),
+            vendor_at("m3", "v3", "right", 1),
+            event("m4", times),
+            event("m5", hookctl::sample::EXPORT_JOB.body),
+        ],
+    )
+    .await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_row_that_is_not_what_its_event_says_is_named(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    fill(&pool).await;
+    sql(&pool, "create table before as select * from vendors").await;
+    store_events(&pool, [vendor_at("m6", "v1", "new", 2)]).await;
+    site.reconcile(&[], 0).await;
+
+    sql(
+        &pool,
+        "update vendors set name = 'by hand', country = 'DE' where id = 'v2';
+         delete from vendors where id = 'v1';
+         insert into vendors select * from before where id = 'v1';
+         update events set problem = 'x' where webhook_id = 'm3'",
+    )
+    .await;
+    let report = site.report(&[], 3).await;
+    assert_eq!(report["verdict"], "disagreement");
+    let vendors = &report["typed_tables"][1];
+    assert_eq!(
+        vendors["such_differing_rows"],
+        serde_json::json!([{
+            "id": "v2", "webhook_id": "m2", "columns": ["country", "name"], "problem": null
+        }])
+    );
+    assert_eq!(vendors["such_outdated_rows"], serde_json::json!(["v1"]));
+    assert_eq!(vendors["such_rows"], serde_json::json!(["v3"]));
+    let page = text(&site.reconcile(&[], 3).await);
+    assert!(page.contains("v2  event m2: country, name"), "{page}");
+    assert!(!page.contains("by hand"), "a value: {page}");
+
+    // Every event of this test was received long ago.
+    let report = site.report(&["--newer-states-within", "1h"], 3).await;
+    let vendors = &report["typed_tables"][1];
+    assert_eq!(
+        (&vendors["outdated_rows"], &vendors["differing_rows"]),
+        (&0.into(), &1.into())
+    );
     site.clean_up().await;
 }
 

@@ -1,7 +1,7 @@
 //! Export jobs: `*.export-job.*` events, table `export_jobs`.
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::{
@@ -12,8 +12,8 @@ use super::{
 
 /// An export job as Pleo sends it; fields as in its API (OpenAPI v32.1). Only what makes it an
 /// export job is required; a status that Pleo adds later is kept as it is.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all(deserialize = "camelCase"))]
 pub struct ExportJob {
     #[serde(deserialize_with = "key")]
     id: Text,

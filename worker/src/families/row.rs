@@ -1,7 +1,8 @@
 //! What the typed tables have in common: one row for each resource, holding its newest state.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use super::{SortKey, Text, mismatch};
@@ -9,8 +10,9 @@ use super::{SortKey, Text, mismatch};
 /// How far clocks may differ. A state of the future would be the newest one until then, whatever came.
 const AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// A resource as an event's `data` gives it, and the table that holds its newest state.
-pub trait Resource: DeserializeOwned + Send + Sync {
+/// A resource as an event's `data` gives it, and the table that holds its newest state. It is
+/// serialized under the names of the table's columns.
+pub trait Resource: DeserializeOwned + Serialize + Send + Sync {
     /// The `data` of a resource that nothing could be wrong with, for rehearsals.
     const HARMLESS: &'static str;
 
@@ -63,6 +65,19 @@ impl<R: Resource> Row<R> {
             webhook_id: webhook_id.to_owned(),
             resource,
         })
+    }
+
+    /// The columns that [`Resource::upsert`] writes, by their names, as Postgres reads them into the
+    /// table's types.
+    pub fn columns(&self) -> serde_json::Result<Map<String, Value>> {
+        let mut columns = match serde_json::to_value(&self.resource)? {
+            Value::Object(columns) => columns,
+            _ => Map::new(),
+        };
+        let sort_key = format!("\\x{}", hex::encode(self.sort_key.as_bytes()));
+        columns.insert("sort_key".to_owned(), sort_key.into());
+        columns.insert("webhook_id".to_owned(), self.webhook_id.as_str().into());
+        Ok(columns)
     }
 
     /// Writes the newest state of each resource. Postgres refuses to update a row twice in one

@@ -1,7 +1,7 @@
 //! Vendors: `*.vendor.*` events, table `vendors`.
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::{
@@ -12,8 +12,8 @@ use super::{
 
 /// A vendor as Pleo sends it; fields as in its API (OpenAPI v34.17). Only what makes it a vendor
 /// is required; a state that Pleo adds later is kept as it is. `null` and `""` stay different.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all(deserialize = "camelCase"))]
 pub struct Vendor {
     #[serde(deserialize_with = "key")]
     id: Text,

@@ -9,7 +9,7 @@ use sqlx::PgPool;
 
 use crate::place::{
     RECEIVED_AT, event, hookctl, is, json as dead_letters, lines, nameless, read_spool, spool, sql,
-    store_events, text, vendor_at,
+    store_events, text, until, vendor_at,
 };
 
 /// Beginning and end of the time in which the secret was somebody else's.
@@ -248,6 +248,41 @@ async fn one_that_was_broken_off_leaves_no_row_of_a_distrusted_event(pool: PgPoo
         .await
     );
     assert!(is(&pool, "select sum(changed) = 1200 from operator_actions").await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_state_that_is_stored_after_the_look_is_not_overlooked(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            vendor_at("m1", "v1", "oldest", 1),
+            forged(vendor_at("f1", "v1", "forged", 5)),
+        ],
+    )
+    .await;
+    let mut holding = pool.begin().await.expect("a transaction");
+    sqlx::query("select from events where webhook_id = 'f1' for update")
+        .execute(&mut *holding)
+        .await
+        .expect("a lock");
+    let meanwhile = async {
+        until(
+            &pool,
+            "select exists (select from pg_stat_activity
+                             where datname = current_database() and application_name = 'hookctl'
+                               and wait_event_type = 'Lock')",
+        )
+        .await;
+        store_events(
+            &pool,
+            [vendor_at("m2", "v1", "older than the forged one", 3)],
+        )
+        .await;
+        holding.rollback().await.expect("a rollback");
+    };
+    tokio::join!(meanwhile, report(&pool, &["--yes"], 0));
+    assert!(is(&pool, "select webhook_id = 'm2' from vendors").await);
+    assert_rows_follow_from_events(&pool).await;
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

@@ -214,6 +214,7 @@ fn work(body: &[u8]) -> Work {
             received_at: DateTime::UNIX_EPOCH,
             attempted_at: Some(DateTime::UNIX_EPOCH),
             secret_name: Some("current".to_owned()),
+            secret_companies: None,
         },
         receipt: Receipt::Recorded,
         attempts: 0,

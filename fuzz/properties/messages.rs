@@ -7,17 +7,20 @@ use lapin::{
     types::{AMQPValue, FieldTable, LongString},
 };
 use shared::{
-    bundle,
+    Companies, bundle,
     message::{Delivered, body_sha256},
 };
 use worker::{record::Record, work::Work};
 
 /// The most bytes that an index of Postgres is sure to hold is 2,700.
 const LONGEST_ID: usize = 255;
-const HEADERS: [&str; 7] = [
+/// A hundred ids.
+const LONGEST_COMPANIES: usize = 6_500;
+const HEADERS: [&str; 8] = [
     "received-at-ms",
     "attempted-at-s",
     "secret-name",
+    "secret-companies",
     "receipt",
     "events",
     "x-delivery-count",
@@ -88,6 +91,9 @@ pub(crate) fn check(message: &Message, now: DateTime<Utc>) -> Vec<Work> {
         assert_eq!(event.body_sha256, body_sha256(&event.body));
         let name = event.secret_name.as_deref().unwrap_or_default();
         assert!(name.len() <= LONGEST_ID && !name.contains('\0'));
+        let companies = event.secret_companies.as_ref().map(Companies::as_str);
+        let companies = companies.unwrap_or_default();
+        assert!(companies.len() <= LONGEST_COMPANIES && !companies.contains('\0'));
         for time in [Some(event.received_at), event.attempted_at]
             .into_iter()
             .flatten()
@@ -162,12 +168,15 @@ impl Input<'_> {
         let events = self.byte() % 16;
         let mut packed = vec![0x90 | events];
         for _ in 0..events {
-            packed.push(0x83);
+            packed.push(0x84);
             pack_text(&mut packed, "webhook_id");
             let id = self.text().repeat(usize::from(self.byte() % 64));
             pack_text(&mut packed, &id);
             pack_text(&mut packed, "event_type");
             pack_text(&mut packed, &self.text());
+            pack_text(&mut packed, "secret_companies");
+            let companies = self.text().repeat(usize::from(self.byte() % 64));
+            pack_text(&mut packed, &companies);
             pack_text(&mut packed, "body");
             let body = self.bytes();
             packed.extend([0xc4, u8::try_from(body.len()).expect("a byte counts it")]);

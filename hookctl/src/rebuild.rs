@@ -22,11 +22,11 @@ use shared::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use worker::judge::Class;
+use worker::{judge::Class, problem::COMPANY_CHANGE};
 
 use self::{
     batch::{Writer, count_events, count_rows_without_event},
-    report::{Change, Totals},
+    report::Totals,
 };
 use crate::{
     actions::Run,
@@ -207,9 +207,14 @@ impl Rebuild<'_> {
                 })
                 .await?;
             match (written, group) {
-                (Ok(changes), _) => changes
-                    .into_iter()
-                    .for_each(|(id, change): (String, Change)| totals.change(&id, change)),
+                (Ok(written), _) => {
+                    for (id, change) in written.changes {
+                        totals.change(&id, change);
+                    }
+                    for webhook_id in written.strangers {
+                        totals.problem(webhook_id, COMPANY_CHANGE.to_owned());
+                    }
+                }
                 (Err(reason), [one]) => totals.problem(one.webhook_id.clone(), reason),
                 (Err(_), _) => {
                     let (first, second) = group.split_at(group.len() / 2);

@@ -45,6 +45,7 @@ pub(crate) struct Table {
 #[derive(Debug)]
 pub(crate) struct Current {
     pub(crate) webhook_id: String,
+    pub(crate) company_id: String,
     pub(crate) sort_key: Vec<u8>,
     /// All of its columns.
     row: Value,
@@ -103,7 +104,7 @@ impl Table {
         ids: &[&str],
     ) -> Result<HashMap<String, Current>, sqlx::Error> {
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "select id, webhook_id, sort_key, to_jsonb(t) as row
+            "select id, webhook_id, company_id, sort_key, to_jsonb(t) as row
                from {} t where id = any($1) order by id for update",
             self.qualified()
         )))
@@ -114,6 +115,7 @@ impl Table {
             .map(|row| {
                 let current = Current {
                     webhook_id: row.try_get("webhook_id")?,
+                    company_id: row.try_get("company_id")?,
                     sort_key: row.try_get("sort_key")?,
                     row: row.try_get("row")?,
                 };

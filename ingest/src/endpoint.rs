@@ -23,7 +23,7 @@ use crate::{
     metrics::Metrics,
     secrets::Secrets,
     unread::{self, HoldingUnread},
-    verifier::{Claim, Verifier},
+    verifier::{Claim, Signer, Verifier},
 };
 
 /// The path that Pleo is to be pointed at.
@@ -167,8 +167,8 @@ impl Endpoint {
             body,
             received_at: Utc::now(),
         };
-        let (claim, secret_name) = self.verifier.verify(claim, &mut memory).await?;
-        let event = event(claim, secret_name);
+        let (claim, signer) = self.verifier.verify(claim, &mut memory).await?;
+        let event = event(claim, signer);
         // Only now: unsigned requests must not use up the places of signed ones.
         let _place = self
             .in_flight
@@ -194,7 +194,7 @@ impl Endpoint {
 
 /// A signed body that is no Pleo event is kept: refusing it would make the sender repeat it for a day
 /// and then disable the endpoint.
-fn event(claim: Claim, secret_name: String) -> AcceptedEvent {
+fn event(claim: Claim, signer: Signer) -> AcceptedEvent {
     let Claim {
         headers,
         body,
@@ -209,6 +209,7 @@ fn event(claim: Claim, secret_name: String) -> AcceptedEvent {
         body,
         received_at,
         attempted_at: Some(headers.timestamp()),
-        secret_name: Some(secret_name),
+        secret_name: Some(signer.secret_name),
+        secret_companies: signer.companies,
     }
 }

@@ -59,8 +59,8 @@ pub const PROBE: &str = "select webhook_id, body_sha256 from events where false;
     insert into webhook_receipts (webhook_id, body_sha256, received_at)
     select '', '', now() where false;
     insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
-                               has_receipt, due_at)
-    select '', '', '', '', '', now(), false, now() where false";
+                               secret_companies, has_receipt, due_at)
+    select '', '', '', '', '', now(), null, false, now() where false";
 
 /// What is to be done with an event, by its receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -166,6 +166,15 @@ fn taken(secrets: &Secrets, metrics: &Metrics) {
              remove the secrets that are not in use"
         );
     }
+    let untied = secrets.left_untied();
+    if !untied.is_empty() {
+        warn!(
+            ?untied,
+            tied = secrets.tied(),
+            "some secrets are tied to companies and others are not: who has one of those can sign events of \
+             every company"
+        );
+    }
     if let Some(name) = secrets.development_secret() {
         warn!(
             name,

@@ -1,9 +1,11 @@
 //! The configured keys, each with a name. Several are live at once: one per subscription, and two
-//! during a rotation.
+//! during a rotation. One may be tied to the companies that it speaks for.
+
+use std::collections::HashMap;
 
 use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
-use shared::text_file;
+use shared::{Companies, text_file};
 
 use crate::{
     headers::WebhookHeaders,
@@ -19,6 +21,9 @@ const MAX_NAME_LEN: usize = 32;
 /// The name of a secret that is given without one.
 const DEFAULT_NAME: &str = "default";
 
+/// Before each company that a secret is tied to.
+const COMPANY: &str = "company=";
+
 /// Whether [`DEVELOPMENT_SECRET`] may be among the secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DevelopmentSecret {
@@ -32,16 +37,20 @@ pub enum DevelopmentSecret {
 #[derive(Debug)]
 pub struct Secrets {
     keys: Vec<(String, Key)>,
+    /// By the secret's name; of the tied ones only.
+    companies: HashMap<String, Companies>,
     development: Option<String>,
 }
 
 impl Secrets {
     /// Reads `name=whsec_…` entries, separated by commas or line ends; lines that start with `#`
-    /// are comments. One entry may be a secret without a name, which is then `default`. The error
-    /// names the entry and never shows its key.
+    /// are comments. One entry may be a secret without a name, which is then `default`. After the key
+    /// `company=ID` may follow, once for each company that the secret is tied to. The error names the
+    /// entry and never shows its key.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
         let known = Key::parse(DEVELOPMENT_SECRET).expect("the development secret is a key");
         let mut keys: Vec<(String, Key)> = Vec::new();
+        let mut companies = HashMap::new();
         let mut development = None;
         let entries = text_file::without_mark(text.expose_secret())
             .lines()
@@ -71,7 +80,12 @@ impl Secrets {
                      name of its own"
                 );
             }
-            let key = Key::parse(key.trim()).with_context(|| format!("the secret `{name}`"))?;
+            let of_this = || format!("the secret `{name}`");
+            let mut words = key.split_whitespace();
+            let key = Key::parse(words.next().unwrap_or_default()).with_context(of_this)?;
+            if let Some(tied) = tied_companies(words).with_context(of_this)? {
+                companies.insert(name.to_owned(), tied);
+            }
             if key == known {
                 development = Some(name.to_owned());
             }
@@ -80,7 +94,11 @@ impl Secrets {
         if keys.is_empty() {
             bail!("no secret is configured: give at least one, as name=whsec_…");
         }
-        Ok(Self { keys, development })
+        Ok(Self {
+            keys,
+            companies,
+            development,
+        })
     }
 
     /// The list itself, unless the development secret is in it and has no business there.
@@ -134,10 +152,42 @@ impl Secrets {
         self.keys.iter().map(|(name, key)| (name.as_str(), key))
     }
 
+    /// The companies that the secret of this name is tied to, if it is tied to any.
+    pub fn companies_of(&self, name: &str) -> Option<&Companies> {
+        self.companies.get(name)
+    }
+
+    /// How many are tied to companies.
+    pub fn tied(&self) -> usize {
+        self.companies.len()
+    }
+
+    /// The names of those that speak for every company although others are tied to some.
+    pub fn left_untied(&self) -> Vec<&str> {
+        let is_untied =
+            |name: &&str| !self.companies.is_empty() && self.companies_of(name).is_none();
+        self.names().filter(is_untied).collect()
+    }
+
     /// The configured names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().map(|(name, _)| name.as_str())
     }
+}
+
+/// Reads what follows a key.
+fn tied_companies<'t>(words: impl Iterator<Item = &'t str>) -> anyhow::Result<Option<Companies>> {
+    let ids: Option<Vec<&str>> = words.map(|word| word.strip_prefix(COMPANY)).collect();
+    let Some(ids) = ids else {
+        bail!("only {COMPANY}ID may follow its key, for each company that it speaks for");
+    };
+    if ids.is_empty() {
+        return Ok(None);
+    }
+    if ids.iter().any(|id| signature::looks_like_key(id)) {
+        bail!("a key stands where the id of a company should be");
+    }
+    Ok(Some(Companies::new(ids)?))
 }
 
 /// Names become metric labels and column values.
@@ -187,6 +237,44 @@ mod tests {
         let text = format!("\u{feff}current={KEY} \r\n\tprevious = {KEY}\t\r\n");
         let secrets = parse(&text).expect("valid");
         assert_eq!(secrets.names().collect::<Vec<_>>(), ["current", "previous"]);
+    }
+
+    #[test]
+    fn a_secret_is_tied_to_companies() {
+        let text = format!(
+            "acme={KEY} company=8d5d company=77aa\r\nother = {KEY}\tcompany=8d5d ,untied={KEY}"
+        );
+        let secrets = parse(&text).expect("valid");
+        let companies = |name| secrets.companies_of(name).map(Companies::as_str);
+        assert_eq!(companies("acme"), Some("8d5d 77aa"));
+        assert_eq!(companies("other"), Some("8d5d"));
+        assert_eq!(companies("untied"), None);
+        assert_eq!((secrets.tied(), secrets.left_untied()), (2, vec!["untied"]));
+        let alone = parse(&format!("{KEY} company=8d5d")).expect("valid");
+        assert_eq!(
+            alone.companies_of("default").map(Companies::as_str),
+            Some("8d5d")
+        );
+        let untied = parse(&format!("a={KEY},b={KEY}")).expect("valid");
+        assert_eq!((untied.tied(), untied.left_untied().len()), (0, 0));
+    }
+
+    #[rstest]
+    #[case("company=", "the id of company 1")]
+    #[case("company=a company=größe", "the id of company 2")]
+    #[case(&format!("company={}", "x".repeat(65)), "the id of company 1")]
+    #[case("company=a company=b company=a", "company 3 is there twice")]
+    #[case(&(0..101).map(|i| format!("company={i} ")).collect::<String>(), "more than 100")]
+    #[case("companies=a", "only company=ID may follow")]
+    #[case("company=a b", "only company=ID may follow")]
+    #[case(KEY, "only company=ID may follow")]
+    #[case(&format!("company={KEY}"), "a key stands where")]
+    fn companies_that_make_no_sense_are_refused(#[case] companies: &str, #[case] expected: &str) {
+        let text = format!("acme={KEY} {companies}");
+        let error = format!("{:#}", parse(&text).expect_err("refused"));
+        assert!(error.contains("the secret `acme`"), "{error}");
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("MfKQ9"), "{error}");
     }
 
     #[rstest]

@@ -8,6 +8,7 @@ use std::{num::NonZero, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use shared::Companies;
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tracing::error;
 
@@ -32,6 +33,15 @@ pub struct Verifier {
     secrets: watch::Receiver<Secrets>,
     metrics: Metrics,
     turns: Turns,
+}
+
+/// The secret that verified a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signer {
+    /// Its configured name.
+    pub secret_name: String,
+    /// The companies that it is tied to, if it is.
+    pub companies: Option<Companies>,
 }
 
 /// A whole request that claims to be a sender's.
@@ -72,7 +82,7 @@ impl Verifier {
         }
     }
 
-    /// The claim, and the name of the secret that verifies it. Its body keeps its memory.
+    /// The claim, and the secret that verifies it. Its body keeps its memory.
     ///
     /// # Errors
     /// When no secret verifies it, or there was no turn for it, or it had to make room.
@@ -80,19 +90,19 @@ impl Verifier {
         self: &Arc<Self>,
         claim: Claim,
         memory: &mut Share<'_>,
-    ) -> Result<(Claim, String), Answer> {
+    ) -> Result<(Claim, Signer), Answer> {
         let work = self
             .secrets
             .borrow()
             .work(&claim.signatures, claim.body.len());
-        let (claim, name) = if work <= AT_ONCE {
+        let (claim, signer) = if work <= AT_ONCE {
             memory.keep().map_err(|Full| Answer::CrowdedOut)?;
-            let name = self.matching_secret(&claim);
-            (claim, name)
+            let signer = self.signer_of(&claim);
+            (claim, signer)
         } else {
             self.verify_in_turn(claim, work, memory).await?
         };
-        Ok((claim, name.ok_or(Answer::WrongSignature)?))
+        Ok((claim, signer.ok_or(Answer::WrongSignature)?))
     }
 
     async fn verify_in_turn(
@@ -100,7 +110,7 @@ impl Verifier {
         claim: Claim,
         work: usize,
         memory: &mut Share<'_>,
-    ) -> Result<(Claim, Option<String>), Answer> {
+    ) -> Result<(Claim, Option<Signer>), Answer> {
         let turn = tokio::select! {
             biased;
             () = memory.revoked() => return Err(Answer::CrowdedOut),
@@ -112,8 +122,8 @@ impl Verifier {
         // The turn moves into the task, so it lasts as long as the work, even if the request is dropped.
         let verifying = spawn_blocking(move || {
             let _turn = turn;
-            let name = this.matching_secret(&claim);
-            (claim, name)
+            let signer = this.signer_of(&claim);
+            (claim, signer)
         });
         verifying.await.map_err(|error| {
             error!(%error, "a verification ended without a result");
@@ -121,12 +131,15 @@ impl Verifier {
         })
     }
 
-    /// The name of the secret that verifies the webhook, counted before the list can be replaced, as
-    /// the names that are gone leave the metric right after.
-    fn matching_secret(&self, claim: &Claim) -> Option<String> {
+    /// The secret that verifies the webhook, counted before the list can be replaced, as the names that
+    /// are gone leave the metric right after.
+    fn signer_of(&self, claim: &Claim) -> Option<Signer> {
         let secrets = self.secrets.borrow();
         let name = secrets.matching(&claim.signatures, &claim.headers, &claim.body)?;
         self.metrics.secret_matched(name);
-        Some(name.to_owned())
+        Some(Signer {
+            secret_name: name.to_owned(),
+            companies: secrets.companies_of(name).cloned(),
+        })
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use lapin::{BasicProperties, types::ShortString};
 use serde::{Deserialize, Serialize};
 
-use crate::AcceptedEvent;
+use crate::{AcceptedEvent, Companies};
 
 /// The most events of one message. With more, little is left to win, and what a worker is sent at
 /// once grows.
@@ -23,7 +23,7 @@ const MOST_READ: usize = 1_024;
 /// must not take the thread's stack, and with it the process. Ours need three levels.
 const MOST_NESTED: usize = 32;
 
-/// The most bytes of bodies in one message, but for an event that is larger by itself.
+/// The most bytes of bodies and companies in one message, but for an event that is larger by itself.
 const MOST_BYTES: usize = 64 * 1024;
 
 /// The content type by which a bundle is known.
@@ -42,6 +42,8 @@ pub(crate) struct Entry<'m> {
     pub(crate) attempted_at_s: Option<i64>,
     #[serde(borrow, default)]
     pub(crate) secret_name: Option<&'m str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) secret_companies: Option<&'m str>,
     #[serde(with = "serde_bytes")]
     pub(crate) body: &'m [u8],
 }
@@ -52,7 +54,8 @@ pub(crate) fn partition(events: &[&AcceptedEvent]) -> Vec<Vec<usize>> {
     // By routing key, the message that still has room, and the bytes in it.
     let mut open: HashMap<&str, (usize, usize)> = HashMap::new();
     for (position, event) in events.iter().enumerate() {
-        let bytes = event.body.len();
+        let companies = event.secret_companies.as_ref();
+        let bytes = event.body.len() + companies.map_or(0, |companies| companies.as_str().len());
         match open.get_mut(event.event_type.routing_key()) {
             Some((message, filled))
                 if messages[*message].len() < MOST_EVENTS && *filled + bytes <= MOST_BYTES =>
@@ -98,6 +101,7 @@ impl<'e> From<&'e AcceptedEvent> for Entry<'e> {
             received_at_ms: Some(event.received_at.timestamp_millis()),
             attempted_at_s: event.attempted_at.map(|at| at.timestamp()),
             secret_name: event.secret_name.as_deref(),
+            secret_companies: event.secret_companies.as_ref().map(Companies::as_str),
             body: &event.body,
         }
     }

@@ -6,6 +6,7 @@
 pub mod address;
 pub mod broker;
 pub mod bundle;
+pub mod companies;
 pub mod config;
 pub mod database;
 pub mod envelope;
@@ -27,6 +28,7 @@ pub mod text_file;
 pub mod tls;
 pub mod topology;
 
+pub use companies::Companies;
 pub use event_type::{EventType, Family};
 pub use message::AcceptedEvent;
 pub use program::Program;

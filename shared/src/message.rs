@@ -16,11 +16,12 @@ use lapin::{
 use sha2::{Digest, Sha256};
 
 pub use self::delivered::{Delivered, unidentified_id};
-use crate::{EventType, bundle};
+use crate::{Companies, EventType, bundle};
 
 const RECEIVED_AT_MS: &str = "received-at-ms";
 const ATTEMPTED_AT_S: &str = "attempted-at-s";
 const SECRET_NAME: &str = "secret-name";
+const SECRET_COMPANIES: &str = "secret-companies";
 const RECEIPT: &str = "receipt";
 /// How many events a bundle has.
 const EVENTS: &str = "events";
@@ -45,6 +46,8 @@ pub struct AcceptedEvent {
     pub attempted_at: Option<DateTime<Utc>>,
     /// The configured name of the secret that verified it, absent likewise.
     pub secret_name: Option<String>,
+    /// The companies that the secret speaks for; absent where it is not tied to any.
+    pub secret_companies: Option<Companies>,
 }
 
 impl AcceptedEvent {
@@ -166,6 +169,12 @@ impl AcceptedEvent {
                 AMQPValue::LongString(secret_name.as_str().into()),
             );
         }
+        if let Some(companies) = &self.secret_companies {
+            headers.insert(
+                SECRET_COMPANIES.into(),
+                AMQPValue::LongString(companies.as_str().into()),
+            );
+        }
         BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type("application/json".into())
@@ -201,6 +210,7 @@ mod tests {
             received_at: Utc.timestamp_millis_opt(1_700_000_000_123).unwrap(),
             attempted_at: Utc.timestamp_opt(1_700_000_000, 0).single(),
             secret_name: Some("current".to_owned()),
+            secret_companies: Some(Companies::read("c1 c2")),
         }
     }
 
@@ -260,6 +270,7 @@ mod tests {
                 body_sha256: body_sha256(b""),
                 attempted_at: None,
                 secret_name: None,
+                secret_companies: None,
                 ..event()
             };
             let sent = vec![bare.clone(), bare];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use crate::{AcceptedEvent, database, message::Receipt};
+use crate::{AcceptedEvent, Companies, database, message::Receipt};
 
 /// An event to be spooled.
 #[derive(Debug)]
@@ -44,6 +44,10 @@ pub async fn insert(
         .iter()
         .map(|e| e.event.secret_name.as_deref())
         .collect();
+    let companies: Vec<Option<&str>> = entries
+        .iter()
+        .map(|e| e.event.secret_companies.as_ref().map(Companies::as_str))
+        .collect();
     let receipts: Vec<bool> = entries
         .iter()
         .map(|e| e.receipt == Receipt::Recorded)
@@ -55,15 +59,16 @@ pub async fn insert(
     let inserted = sqlx::query(
         "insert into webhook_spool
              (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
-              secret_name, has_receipt, attempts, claims, due_at, last_error)
+              secret_name, secret_companies, has_receipt, attempts, claims, due_at, last_error)
          select webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
-                secret_name, has_receipt, attempts, claims,
+                secret_name, string_to_array(companies, ' '), has_receipt, attempts, claims,
                 now() + make_interval(secs => delay), reason
            from unnest($1::text[], $2::bytea[], $3::text[], $4::text[], $5::bytea[],
-                       $6::timestamptz[], $7::timestamptz[], $8::text[], $9::boolean[], $10::int[],
-                       $11::int[], $12::float8[], $13::text[])
+                       $6::timestamptz[], $7::timestamptz[], $8::text[], $9::text[], $10::boolean[],
+                       $11::int[], $12::int[], $13::float8[], $14::text[])
              as entry (webhook_id, body_sha256, family, event_type, body, received_at,
-                       attempted_at, secret_name, has_receipt, attempts, claims, delay, reason)
+                       attempted_at, secret_name, companies, has_receipt, attempts, claims, delay,
+                       reason)
           order by webhook_id, body_sha256
          on conflict do nothing",
     )
@@ -75,6 +80,7 @@ pub async fn insert(
     .bind(received)
     .bind(attempted)
     .bind(secrets)
+    .bind(companies)
     .bind(receipts)
     .bind(attempts)
     .bind(claims)

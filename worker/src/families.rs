@@ -78,6 +78,14 @@ impl Typed {
             Self::Vendor(row) => row.resource.id().as_str(),
         }
     }
+
+    /// Whose resource it is.
+    pub fn company_id(&self) -> &str {
+        match self {
+            Self::ExportJob(row) => row.resource.company_id().as_str(),
+            Self::Vendor(row) => row.resource.company_id().as_str(),
+        }
+    }
 }
 
 /// The ids, of those of the rows, whose row in its table somebody has locked. What is free is locked
@@ -117,10 +125,16 @@ pub fn harmless(family: Family) -> (String, &'static str) {
 
 /// Writes the rows into their tables. A row stays as it is unless the new state is newer, so the
 /// outcome does not depend on order, repetition or batching.
-pub async fn upsert(connection: &mut PgConnection, rows: &[&Typed]) -> Result<(), sqlx::Error> {
+///
+/// A row of a table never changes its company. So the answer has the webhook ids of those rows that
+/// were not written because their resource belongs to another company.
+pub async fn upsert<'r>(
+    connection: &mut PgConnection,
+    rows: &[&'r Typed],
+) -> Result<HashSet<&'r str>, sqlx::Error> {
     let mut export_jobs = Vec::new();
     let mut vendors = Vec::new();
-    for row in rows {
+    for &row in rows {
         match row {
             Typed::ExportJob(row) => export_jobs.push(row),
             Typed::Vendor(row) => vendors.push(row),
@@ -128,6 +142,10 @@ pub async fn upsert(connection: &mut PgConnection, rows: &[&Typed]) -> Result<()
     }
     // Always in this order of tables: batches of several workers then wait for one another instead
     // of deadlocking.
-    Row::upsert_newest(connection, export_jobs).await?;
-    Row::upsert_newest(connection, vendors).await
+    let export_jobs = Row::upsert_newest(connection, export_jobs).await?;
+    let vendors = Row::upsert_newest(connection, vendors).await?;
+    let webhook_ids = export_jobs.into_iter().map(|row| row.webhook_id.as_str());
+    Ok(webhook_ids
+        .chain(vendors.into_iter().map(|row| row.webhook_id.as_str()))
+        .collect())
 }

@@ -35,6 +35,12 @@ pub const NO_DATA: &str = "the event has no `data`";
 /// Begins that of an event whose `data` its family's parser refuses.
 pub const WRONG_DATA: &str = "`data` is not that of the";
 
+/// That of an event whose company its secret does not speak for.
+pub const FOREIGN_COMPANY: &str = "the secret that verified it does not speak for its company";
+
+/// That of an event whose resource is in its table as another company's.
+pub const COMPANY_CHANGE: &str = "its resource belongs to another company";
+
 /// A kind of problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -52,11 +58,15 @@ pub enum Kind {
     Unidentified,
     /// An operator distrusts the secret that it was signed with.
     Distrusted,
+    /// Its secret is tied to other companies than the event's.
+    ForeignCompany,
+    /// Its resource belongs to another company, and never changes that.
+    CompanyChange,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::NotAnEvent,
         Self::WrongData,
         Self::Refused,
@@ -64,6 +74,8 @@ impl Kind {
         Self::Conflict,
         Self::Unidentified,
         Self::Distrusted,
+        Self::ForeignCompany,
+        Self::CompanyChange,
     ];
 
     /// Its name for people and scripts, in kebab-case.
@@ -76,6 +88,8 @@ impl Kind {
             Self::Conflict => "conflict",
             Self::Unidentified => "unidentified",
             Self::Distrusted => "distrusted",
+            Self::ForeignCompany => "foreign-company",
+            Self::CompanyChange => "company-change",
         }
     }
 
@@ -91,6 +105,8 @@ impl Kind {
             // As well as an earlier version's words.
             Self::Unidentified => &["the message had no id"],
             Self::Distrusted => &[DISTRUSTED],
+            Self::ForeignCompany => &[FOREIGN_COMPANY],
+            Self::CompanyChange => &[COMPANY_CHANGE],
         }
     }
 

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shared::{EventType, envelope::Envelope};
+use shared::{Companies, EventType, envelope::Envelope};
 
 use crate::{
     families::{Text, Typed},
     jsonb,
-    problem::Kind,
+    problem::{self, Kind},
     work::Work,
 };
 
@@ -45,6 +45,25 @@ pub struct Record {
 impl Record {
     /// Reads the event. Whatever cannot be read becomes the record's problem; nothing is refused.
     pub fn new(work: &Work) -> Self {
+        let record = Self::of_any_company(work);
+        match &work.event.secret_companies {
+            Some(companies) if !record.may_be_of(companies) => Self {
+                problem: Some(problem::FOREIGN_COMPANY.to_owned()),
+                typed: None,
+                ..record
+            },
+            Some(_) | None => record,
+        }
+    }
+
+    /// Whether it names one of these companies, or none at all.
+    fn may_be_of(&self, companies: &Companies) -> bool {
+        let company = self.company_id.as_ref();
+        company.is_none_or(|company| companies.include(company.as_str()))
+    }
+
+    /// As if its secret spoke for every company.
+    fn of_any_company(work: &Work) -> Self {
         match &work.problem {
             None => Self::read(work),
             Some(problem) if Kind::of(problem) == Kind::Conflict => Self {
@@ -106,6 +125,15 @@ impl Record {
             problem: Some(storable(problem)),
             typed: None,
             ..self.as_bytes(work)
+        }
+    }
+
+    /// Gives up the typed row, as the table has its resource as another company's.
+    pub fn of_another_company(self) -> Self {
+        Self {
+            problem: Some(problem::COMPANY_CHANGE.to_owned()),
+            typed: None,
+            ..self
         }
     }
 
@@ -183,6 +211,7 @@ mod tests {
                 received_at: Utc.timestamp_opt(1_750_000_000, 0).unwrap(),
                 attempted_at: None,
                 secret_name: None,
+                secret_companies: None,
             },
             receipt: Receipt::Recorded,
             attempts: 0,
@@ -390,6 +419,71 @@ mod tests {
         let record = event("v1.vendor.created", data);
         assert!(matches!(record.body, Body::Raw(_)));
         assert!(matches!(record.typed, Some(Typed::Vendor(_))), "{record:?}");
+    }
+
+    /// `c1` is the company of all these events.
+    #[rstest]
+    #[case("v1.vendor.created", VENDOR)]
+    #[case("v1.export-job.created", EXPORT_JOB)]
+    #[case("v1.card.created", r#"{"companyId":"c1"}"#)]
+    // It is a problem of its own otherwise.
+    #[case("v1.vendor.created", r#"{"companyId":"c1"}"#)]
+    fn an_event_of_a_company_that_its_secret_does_not_speak_for_is_a_problem(
+        #[case] event_type: &str,
+        #[case] data: &str,
+        #[values(None, Some(problem::CONFLICT))] known: Option<&str>,
+    ) {
+        let mut work = work(format!(
+            r#"{{"data":{data},"eventType":"{event_type}","eventId":"e1"}}"#
+        ));
+        work.problem = known.map(str::to_owned);
+        for companies in ["c2", "c2 c11", ""] {
+            work.event.secret_companies = Some(Companies::read(companies));
+            let record = Record::new(&work);
+            assert_eq!(record.problem.as_deref(), Some(problem::FOREIGN_COMPANY));
+            assert!(record.typed.is_none());
+            assert_eq!(record.company_id.as_ref().map(Text::as_str), Some("c1"));
+        }
+        let alone = Record::new(&Work {
+            event: AcceptedEvent {
+                secret_companies: None,
+                ..work.event.clone()
+            },
+            ..work.clone()
+        });
+        work.event.secret_companies = Some(Companies::read("c2 c1"));
+        assert_eq!(Record::new(&work).problem, alone.problem);
+    }
+
+    #[rstest]
+    #[case("v1.card.created", r#"{"id":"r1"}"#, None)]
+    #[case("v1.card.created", r#"{"companyId":null}"#, None)]
+    #[case(
+        "v1.vendor.created",
+        r#"{"id":"v1","name":"n","state":"DRAFT"}"#,
+        Some("`data.companyId` is missing")
+    )]
+    #[case(
+        "v1.vendor.created",
+        r#"{"id":"v1","companyId":"c1","companyId":"c2","name":"n","state":"DRAFT"}"#,
+        Some("duplicate field")
+    )]
+    fn an_event_without_a_company_is_judged_as_ever(
+        #[case] event_type: &str,
+        #[case] data: &str,
+        #[case] expected: Option<&str>,
+    ) {
+        let mut work = work(format!(r#"{{"data":{data},"eventType":"{event_type}"}}"#));
+        work.event.secret_companies = Some(Companies::read("c1"));
+        let record = Record::new(&work);
+        let problem = record.problem.as_deref();
+        assert_eq!(problem.is_some(), expected.is_some(), "{problem:?}");
+        assert!(
+            problem
+                .unwrap_or_default()
+                .contains(expected.unwrap_or_default())
+        );
+        assert!(record.typed.is_none());
     }
 
     #[test]

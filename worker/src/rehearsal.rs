@@ -37,6 +37,7 @@ fn harmless(family: Family, size: usize) -> Work {
             received_at: Utc::now(),
             attempted_at: None,
             secret_name: None,
+            secret_companies: None,
         },
         receipt: Receipt::Recorded,
         attempts: 0,

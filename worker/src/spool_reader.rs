@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use shared::{
-    AcceptedEvent, EventType, Family,
+    AcceptedEvent, Companies, EventType, Family,
     database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     message::Receipt,
 };
@@ -62,7 +62,7 @@ macro_rules! claim {
              update webhook_spool s
                 set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
               where s.ctid = any (array(select place from due))
-             returning s.*, (select max(due_at) from due) as reached"
+             returning s.*, array_to_string(s.secret_companies, ' ') as companies, (select max(due_at) from due) as reached"
         )
     };
 }
@@ -207,6 +207,7 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
     let body: Vec<u8> = row.try_get("body")?;
     let event_type: &str = row.try_get("event_type")?;
     let claims: i32 = row.try_get("claims")?;
+    let companies: Option<&str> = row.try_get("companies")?;
     let event = AcceptedEvent {
         webhook_id: row.try_get("webhook_id")?,
         event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
@@ -215,6 +216,7 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
         received_at: row.try_get("received_at")?,
         attempted_at: row.try_get("attempted_at")?,
         secret_name: row.try_get("secret_name")?,
+        secret_companies: companies.map(Companies::read),
     };
     let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
     let problem = if gives_up {

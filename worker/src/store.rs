@@ -2,11 +2,13 @@
 //! Only its commit makes an acknowledgement legitimate.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
 use shared::{
+    Companies,
     database::{self, DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     message::Receipt,
 };
@@ -43,8 +45,9 @@ impl Patience {
 }
 
 /// Fails unless a batch of any family could be stored now, and writes nothing.
-pub const PROBE: &str = "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
-     select '', '', now(), '', '' where false;
+pub const PROBE: &str =
+    "insert into events (webhook_id, event_type, received_at, raw, body_sha256, secret_companies)
+     select '', '', now(), '', '', null where false;
     delete from webhook_spool where false";
 
 /// What was neither inserted nor there before.
@@ -61,6 +64,15 @@ pub enum Stored {
     Already,
 }
 
+/// What the statements of a transaction found.
+enum Written {
+    /// All can be kept. In the order of the batch.
+    All(Vec<Stored>),
+    /// Nothing may be kept: the resources of these, by their positions, belong to another company. Their
+    /// rows of `events` have no problem yet, and no worker changes a row there.
+    Strangers(Vec<usize>),
+}
+
 /// Stores the batch; the answer is in its order. After an error nothing of it is stored, unless the
 /// commit itself was cut off: storing it again is harmless in any case.
 pub(crate) async fn store(
@@ -68,13 +80,37 @@ pub(crate) async fn store(
     batch: &[(&Work, &Record)],
     patience: Patience,
 ) -> Result<Vec<Stored>, TransactionError> {
+    let mut records: Vec<Cow<'_, Record>> =
+        (batch.iter().map(|(_, record)| Cow::Borrowed(*record))).collect();
+    loop {
+        let judged: Vec<(&Work, &Record)> = (batch.iter().zip(&records))
+            .map(|((work, _), record)| (*work, &**record))
+            .collect();
+        match in_one_transaction(pool, &judged, patience).await? {
+            Written::All(stored) => return Ok(stored),
+            // This ends: a record without a typed row is no stranger again.
+            Written::Strangers(positions) => {
+                for i in positions {
+                    records[i] = Cow::Owned(batch[i].1.clone().of_another_company());
+                }
+            }
+        }
+    }
+}
+
+async fn in_one_transaction(
+    pool: &Pool,
+    batch: &[(&Work, &Record)],
+    patience: Patience,
+) -> Result<Written, TransactionError> {
     let deadline = Instant::now() + DEADLINE;
     let mut transaction = DeadlineTransaction::begin(pool, &patience.mode(), deadline).await?;
     let stored = transaction
         .run(async |connection| write(connection, batch).await)
         .await;
     match stored {
-        Ok(stored) => transaction.commit().await.map(|()| stored),
+        Ok(Written::All(stored)) => transaction.commit().await.map(|()| Written::All(stored)),
+        Ok(strangers) => transaction.rollback().await.map(|()| strangers),
         Err(error @ TransactionError::Database(_)) => {
             // Postgres answered, so the connection is good. Should the rollback fail after all, the
             // transaction's drop closes the connection, and the first error says more.
@@ -150,7 +186,7 @@ pub(crate) async fn locked(
 async fn write(
     connection: &mut PgConnection,
     batch: &[(&Work, &Record)],
-) -> Result<Vec<Stored>, sqlx::Error> {
+) -> Result<Written, sqlx::Error> {
     // One order for all batches, so that those of several workers wait instead of deadlocking.
     let mut order: Vec<usize> = (0..batch.len()).collect();
     order.sort_by_key(|&i| &batch[i].1.webhook_id);
@@ -170,18 +206,24 @@ async fn write(
     let known: Vec<usize> = order.into_iter().filter(|i| !new.contains(i)).collect();
     let conflicts = insert_conflicts(connection, batch, &known).await?;
 
-    let typed: Vec<&Typed> = new
-        .iter()
-        .filter_map(|&i| batch[i].1.typed.as_ref())
+    // In the order in which they came: the first one decides whose a new resource is.
+    let typed: Vec<&Typed> = (0..batch.len())
+        .filter(|i| new.contains(i))
+        .filter_map(|i| batch[i].1.typed.as_ref())
         .collect();
-    families::upsert(connection, &typed).await?;
+    let strangers = families::upsert(connection, &typed).await?;
+    if !strangers.is_empty() {
+        let positions = (0..batch.len())
+            .filter(|i| new.contains(i) && strangers.contains(&*batch[*i].1.webhook_id));
+        return Ok(Written::Strangers(positions.collect()));
+    }
     insert_missing_receipts(connection, batch, &new).await?;
     let deleted = delete_spooled(connection, batch).await?;
     if new.is_empty() && conflicts.is_empty() && deleted == 0 {
         database::make_commit_wait(connection).await?;
     }
 
-    Ok((0..batch.len())
+    let stored = (0..batch.len())
         .map(|i| {
             if conflicts.contains(&i) {
                 Stored::WithProblem
@@ -193,7 +235,8 @@ async fn write(
                 Stored::Healthy
             }
         })
-        .collect())
+        .collect();
+    Ok(Written::All(stored))
 }
 
 /// A row of `events`.
@@ -216,9 +259,13 @@ impl<'a> EventRow<'a> {
 
     /// A second body under an id that is taken.
     fn conflicting(self) -> Self {
+        let problem = match self.problem {
+            Some(problem::FOREIGN_COMPANY) => problem::FOREIGN_COMPANY,
+            _ => problem::CONFLICT,
+        };
         Self {
             webhook_id: self.work.event.conflict_id(&self.webhook_id),
-            problem: Some(problem::CONFLICT),
+            problem: Some(problem),
             ..self
         }
     }
@@ -236,14 +283,16 @@ async fn insert_events(
     let inserted: Vec<String> = sqlx::query_scalar(
         "insert into events
              (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
-              payload, raw, body_sha256, secret_name, problem, attempts)
+              payload, raw, body_sha256, secret_name, secret_companies, problem, attempts)
          select webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
-                received_at, payload::jsonb, raw, body_sha256, secret_name, problem, attempts
+                received_at, payload::jsonb, raw, body_sha256, secret_name,
+                string_to_array(companies, ' '), problem, attempts
            from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
                        $6::timestamptz[], $7::timestamptz[], $8::text[], $9::bytea[], $10::bytea[],
-                       $11::text[], $12::text[], $13::int[])
+                       $11::text[], $12::text[], $13::text[], $14::int[])
              as event (webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
-                       received_at, payload, raw, body_sha256, secret_name, problem, attempts)
+                       received_at, payload, raw, body_sha256, secret_name, companies, problem,
+                       attempts)
          on conflict (webhook_id) do nothing
          returning webhook_id",
     )
@@ -266,6 +315,10 @@ async fn insert_events(
     }))
     .bind(column(rows, |r| &r.work.event.body_sha256[..]))
     .bind(column(rows, |r| r.work.event.secret_name.as_deref()))
+    .bind(column(rows, |r| {
+        let companies = r.work.event.secret_companies.as_ref();
+        companies.map(Companies::as_str)
+    }))
     .bind(column(rows, |r| r.problem))
     .bind(column(rows, |r| r.work.attempts.saturating_add(1)))
     .fetch_all(connection)

@@ -70,6 +70,11 @@ pub(super) struct Args {
     #[arg(long, requires = "ids")]
     include_withheld: bool,
 
+    /// Believe these events whatever companies their secret speaks for: you tied it to the wrong ones
+    /// and have corrected that
+    #[arg(long)]
+    any_company: bool,
+
     /// Replay what has stopped a worker here instead of in a process of its own
     #[arg(long, hide = true)]
     in_process: bool,
@@ -81,6 +86,11 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let options = args.database.postgres().map_err(WrongSettings::new)?;
+    if args.any_company && args.filter.is_empty() {
+        let which =
+            "--any-company needs a filter, such as --company, that says which events to believe";
+        return Err(WrongSettings::new(anyhow::anyhow!(which)).into());
+    }
     let stop = shutdown::on_signal()?;
     let mut connection = connect(&args.database).await?;
     if args.yes {
@@ -94,6 +104,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
             pool: database::pool(options, "hookctl", 1),
             run: args.yes.then_some(run),
             include_withheld: args.include_withheld,
+            any_company: args.any_company,
         },
         args,
         bar: progress::bar(letters.len() as u64),
@@ -191,6 +202,7 @@ impl Replay<'_> {
         let child = Child {
             database: &self.args.database,
             run: self.attempt.run.as_ref(),
+            any_company: self.args.any_company,
         };
         child.replay(webhook_id).await
     }

@@ -86,6 +86,8 @@ struct Event {
     company_id: Option<String>,
     resource_id: Option<String>,
     secret_name: Option<String>,
+    /// The companies that the secret is tied to.
+    secret_companies: Option<Vec<String>>,
     kind: Option<&'static str>,
     problem: Option<String>,
     attempts: i32,
@@ -118,6 +120,7 @@ struct Moment {
 
 const FIND: &str = "
     select e.*, r.published_at, o.webhook_id as other, o.payload = e.payload as same_json,
+           array_to_string(e.secret_companies, ' ') as companies,
            e.payload::text as json, jsonb_pretty(e.payload) as pretty
       from events e
       left join webhook_receipts r on r.webhook_id = e.webhook_id
@@ -167,6 +170,9 @@ impl Event {
             company_id: row.try_get("company_id")?,
             resource_id: row.try_get("resource_id")?,
             secret_name: row.try_get("secret_name")?,
+            secret_companies: row
+                .try_get::<Option<String>, _>("companies")?
+                .map(|companies| companies.split_whitespace().map(str::to_owned).collect()),
             kind: problem.as_deref().map(|problem| Kind::of(problem).name()),
             problem,
             attempts: row.try_get("attempts")?,
@@ -214,6 +220,8 @@ impl Event {
         line("family", Some(self.family));
         line("event id", self.event_id.as_deref());
         line("company", self.company_id.as_deref());
+        let companies = self.secret_companies.as_ref();
+        line("secret is for", companies.map(|c| c.join(" ")).as_deref());
         line("resource", self.resource_id.as_deref());
         line("problem", Some(self.problem.as_deref().unwrap_or("none")));
         line("kind", self.kind);

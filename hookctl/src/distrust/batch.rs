@@ -136,20 +136,28 @@ impl Batch<'_> {
             );
         }
         let typed: Vec<&Typed> = newest.values().copied().collect();
-        let (kept, removed): (Vec<&str>, Vec<&str>) =
-            rows.iter().partition(|id| newest.contains_key(*id));
-        // Any state replaces one with the least of all keys.
+        let (kept, companies): (Vec<&str>, Vec<&str>) = (newest.iter())
+            .map(|(id, typed)| (*id, typed.company_id()))
+            .unzip();
+        let removed: Vec<&str> = (rows.iter().copied())
+            .filter(|id| !newest.contains_key(id))
+            .collect();
+        // Any state of the same company replaces one with the least of all keys.
         let least = format!(
-            "update {} set sort_key = '' where id = any($1)",
+            "update {} t set sort_key = '', company_id = kept.company_id
+               from unnest($1::text[], $2::text[]) as kept (id, company_id) where t.id = kept.id",
             table.qualified()
         );
+        sqlx::query(AssertSqlSafe(least))
+            .bind(&kept)
+            .bind(companies)
+            .execute(&mut *connection)
+            .await?;
         let delete = format!("delete from {} where id = any($1)", table.qualified());
-        for (sql, ids) in [(least, &kept), (delete, &removed)] {
-            sqlx::query(AssertSqlSafe(sql))
-                .bind(ids)
-                .execute(&mut *connection)
-                .await?;
-        }
+        sqlx::query(AssertSqlSafe(delete))
+            .bind(&removed)
+            .execute(&mut *connection)
+            .await?;
         families::upsert(connection, &typed).await?;
         table.date(connection, &typed).await?;
         Ok(Recomputed {

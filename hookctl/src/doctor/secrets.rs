@@ -19,12 +19,31 @@ pub(super) fn check(args: &SecretArgs) -> Finding {
             );
         }
     };
-    match secrets.development_secret() {
-        Some(name) => Finding::problem(
+    if let Some(name) = secrets.development_secret() {
+        return Finding::problem(
             CHECK,
             format!("`{name}` is the development secret, which everybody knows"),
             "take it out: whoever knows it can send events",
-        ),
-        None => Finding::ok(CHECK, secrets.names().collect::<Vec<_>>().join(", ")),
+        );
     }
+    let untied = secrets.left_untied();
+    if !untied.is_empty() {
+        return Finding::warning(
+            CHECK,
+            format!(
+                "{} speak for every company, while {} are tied to some",
+                untied.join(", "),
+                secrets.tied()
+            ),
+            "tie them as well: name=whsec_… company=ID",
+        );
+    }
+    let names = secrets.names().collect::<Vec<_>>().join(", ");
+    Finding::ok(
+        CHECK,
+        match secrets.tied() {
+            0 => names,
+            _ => format!("{names}; all tied to companies"),
+        },
+    )
 }

@@ -62,6 +62,14 @@ async fn count(
     Ok(count)
 }
 
+/// What a batch has changed.
+pub(super) struct Written {
+    /// The ids of rows, and what was wrong with each.
+    pub(super) changes: Vec<(String, Change)>,
+    /// Events whose resource belongs to another company, by their webhook ids.
+    pub(super) strangers: Vec<String>,
+}
+
 /// Reads events and writes rows of one table.
 pub(super) struct Writer<'a> {
     pool: &'a Pool,
@@ -108,25 +116,21 @@ impl<'a> Writer<'a> {
             .map_err(TransactionError::from)
     }
 
-    /// Writes the rows of these, whose `typed` is there, where the table needs them. Answers with the
-    /// rows' ids and what was wrong with each.
-    pub(super) async fn write(
-        &self,
-        batch: &[Candidate],
-    ) -> Result<Vec<(String, Change)>, TransactionError> {
+    /// Writes the rows of these, whose `typed` is there, where the table needs them.
+    pub(super) async fn write(&self, batch: &[Candidate]) -> Result<Written, TransactionError> {
         let typed: Vec<&Typed> = batch
             .iter()
             .filter_map(|candidate| candidate.typed.as_ref().ok())
             .collect();
         let mut transaction = self.begin().await?;
-        let changes = transaction
+        let written = transaction
             .run(async |connection| self.write_on(connection, &typed).await)
             .await;
-        match changes {
-            Ok(changes) if self.run.is_some() => transaction.commit().await.map(|()| changes),
-            changes => {
+        match written {
+            Ok(written) if self.run.is_some() => transaction.commit().await.map(|()| written),
+            written => {
                 transaction.rollback().await?;
-                changes
+                written
             }
         }
     }
@@ -140,38 +144,53 @@ impl<'a> Writer<'a> {
         &self,
         connection: &mut PgConnection,
         typed: &[&Typed],
-    ) -> Result<Vec<(String, Change)>, sqlx::Error> {
+    ) -> Result<Written, sqlx::Error> {
         let ids: Vec<&str> = typed.iter().map(|typed| key(typed).0).collect();
-        let current = self.table.lock(connection, &ids).await?;
+        let before = self.table.lock(connection, &ids).await?;
         let setters: Vec<&Typed> = typed
             .iter()
             .filter(|typed| {
                 let (id, _, webhook_id) = key(typed);
-                current.get(id).is_some_and(|c| c.webhook_id == webhook_id)
+                before.get(id).is_some_and(|b| b.webhook_id == webhook_id)
             })
             .copied()
             .collect();
         let wrong = self.find_wrong(connection, &setters).await?;
-        let writes = judge(typed, &current, &wrong);
-        if writes.is_empty() {
-            return Ok(Vec::new());
-        }
+        let mended;
+        let current = match wrong.is_empty() {
+            true => &before,
+            false => {
+                mended = self.table.lock(connection, &ids).await?;
+                &mended
+            }
+        };
+        let (own, strangers) = by_company(typed, current);
+        let mut writes = judge(&own, current, &wrong);
         let newest: Vec<&Typed> = writes.values().map(|(typed, _)| *typed).collect();
-        families::upsert(connection, &newest).await?;
-        self.table.date(connection, &newest).await?;
+        // A worker may have written a row that was not there to be locked.
+        let late = families::upsert(connection, &newest).await?;
+        if !newest.is_empty() {
+            self.table.date(connection, &newest).await?;
+        }
+        writes.retain(|_, (typed, _)| !late.contains(key(typed).2));
         if let Some(run) = self.run {
             let ids: Vec<&str> = writes.keys().copied().collect();
-            let changes = typed_table::describe(connection, self.table, &current, &ids).await?;
+            let changes = typed_table::describe(connection, self.table, &before, &ids).await?;
             run.record(connection, changes).await?;
         }
-        Ok(writes
-            .into_iter()
-            .map(|(id, (_, change))| (id.to_owned(), change))
-            .collect())
+        let strangers = strangers.into_iter().map(|typed| key(typed).2).chain(late);
+        Ok(Written {
+            strangers: strangers.map(str::to_owned).collect(),
+            changes: writes
+                .into_iter()
+                .map(|(id, (_, change))| (id.to_owned(), change))
+                .collect(),
+        })
     }
 
-    /// The ids of the rows that are not what the events say that they name. Their sort key is made
-    /// the least of all, so that any event replaces them.
+    /// The ids of the rows that are not what the events say that they name. They get the company that
+    /// their event names, and their sort key is made the least of all, so that any event of that company
+    /// replaces them.
     ///
     /// The worker's own statement writes the rows that should be there into a temporary table of the
     /// same name, which hides the real one for as long as the search path says so. The table ends with
@@ -206,7 +225,7 @@ impl<'a> Writer<'a> {
         )
         .await?;
         let wrong: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
-            "update {real} r set sort_key = ''
+            "update {real} r set sort_key = '', company_id = t.company_id
                from pg_temp.{name} t
               where t.id = r.id
                 and to_jsonb(t) - 'stored_at' is distinct from to_jsonb(r) - 'stored_at'
@@ -216,6 +235,22 @@ impl<'a> Writer<'a> {
         .await?;
         Ok(wrong.into_iter().collect())
     }
+}
+
+/// Those of the company that their resource belongs to, and the others. Without a row that is the
+/// company of the first one.
+fn by_company<'t>(
+    typed: &[&'t Typed],
+    current: &HashMap<String, Current>,
+) -> (Vec<&'t Typed>, Vec<&'t Typed>) {
+    let mut firsts: HashMap<&str, &str> = HashMap::new();
+    typed.iter().partition(|typed| {
+        let company = match current.get(typed.id()) {
+            Some(row) => row.company_id.as_str(),
+            None => firsts.entry(typed.id()).or_insert(typed.company_id()),
+        };
+        company == typed.company_id()
+    })
 }
 
 /// Which rows are to be written, and why: for each resource the newest of its events, where the table

@@ -34,13 +34,13 @@ grant select (webhook_id, body_sha256, published_at),
 grant select (webhook_id, body_sha256) on events to :"ingest";
 grant select (webhook_id, body_sha256),
       insert (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
-              secret_name, has_receipt, attempts, claims, due_at, last_error)
+              secret_name, secret_companies, has_receipt, attempts, claims, due_at, last_error)
    on webhook_spool to :"ingest";
 
 -- Workers store events, whose rows never change again, and compare them with what comes twice.
 grant select (webhook_id, body_sha256),
       insert (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
-              payload, raw, body_sha256, secret_name, problem, attempts)
+              payload, raw, body_sha256, secret_name, secret_companies, problem, attempts)
    on events to :"export_job_worker", :"vendor_worker", :"other_worker";
 -- An event's table follows from its type and not from the queue that it came by, so each worker
 -- has them all.
@@ -49,7 +49,7 @@ grant select, insert, update
 -- They claim rows, put them off, add to them, and delete what is stored.
 grant select,
       insert (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
-              secret_name, has_receipt, attempts, claims, due_at, last_error),
+              secret_name, secret_companies, has_receipt, attempts, claims, due_at, last_error),
       update (attempts, claims, due_at, last_error),
       delete
    on webhook_spool to :"export_job_worker", :"vendor_worker", :"other_worker";

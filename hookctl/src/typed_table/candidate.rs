@@ -1,6 +1,6 @@
 //! Events as the rows that they would set.
 
-use shared::{AcceptedEvent, EventType, message::Receipt};
+use shared::{AcceptedEvent, Companies, EventType, message::Receipt};
 use sqlx::{Row as _, postgres::PgRow};
 use worker::{
     families::Typed,
@@ -18,7 +18,7 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// What is to be selected from `events e`.
     pub(crate) const COLUMNS: &str = "e.webhook_id, e.event_type, e.raw, e.payload::text as json,
-        e.body_sha256, e.received_at";
+        e.body_sha256, e.received_at, array_to_string(e.secret_companies, ' ') as companies";
 
     /// Reads a row with [`Candidate::COLUMNS`].
     pub(crate) fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
@@ -26,6 +26,7 @@ impl Candidate {
         let json: Option<String> = row.try_get("json")?;
         let hash: Vec<u8> = row.try_get("body_sha256")?;
         let event_type: &str = row.try_get("event_type")?;
+        let companies: Option<&str> = row.try_get("companies")?;
         let webhook_id: String = row.try_get("webhook_id")?;
         let record = Record::new(&Work {
             event: AcceptedEvent {
@@ -38,6 +39,7 @@ impl Candidate {
                 received_at: row.try_get("received_at")?,
                 attempted_at: None,
                 secret_name: None,
+                secret_companies: companies.map(Companies::read),
             },
             receipt: Receipt::Recorded,
             attempts: 0,

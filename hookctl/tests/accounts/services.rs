@@ -25,6 +25,7 @@ fn event(id: &str, body: &'static str) -> AcceptedEvent {
         received_at: Utc::now(),
         attempted_at: None,
         secret_name: None,
+        secret_companies: None,
     }
 }
 

@@ -10,3 +10,4 @@ mod rebuilding;
 mod reconciling;
 mod replaying;
 mod showing;
+mod tenants;

@@ -40,6 +40,7 @@ pub(crate) fn event(id: &str, body: impl Into<Vec<u8>>) -> AcceptedEvent {
         received_at: RECEIVED_AT,
         attempted_at: DateTime::from_timestamp(1_749_999_999, 0),
         secret_name: Some("current".to_owned()),
+        secret_companies: None,
     }
 }
 

@@ -16,4 +16,5 @@ mod rotation;
 mod standard_webhooks;
 mod standby;
 mod strangers;
+mod tenants;
 mod webhook;

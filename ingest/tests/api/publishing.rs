@@ -52,6 +52,7 @@ fn event(event_type: &str) -> AcceptedEvent {
         received_at: chrono::Utc::now(),
         attempted_at: None,
         secret_name: None,
+        secret_companies: None,
     }
 }
 

@@ -9,11 +9,11 @@ use lapin::{
 };
 
 use super::{
-    ATTEMPTED_AT_S, AcceptedEvent, EVENTS, RECEIPT, RECEIVED_AT_MS, Receipt, SECRET_NAME,
-    body_sha256,
+    ATTEMPTED_AT_S, AcceptedEvent, EVENTS, RECEIPT, RECEIVED_AT_MS, Receipt, SECRET_COMPANIES,
+    SECRET_NAME, body_sha256,
 };
 use crate::{
-    EventType,
+    Companies, EventType,
     bundle::{self, Entry},
 };
 
@@ -85,9 +85,10 @@ impl<'m> Entry<'m> {
             event_type: properties.kind().as_ref().map(ShortString::as_str),
             received_at_ms: header(properties, RECEIVED_AT_MS).and_then(as_integer),
             attempted_at_s: header(properties, ATTEMPTED_AT_S).and_then(as_integer),
-            secret_name: header(properties, SECRET_NAME)
-                .and_then(AMQPValue::as_long_string)
-                .and_then(|name| std::str::from_utf8(name.as_bytes()).ok()),
+            secret_name: header(properties, SECRET_NAME).and_then(as_text),
+            // One that cannot be read ties the secret all the same.
+            secret_companies: header(properties, SECRET_COMPANIES)
+                .map(|companies| as_text(companies).unwrap_or_default()),
             body,
         }
     }
@@ -118,6 +119,7 @@ impl<'m> Entry<'m> {
                 .secret_name
                 .filter(|name| name.len() <= LONGEST_TEXT && !name.contains('\0'))
                 .map(str::to_owned),
+            secret_companies: self.secret_companies.map(Companies::read),
         }
     }
 }
@@ -149,6 +151,10 @@ fn header<'m>(properties: &'m BasicProperties, name: &str) -> Option<&'m AMQPVal
 /// A time that Postgres can hold: chrono's range is the wider one.
 fn is_plausible(time: &DateTime<Utc>) -> bool {
     (1970..10_000).contains(&time.year())
+}
+
+fn as_text(value: &AMQPValue) -> Option<&str> {
+    std::str::from_utf8(value.as_long_string()?.as_bytes()).ok()
 }
 
 /// Any of AMQP's integer types: brokers and tools choose the width themselves.
@@ -183,6 +189,7 @@ mod tests {
             received_at: now(),
             attempted_at: None,
             secret_name: None,
+            secret_companies: None,
         }
     }
 
@@ -218,6 +225,50 @@ mod tests {
         assert_eq!(delivered[0].event.body, "hello");
         assert_eq!(delivered[0].event.received_at, now());
         assert_eq!(delivered[0].receipt, Receipt::Missing);
+    }
+
+    /// As versions wrote it that knew no companies, and as a version writes it that knows more.
+    #[test]
+    fn bundles_of_older_and_newer_versions_are_read() {
+        let properties = BasicProperties::default().with_content_type(bundle::CONTENT_TYPE.into());
+        let with = |fields: &[u8]| [b"\x91", fields].concat();
+        let cases = [
+            (with(b"\x81\xa4body\xc4\x00"), None),
+            (with(b"\x82\xa4body\xc4\x00\xb0secret_companies\xc0"), None),
+            (
+                with(b"\x82\xa4body\xc4\x00\xb0secret_companies\xa5c1 c2"),
+                Some("c1 c2"),
+            ),
+            (
+                with(b"\x83\xa4body\xc4\x00\xa3new\x91\x01\xb0secret_companies\xa5c1\0c2"),
+                Some(""),
+            ),
+        ];
+        for (body, expected) in cases {
+            let delivered = deliver(&properties, &body);
+            assert_eq!(delivered.len(), 1);
+            assert_eq!(delivered[0].event.body, "");
+            let companies = delivered[0].event.secret_companies.as_ref();
+            assert_eq!(companies.map(Companies::as_str), expected);
+        }
+    }
+
+    #[rstest]
+    #[case(AMQPValue::LongString("c1 c2".into()), "c1 c2")]
+    #[case(AMQPValue::LongString("".into()), "")]
+    #[case(AMQPValue::LongString("c1 c1".into()), "")]
+    #[case(AMQPValue::LongString(vec![0xff, 0xfe].into()), "")]
+    #[case(AMQPValue::Void, "")]
+    #[case(AMQPValue::LongLongInt(1), "")]
+    fn companies_that_cannot_be_read_are_none_at_all(
+        #[case] value: AMQPValue,
+        #[case] expected: &str,
+    ) {
+        let mut headers = FieldTable::default();
+        headers.insert(SECRET_COMPANIES.into(), value);
+        let properties = BasicProperties::default().with_headers(headers);
+        let companies = deliver(&properties, b"{}").remove(0).event.secret_companies;
+        assert_eq!(companies.as_ref().map(Companies::as_str), Some(expected));
     }
 
     #[test]

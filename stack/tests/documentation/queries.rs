@@ -37,9 +37,12 @@ fn job(id: &str, fields: &str) -> String {
     )
 }
 
+/// The company of the sample vendor, which a row never changes.
+const COMPANY: &str = "00000000-0000-0000-0000-000000000000";
+
 fn vendor(id: &str, name: &str, updated_at: &str) -> String {
     format!(
-        r#"{{"eventType":"v1.vendor.created","data":{{"id":"{id}","companyId":"c-1","name":"{name}","state":"DRAFT","country":"DE","createdAt":"2025-02-21T10:05:43Z","updatedAt":"{updated_at}"}}}}"#
+        r#"{{"eventType":"v1.vendor.created","data":{{"id":"{id}","companyId":"{COMPANY}","name":"{name}","state":"DRAFT","country":"DE","createdAt":"2025-02-21T10:05:43Z","updatedAt":"{updated_at}"}}}}"#
     )
 }
 

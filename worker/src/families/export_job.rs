@@ -1,5 +1,7 @@
 //! Export jobs: `*.export-job.*` events, table `export_jobs`.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -42,6 +44,10 @@ impl Resource for ExportJob {
         &self.id
     }
 
+    fn company_id(&self) -> &Text {
+        &self.company_id
+    }
+
     fn times(&self) -> impl IntoIterator<Item = (&'static str, Option<DateTime<Utc>>)> {
         [
             ("createdAt", self.created_at),
@@ -65,7 +71,10 @@ impl Resource for ExportJob {
         }
     }
 
-    async fn upsert(connection: &mut PgConnection, rows: &[&Row<Self>]) -> Result<(), sqlx::Error> {
+    async fn upsert(
+        connection: &mut PgConnection,
+        rows: &[&Row<Self>],
+    ) -> Result<u64, sqlx::Error> {
         sqlx::query(
             "insert into export_jobs as current
                  (id, company_id, status, number_of_items, expires_in, is_interactive,
@@ -77,7 +86,6 @@ impl Resource for ExportJob {
                   $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[],
                   $15::timestamptz[], $16::bytea[], $17::text[])
              on conflict (id) do update set
-                 company_id = excluded.company_id,
                  status = excluded.status,
                  number_of_items = excluded.number_of_items,
                  expires_in = excluded.expires_in,
@@ -94,7 +102,8 @@ impl Resource for ExportJob {
                  sort_key = excluded.sort_key,
                  webhook_id = excluded.webhook_id,
                  stored_at = now()
-             where current.sort_key < excluded.sort_key",
+             where current.sort_key < excluded.sort_key
+               and current.company_id = excluded.company_id",
         )
         .bind(column(rows, |r| r.id.as_str()))
         .bind(column(rows, |r| r.company_id.as_str()))
@@ -114,7 +123,19 @@ impl Resource for ExportJob {
         .bind(sort_keys(rows))
         .bind(webhook_ids(rows))
         .execute(connection)
-        .await?;
-        Ok(())
+        .await
+        .map(|done| done.rows_affected())
+    }
+
+    async fn companies(
+        connection: &mut PgConnection,
+        ids: &[&str],
+    ) -> Result<HashMap<String, String>, sqlx::Error> {
+        let companies: Vec<(String, String)> =
+            sqlx::query_as("select id, company_id from export_jobs where id = any($1)")
+                .bind(ids)
+                .fetch_all(connection)
+                .await?;
+        Ok(companies.into_iter().collect())
     }
 }

@@ -1,5 +1,7 @@
 //! What the typed tables have in common: one row for each resource, holding its newest state.
 
+use std::collections::{BTreeMap, HashMap};
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -19,6 +21,9 @@ pub trait Resource: DeserializeOwned + Serialize + Send + Sync {
     /// The table's key.
     fn id(&self) -> &Text;
 
+    /// Whose it is.
+    fn company_id(&self) -> &Text;
+
     /// All times at which the resource says that something happened to it, with the names of their fields
     /// in `data`. The latest of them is the time of the state: a deletion need not touch the time of the
     /// last update.
@@ -28,11 +33,17 @@ pub trait Resource: DeserializeOwned + Serialize + Send + Sync {
     fn rank(&self) -> u8;
 
     /// Writes the rows, whose ids are distinct and sorted, where their sort key is greater than the
-    /// table's.
+    /// table's and their company is the same. Answers with how many it wrote.
     fn upsert(
         connection: &mut PgConnection,
         rows: &[&Row<Self>],
-    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+    ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+
+    /// The companies of those of the resources that are in the table.
+    fn companies(
+        connection: &mut PgConnection,
+        ids: &[&str],
+    ) -> impl Future<Output = Result<HashMap<String, String>, sqlx::Error>> + Send;
 }
 
 /// The state of a resource as one event gives it.
@@ -80,19 +91,61 @@ impl<R: Resource> Row<R> {
         Ok(columns)
     }
 
-    /// Writes the newest state of each resource. Postgres refuses to update a row twice in one
-    /// statement, and one order for all keeps two batches from deadlocking.
-    pub(super) async fn upsert_newest(
+    /// Writes the newest state of each resource, and answers with the rows whose resource belongs to
+    /// another company. That is the company of its row in the table, and without one that of the first
+    /// of these rows.
+    pub(super) async fn upsert_newest<'r>(
         connection: &mut PgConnection,
-        mut rows: Vec<&Self>,
-    ) -> Result<(), sqlx::Error> {
-        rows.sort_by(|a, b| (a.resource.id(), &b.sort_key).cmp(&(b.resource.id(), &a.sort_key)));
-        rows.dedup_by(|later, kept| later.resource.id() == kept.resource.id());
-        if rows.is_empty() {
-            return Ok(());
+        mut rows: Vec<&'r Self>,
+    ) -> Result<Vec<&'r Self>, sqlx::Error> {
+        let mut strangers = Vec::new();
+        while !rows.is_empty() {
+            let newest = newest(&rows);
+            let written = R::upsert(connection, &newest).await?;
+            let is_written = usize::try_from(written) == Ok(newest.len());
+            if is_written && rows.iter().all(|row| is_of_one_company(row, &newest)) {
+                break;
+            }
+            let companies = R::companies(connection, &ids(&newest)).await?;
+            let (others, own): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| {
+                let company = companies.get(row.resource.id().as_str());
+                company.is_some_and(|company| company != row.resource.company_id().as_str())
+            });
+            if others.is_empty() {
+                break;
+            }
+            strangers.extend(others);
+            // One of these may have stood behind one of those.
+            rows = own;
         }
-        R::upsert(connection, &rows).await
+        Ok(strangers)
     }
+}
+
+/// The newest state of each resource of those that name the same company as its first one, in the order
+/// of the ids: Postgres refuses to update a row twice in one statement, and one order for all keeps two
+/// batches from deadlocking.
+fn newest<'r, R: Resource>(rows: &[&'r Row<R>]) -> Vec<&'r Row<R>> {
+    let mut newest: BTreeMap<&Text, &Row<R>> = BTreeMap::new();
+    for &row in rows {
+        let known = newest.entry(row.resource.id()).or_insert(row);
+        let is_of_one_company = known.resource.company_id() == row.resource.company_id();
+        if is_of_one_company && known.sort_key < row.sort_key {
+            *known = row;
+        }
+    }
+    newest.into_values().collect()
+}
+
+/// Whether the row names the company that `newest`, sorted by id, names for its resource.
+fn is_of_one_company<R: Resource>(row: &Row<R>, newest: &[&Row<R>]) -> bool {
+    newest
+        .binary_search_by_key(&row.resource.id(), |row| row.resource.id())
+        .is_ok_and(|at| newest[at].resource.company_id() == row.resource.company_id())
+}
+
+fn ids<'r, R: Resource>(rows: &[&'r Row<R>]) -> Vec<&'r str> {
+    rows.iter().map(|row| row.resource.id().as_str()).collect()
 }
 
 /// One field of all rows, as the array that a statement takes.

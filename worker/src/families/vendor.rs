@@ -1,5 +1,7 @@
 //! Vendors: `*.vendor.*` events, table `vendors`.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -42,6 +44,10 @@ impl Resource for Vendor {
         &self.id
     }
 
+    fn company_id(&self) -> &Text {
+        &self.company_id
+    }
+
     fn times(&self) -> impl IntoIterator<Item = (&'static str, Option<DateTime<Utc>>)> {
         [
             ("createdAt", self.created_at),
@@ -61,7 +67,10 @@ impl Resource for Vendor {
         }
     }
 
-    async fn upsert(connection: &mut PgConnection, rows: &[&Row<Self>]) -> Result<(), sqlx::Error> {
+    async fn upsert(
+        connection: &mut PgConnection,
+        rows: &[&Row<Self>],
+    ) -> Result<u64, sqlx::Error> {
         sqlx::query(
             "insert into vendors as current
                  (id, company_id, name, state, country, code, external_id, accounting_system,
@@ -72,7 +81,6 @@ impl Resource for Vendor {
                   $12::text[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[],
                   $16::bytea[], $17::text[])
              on conflict (id) do update set
-                 company_id = excluded.company_id,
                  name = excluded.name,
                  state = excluded.state,
                  country = excluded.country,
@@ -89,7 +97,8 @@ impl Resource for Vendor {
                  sort_key = excluded.sort_key,
                  webhook_id = excluded.webhook_id,
                  stored_at = now()
-             where current.sort_key < excluded.sort_key",
+             where current.sort_key < excluded.sort_key
+               and current.company_id = excluded.company_id",
         )
         .bind(column(rows, |r| r.id.as_str()))
         .bind(column(rows, |r| r.company_id.as_str()))
@@ -111,7 +120,19 @@ impl Resource for Vendor {
         .bind(sort_keys(rows))
         .bind(webhook_ids(rows))
         .execute(connection)
-        .await?;
-        Ok(())
+        .await
+        .map(|done| done.rows_affected())
+    }
+
+    async fn companies(
+        connection: &mut PgConnection,
+        ids: &[&str],
+    ) -> Result<HashMap<String, String>, sqlx::Error> {
+        let companies: Vec<(String, String)> =
+            sqlx::query_as("select id, company_id from vendors where id = any($1)")
+                .bind(ids)
+                .fetch_all(connection)
+                .await?;
+        Ok(companies.into_iter().collect())
     }
 }

@@ -66,6 +66,7 @@ fn known() -> Vec<Message> {
         ("received-at-ms", AMQPValue::LongString("yesterday".into())),
         ("attempted-at-s", AMQPValue::LongLongInt(i64::MIN)),
         ("secret-name", AMQPValue::LongString("a\0b".into())),
+        ("secret-companies", AMQPValue::LongString("a\0b".into())),
         ("receipt", AMQPValue::LongLongInt(1)),
         ("events", AMQPValue::LongLongInt(i64::MAX)),
     ];

@@ -17,3 +17,4 @@ mod sample;
 mod settings;
 mod spool;
 mod standby;
+mod tenants;

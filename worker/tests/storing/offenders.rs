@@ -69,7 +69,7 @@ async fn a_locked_row_holds_up_only_its_own_event_and_spends_no_attempt(pool: Pg
     sql(
         &pool,
         "insert into vendors (id, company_id, name, state, sort_key, webhook_id)
-         values ('poison-0200', '', '', '', '', '')",
+         values ('poison-0200', 'c1', '', '', '', '')",
     )
     .await;
     let mut user = pool.begin().await.expect("a transaction");
@@ -310,7 +310,7 @@ async fn the_cost_of_offenders(pool: PgPool) {
                 "locked row (55P03)" => {
                     sqlx::query(
                         "insert into vendors (id, company_id, name, state, sort_key, webhook_id)
-                         select 'poison-' || to_char(n, 'FM0000'), '', '', '', '', ''
+                         select 'poison-' || to_char(n, 'FM0000'), 'c1', '', '', '', ''
                            from generate_series(0, 999) n",
                     )
                     .execute(&pool)

@@ -34,6 +34,7 @@ pub(crate) fn event(id: &str, body: impl Into<Vec<u8>>) -> AcceptedEvent {
         received_at: Utc.timestamp_opt(1_750_000_000, 0).unwrap(),
         attempted_at: Utc.timestamp_opt(1_749_999_999, 0).single(),
         secret_name: Some("current".to_owned()),
+        secret_companies: None,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
-    AcceptedEvent, EventType, Family,
+    AcceptedEvent, Companies, EventType, Family,
     database::{DeadlineTransaction, Pool, TransactionError},
     message::Receipt,
 };
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use worker::{
     families::{self, Text, Typed},
     judge::Class,
-    problem::Kind,
+    problem::{self, Kind},
     record::{Body, Record},
     work::{Source, Work},
 };
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(40);
 /// of the typed tables in the order in which `families::upsert` takes them here.
 const LOCK: &str = "
     select webhook_id, event_type, problem, raw, payload::text as json, body_sha256, received_at,
-           attempted_at, secret_name
+           attempted_at, secret_name, array_to_string(secret_companies, ' ') as companies
       from events
      where webhook_id = any($1) and problem is not null and dismissed_at is null
      order by webhook_id
@@ -44,6 +44,8 @@ pub(super) struct Attempt {
     /// Commit and write that down, or take everything back.
     pub(super) run: Option<Run>,
     pub(super) include_withheld: bool,
+    /// Believe events of any company, whatever their secret speaks for.
+    pub(super) any_company: bool,
 }
 
 /// An open dead letter that is locked.
@@ -138,8 +140,14 @@ impl Attempt {
             .iter()
             .filter_map(|(_, r)| r.typed.as_ref())
             .collect();
-        families::upsert(connection, &typed).await?;
-        clear(connection, &mended).await?;
+        let strangers = families::upsert(connection, &typed).await?;
+        let strangers: HashSet<String> = strangers.into_iter().map(str::to_owned).collect();
+        mended.retain(|(_, record)| !strangers.contains(&record.webhook_id));
+        replayed.extend(strangers.iter().map(|id| {
+            let reason = problem::COMPANY_CHANGE.to_owned();
+            self.replayed(id, Outcome::StillWrong, Some(reason))
+        }));
+        clear(connection, &mended, self.any_company).await?;
         let newest = newest(&mut *connection, &mended).await?;
         let mut changes = Vec::new();
         for (letter, record) in &mended {
@@ -165,7 +173,8 @@ impl Attempt {
     /// What this version makes of it. Pure.
     fn judge(&self, letter: Letter, keep_bytes: bool) -> Judgement {
         let kind = Kind::of(&letter.problem);
-        let is_withheld = matches!(kind, Kind::Conflict | Kind::Unidentified | Kind::Distrusted);
+        let is_withheld = matches!(kind, Kind::Conflict | Kind::Unidentified | Kind::Distrusted)
+            || problem::known_of(&letter.event).is_some();
         if is_withheld && !self.include_withheld {
             return Judgement::Left(letter.event.webhook_id, Outcome::Withheld, letter.problem);
         }
@@ -178,7 +187,11 @@ impl Attempt {
             );
         }
         let work = Work {
-            event: letter.event.clone(),
+            event: AcceptedEvent {
+                secret_companies: (letter.event.secret_companies.clone())
+                    .filter(|_| !self.any_company),
+                ..letter.event.clone()
+            },
             receipt: Receipt::Recorded,
             attempts: 0,
             problem: None,
@@ -210,6 +223,7 @@ impl Letter {
         let json: Option<String> = row.try_get("json")?;
         let event_type: &str = row.try_get("event_type")?;
         let hash: Vec<u8> = row.try_get("body_sha256")?;
+        let companies: Option<&str> = row.try_get("companies")?;
         let (has_bytes, has_json) = (raw.is_some(), json.is_some());
         let body = raw.unwrap_or_else(|| json.unwrap_or_default().into_bytes());
         Ok(Self {
@@ -222,6 +236,7 @@ impl Letter {
                 received_at: row.try_get::<DateTime<Utc>, _>("received_at")?,
                 attempted_at: row.try_get("attempted_at")?,
                 secret_name: row.try_get("secret_name")?,
+                secret_companies: companies.map(Companies::read),
             },
             has_json,
             has_bytes,
@@ -245,10 +260,12 @@ fn change(letter: &Letter, outcome: Outcome) -> Value {
     })
 }
 
-/// Makes them healthy events, as a worker would have stored them.
+/// Makes them healthy events, as a worker would have stored them. Where any company was believed, a
+/// rebuild is to believe it as well.
 async fn clear(
     connection: &mut PgConnection,
     mended: &[(Letter, Box<Record>)],
+    any_company: bool,
 ) -> Result<(), sqlx::Error> {
     fn column<'m, T>(
         mended: &'m [(Letter, Box<Record>)],
@@ -265,7 +282,8 @@ async fn clear(
                 event_id = m.event_id, event_type = m.event_type, company_id = m.company_id,
                 resource_id = m.resource_id,
                 payload = coalesce(e.payload, m.payload::jsonb),
-                raw = case when e.payload is null and m.payload is null then e.raw end
+                raw = case when e.payload is null and m.payload is null then e.raw end,
+                secret_companies = case when not $7 then e.secret_companies end
            from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
              as m (webhook_id, event_id, event_type, company_id, resource_id, payload)
           where e.webhook_id = m.webhook_id",
@@ -279,6 +297,7 @@ async fn clear(
         Body::Json(json) if !letter.has_json => Some(json.as_str()),
         Body::Json(_) | Body::Raw(_) => None,
     }))
+    .bind(any_company)
     .execute(connection)
     .await?;
     Ok(())

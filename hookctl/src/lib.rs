@@ -13,6 +13,7 @@ pub mod delivery;
 pub mod distrust;
 pub mod doctor;
 mod duration;
+pub mod erase;
 mod family;
 pub mod health;
 mod http;

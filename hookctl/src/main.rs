@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use hookctl::{
-    actions, completions, dead_letters, distrust, doctor, health, load, rebuild, receipts,
+    actions, completions, dead_letters, distrust, doctor, erase, health, load, rebuild, receipts,
     reconcile, send, setup, tail, verdict,
 };
 use shared::config;
@@ -29,6 +29,7 @@ enum Command {
     Actions(actions::Args),
     Reconcile(reconcile::Args),
     Rebuild(rebuild::Args),
+    Erase(erase::Args),
     Health(health::Args),
     Send(send::Args),
     Load(load::Args),
@@ -48,6 +49,7 @@ async fn main() -> ExitCode {
         Command::Actions(args) => actions::run(args).await,
         Command::Reconcile(args) => reconcile::run(args).await,
         Command::Rebuild(args) => rebuild::run(args).await,
+        Command::Erase(args) => erase::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Send(args) => send::run(args).await,
         Command::Load(args) => load::run(args).await,

@@ -22,7 +22,10 @@ use shared::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use worker::{judge::Class, problem::COMPANY_CHANGE};
+use worker::{
+    judge::Class,
+    problem::{self, COMPANY_CHANGE},
+};
 
 use self::{
     batch::{Writer, count_events, count_rows_without_event},
@@ -201,7 +204,7 @@ impl Rebuild<'_> {
         while let Some(group) = groups.pop() {
             let written = self
                 .patiently(async || match self.writer.write(group).await {
-                    Err(error) if is_a_rows_fault(&error) => Ok(Err(error.to_string())),
+                    Err(error) if is_a_rows_fault(&error) => Ok(Err(problem::refusal(&error))),
                     Err(error) => Err(error),
                     Ok(changes) => Ok(Ok(changes)),
                 })

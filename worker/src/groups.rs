@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use crate::{
     judge::{Class, History, Rehearsal, Size, Verdict, judge},
     persistence::{Abandoned, Hold, Persistence},
+    problem,
     record::Record,
     spool_reader::LEASE,
     spool_writer::{Claims, Postponement},
@@ -244,7 +245,7 @@ impl<'r> Run<'r> {
                 }
                 Verdict::Hold => {
                     open.groups.push_front(group);
-                    self.hold(error.to_string()).await?;
+                    self.hold(problem::refusal(error)).await?;
                 }
                 Verdict::PutOff => open
                     .ended
@@ -253,7 +254,7 @@ impl<'r> Run<'r> {
                     group
                         .tasks
                         .into_iter()
-                        .map(|task| (task, Fate::Refused(error.to_string()))),
+                        .map(|task| (task, Fate::Refused(problem::refusal(error)))),
                 ),
             }
             return Ok(());
@@ -278,7 +279,10 @@ impl<'r> Run<'r> {
             }
             Err(error) if Class::of(&error) == Class::Away => Err(error.to_string()),
             Err(error) => {
-                self.ill = format!("a harmless event cannot be stored either: {error}");
+                self.ill = format!(
+                    "a harmless event cannot be stored either: {}",
+                    problem::refusal(&error)
+                );
                 Ok(Rehearsal::Ill)
             }
         }

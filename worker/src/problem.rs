@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use shared::AcceptedEvent;
+use shared::{AcceptedEvent, database::TransactionError};
 
 /// Of a second body under an id that is taken.
 pub const CONFLICT: &str = "another body was accepted under this webhook id before";
@@ -25,6 +25,30 @@ pub fn known_of(event: &AcceptedEvent) -> Option<String> {
 
 /// Begins that of an event that an operator distrusts, whatever is in it: its secret was stolen.
 pub const DISTRUSTED: &str = "signed with a secret that is distrusted";
+
+/// Why Postgres refuses an event, in its words. Its data exceptions quote values, as in `invalid input
+/// syntax for type integer: "…"`, and a value of a body is nothing for a list or a log. All other errors
+/// quote names of tables, columns and constraints.
+pub fn refusal(error: &TransactionError) -> String {
+    let words = error.to_string();
+    match error.sqlstate() {
+        Some(state) if state.starts_with(DATA_EXCEPTION) => without_quoted(&words),
+        Some(_) | None => words,
+    }
+}
+
+/// The class of SQLSTATEs that are about a value.
+const DATA_EXCEPTION: &str = "22";
+
+/// A value may have quotation marks itself, so all between the first and the last one goes.
+fn without_quoted(words: &str) -> String {
+    match (words.find('"'), words.rfind('"')) {
+        (Some(first), Some(last)) if first < last => {
+            format!("{}…{}", &words[..=first], &words[last..])
+        }
+        _ => words.to_owned(),
+    }
+}
 
 /// Begins that of an event that kept stopping its worker.
 pub const STOPPED_WORKER: &str = "stopped the worker";
@@ -154,6 +178,15 @@ mod tests {
         let reason = Typed::parse(Family::Vendor, data, "msg_1", DateTime::UNIX_EPOCH)
             .expect_err("no vendor");
         assert_eq!(Kind::of(&reason), Kind::WrongData);
+    }
+
+    #[rstest]
+    #[case(r#"for type integer: "Acme""#, r#"for type integer: "…""#)]
+    #[case(r#"value "47"11" is out of range"#, r#"value "…" is out of range"#)]
+    #[case("value too long", "value too long")]
+    #[case(r#"one " alone"#, r#"one " alone"#)]
+    fn what_postgres_quotes_is_left_out(#[case] words: &str, #[case] expected: &str) {
+        assert_eq!(without_quoted(words), expected);
     }
 
     #[test]

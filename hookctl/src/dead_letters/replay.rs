@@ -97,8 +97,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
         Run::check(&mut connection).await?;
     }
     let letters = Letters::find(&mut connection, args).await?;
-    let run =
-        Run::new("dead-letters replay", args.filter.describe(), None).part_of(args.run.as_deref());
+    let mut filter = args.filter.describe();
+    if args.any_company {
+        filter["any_company"] = true.into();
+    }
+    let run = Run::new("dead-letters replay", filter, None).part_of(args.run.as_deref());
     let replay = Replay {
         attempt: Attempt {
             pool: database::pool(options, "hookctl", 1),

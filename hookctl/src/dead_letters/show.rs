@@ -304,6 +304,10 @@ fn history(row: &PgRow) -> Result<Vec<Moment>, sqlx::Error> {
             ),
         ),
         (
+            "erased_at",
+            "erased; what is left recognises a repetition".to_owned(),
+        ),
+        (
             "dismissed_at",
             format!("dismissed by {}{note}", by.unwrap_or_default()),
         ),

@@ -4,6 +4,7 @@
 mod acting;
 mod dismissing;
 mod distrusting;
+mod erasing;
 mod listing;
 mod place;
 mod rebuilding;

@@ -60,6 +60,35 @@ async fn one_poison_event_costs_its_neighbours_nothing(pool: PgPool) {
     );
 }
 
+/// Postgres' own words for data that a user's trigger cannot convert have the value in them.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_value_that_postgres_quotes_is_in_no_reason(pool: PgPool) {
+    sql(
+        &pool,
+        "create function count_up() returns trigger language plpgsql as
+           $$ begin perform new.name::integer + 1; return new; end $$;
+         create trigger count_up before insert on vendors for each row execute function count_up()",
+    )
+    .await;
+    persist(&pool, [vendor("m1")]).await;
+    until_count(
+        &pool,
+        "select count(*) from webhook_spool where last_error like '%type integer: \"…\"%'",
+        1,
+    )
+    .await;
+    let stop = start_spool_reader(&pool, Family::Vendor);
+    spend_all_attempts(&pool).await;
+    until_count(&pool, "select count(*) from dead_letters", 1).await;
+    stop.cancel();
+    until_count(
+        &pool,
+        "select count(*) from dead_letters where problem like '%type integer: \"…\"%'",
+        1,
+    )
+    .await;
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_refused_event_is_tried_again_and_stored_once_it_can_be(pool: PgPool) {
     sql(&pool, REFUSE_POISON).await;

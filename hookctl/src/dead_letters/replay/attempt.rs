@@ -90,7 +90,7 @@ impl Attempt {
             Err(error) if is_a_rows_fault(&error) => Ok(vec![self.replayed(
                 id,
                 Outcome::Refused,
-                Some(error.to_string()),
+                Some(problem::refusal(&error)),
             )]),
             other => other,
         }

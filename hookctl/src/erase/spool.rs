@@ -1,0 +1,166 @@
+//! What waits in `webhook_spool`. Only the body says whose it is, so each row is read as a worker does.
+
+use serde_json::json;
+use shared::{AcceptedEvent, EventType, message::Receipt};
+use sqlx::{PgConnection, Row as _, postgres::PgRow};
+use worker::{
+    record::Record,
+    spool_reader::ISOLATE_AFTER,
+    work::{Source, Work},
+};
+
+use super::matching::Subject;
+use crate::{
+    actions::Run,
+    database::{CHANGING, Connection, READING},
+};
+
+/// The most rows of one transaction. Their bodies have to fit into memory.
+const BATCH: usize = 200;
+
+/// The key of a row.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Key {
+    webhook_id: String,
+    body_sha256: Vec<u8>,
+}
+
+/// What was found.
+pub(super) struct Matches {
+    /// About the subject.
+    pub(super) rows: Vec<Key>,
+    /// How many may be what stops workers. To read them would stop this as well.
+    pub(super) unread: i64,
+}
+
+/// Looks through the whole spool.
+pub(super) async fn find(
+    connection: &mut Connection,
+    subject: &Subject,
+) -> anyhow::Result<Matches> {
+    let mut matches = Matches {
+        rows: Vec::new(),
+        unread: 0,
+    };
+    let mut last = Key::default();
+    loop {
+        let mut transaction = connection.begin(&READING).await?;
+        let page = page(&mut transaction, &last).await?;
+        let Some((end, _)) = page.last() else {
+            matches.unread = match subject {
+                // It is known without being read.
+                Subject::Event(_) => 0,
+                Subject::Company(_) | Subject::Resource(_) => {
+                    sqlx::query_scalar("select count(*) from webhook_spool where claims >= $1")
+                        .bind(ISOLATE_AFTER)
+                        .fetch_one(&mut *transaction)
+                        .await?
+                }
+            };
+            return Ok(matches);
+        };
+        last = end.clone();
+        let about_it = page.into_iter().filter(|(key, work)| match subject {
+            Subject::Event(id) => key.webhook_id == *id,
+            Subject::Company(_) | Subject::Resource(_) => {
+                (work.as_ref()).is_some_and(|work| subject.includes(&Record::new(work)))
+            }
+        });
+        matches.rows.extend(about_it.map(|(key, _)| key));
+    }
+}
+
+/// The next rows, and what can be read of them without danger.
+async fn page(
+    connection: &mut PgConnection,
+    after: &Key,
+) -> Result<Vec<(Key, Option<Work>)>, sqlx::Error> {
+    let rows = sqlx::query(
+        "select webhook_id, body_sha256, event_type, received_at, claims,
+                case when claims < $4 then body end as body
+           from webhook_spool
+          where (webhook_id, body_sha256) > ($1, $2)
+          order by webhook_id, body_sha256
+          limit $3",
+    )
+    .bind(&after.webhook_id)
+    .bind(&after.body_sha256)
+    .bind(i64::try_from(BATCH).unwrap_or(i64::MAX))
+    .bind(ISOLATE_AFTER)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(read).collect()
+}
+
+fn read(row: &PgRow) -> Result<(Key, Option<Work>), sqlx::Error> {
+    let key = Key {
+        webhook_id: row.try_get("webhook_id")?,
+        body_sha256: row.try_get("body_sha256")?,
+    };
+    let Some(body) = row.try_get::<Option<Vec<u8>>, _>("body")? else {
+        return Ok((key, None));
+    };
+    let event_type: &str = row.try_get("event_type")?;
+    let event = AcceptedEvent {
+        webhook_id: key.webhook_id.clone(),
+        event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
+        body_sha256: key.body_sha256.clone().try_into().unwrap_or_default(),
+        body: body.into(),
+        received_at: row.try_get("received_at")?,
+        attempted_at: None,
+        secret_name: None,
+        secret_companies: None,
+    };
+    let work = Work {
+        event,
+        receipt: Receipt::Recorded,
+        attempts: 0,
+        problem: None,
+        source: Source::Spool,
+    };
+    Ok((key, Some(work)))
+}
+
+/// Erases these before they are stored. A worker that has taken one of them finds its id taken, and
+/// stores nothing.
+pub(super) async fn erase(
+    connection: &mut Connection,
+    rows: &[Key],
+    run: &Run,
+) -> anyhow::Result<()> {
+    for some in rows.chunks(BATCH) {
+        let (ids, hashes): (Vec<&str>, Vec<&[u8]>) =
+            (some.iter().map(|key| (&*key.webhook_id, &*key.body_sha256))).unzip();
+        let mut transaction = connection.begin(&CHANGING).await?;
+        // A second body under a taken id leaves its row under the id that a worker would give it.
+        sqlx::query(
+            "with gone as (
+                 delete from webhook_spool s
+                  using unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+                  where s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
+                 returning s.webhook_id, s.body_sha256, s.received_at, s.attempted_at)
+             insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at,
+                                 raw, erased_at)
+             select case when exists (select from events e
+                                       where e.webhook_id = gone.webhook_id
+                                         and e.body_sha256 <> gone.body_sha256)
+                         then webhook_id || '#conflict-' || left(encode(body_sha256, 'hex'), 16)
+                         else webhook_id end as id,
+                    'erased', body_sha256, received_at, attempted_at, '', now()
+               from gone
+              order by id
+             on conflict (webhook_id) do nothing",
+        )
+        .bind(ids)
+        .bind(hashes)
+        .execute(&mut *transaction)
+        .await?;
+        let changes = some.iter().map(|key| {
+            let webhook_id = &key.webhook_id;
+            json!({"table": "webhook_spool", "webhook_id": webhook_id, "after": null})
+        });
+        run.record(&mut transaction, changes.collect()).await?;
+        transaction.commit().await?;
+    }
+    Ok(())
+}

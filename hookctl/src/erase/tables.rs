@@ -1,0 +1,124 @@
+//! What is stored: `events`, whose rows stay without what is personal in them, and the typed tables,
+//! whose rows go.
+
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+
+use super::matching::Subject;
+use crate::{
+    actions::Run,
+    database::{CHANGING, Connection, READING},
+};
+
+/// The most rows of one transaction: few enough to hold no lock for long.
+const BATCH: usize = 1_000;
+
+/// A table with rows of its own about a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    Events,
+    ExportJobs,
+    Vendors,
+}
+
+impl Table {
+    /// The typed tables last, so that a row which a worker writes meanwhile is one of a later event.
+    pub(super) const ALL: [Self; 3] = [Self::Events, Self::ExportJobs, Self::Vendors];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::ExportJobs => "export_jobs",
+            Self::Vendors => "vendors",
+        }
+    }
+
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Events => "webhook_id",
+            Self::ExportJobs | Self::Vendors => "id",
+        }
+    }
+
+    /// The column that names the subject, and what else has to hold.
+    const fn condition(self, subject: &Subject) -> &'static str {
+        match (self, subject) {
+            (Self::Events, Subject::Company(_)) => "company_id = $1 and erased_at is null",
+            (Self::Events, Subject::Resource(_)) => "resource_id = $1 and erased_at is null",
+            (Self::Events, Subject::Event(_)) => "webhook_id = $1 and erased_at is null",
+            (_, Subject::Company(_)) => "company_id = $1",
+            (_, Subject::Resource(_)) => "id = $1",
+            (_, Subject::Event(_)) => "webhook_id = $1",
+        }
+    }
+
+    /// The keys of the rows about the subject, in their order.
+    pub(super) async fn find(
+        self,
+        connection: &mut Connection,
+        subject: &Subject,
+    ) -> anyhow::Result<Vec<String>> {
+        let (table, key) = (self.name(), self.key());
+        let condition = self.condition(subject);
+        let sql = format!("select {key} from {table} where {condition} order by 1");
+        let mut transaction = connection.begin(&READING).await?;
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(subject.id())
+            .fetch_all(&mut *transaction)
+            .await?)
+    }
+
+    /// What is written down of a row.
+    fn change(self, key: &str) -> Value {
+        match self {
+            Self::Events => json!({"webhook_id": key, "after": {"event_type": "erased"}}),
+            Self::ExportJobs | Self::Vendors => {
+                json!({"table": self.name(), "id": key, "after": null})
+            }
+        }
+    }
+
+    /// Erases these, in transactions of some, where they are still about the subject. Rows are locked in
+    /// the order in which others lock them.
+    pub(super) async fn erase(
+        self,
+        connection: &mut Connection,
+        subject: &Subject,
+        keys: &[String],
+        run: &Run,
+    ) -> anyhow::Result<()> {
+        let (table, key) = (self.name(), self.key());
+        let condition = self.condition(subject);
+        let change = match self {
+            Self::Events => {
+                "update events e
+                    set event_type = 'erased', event_id = null, company_id = null,
+                        resource_id = null, payload = null, raw = '', problem = null,
+                        secret_name = null, secret_companies = null, replayed_problem = null, dismissal_note = null,
+                        erased_at = now()
+                   from chosen where e.webhook_id = chosen.key
+                 returning e.webhook_id"
+            }
+            Self::ExportJobs => "delete from export_jobs using chosen where id = chosen.key returning id",
+            Self::Vendors => "delete from vendors using chosen where id = chosen.key returning id",
+        };
+        let sql = format!(
+            "with chosen as materialized (
+                 select {key} as key from {table}
+                  where {key} = any($2) and {condition} order by 1 for update)
+             {change}"
+        );
+        for some in keys.chunks(BATCH) {
+            let mut transaction = connection.begin(&CHANGING).await?;
+            let erased: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql.as_str()))
+                .bind(subject.id())
+                .bind(some)
+                .fetch_all(&mut *transaction)
+                .await?;
+            let changes = erased.iter().map(|key| self.change(key)).collect();
+            run.record(&mut transaction, changes).await?;
+            transaction.commit().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,214 @@
+//! `hookctl erase`
+
+use serde_json::Value;
+use shared::AcceptedEvent;
+use sqlx::PgPool;
+use worker::work::{Source, Work};
+
+use crate::place::{
+    event, hookctl, is, lines, nameless, run, spool, sql, store, store_events, text, vendor_at,
+    work,
+};
+
+/// The vendor's name is what must not be left anywhere.
+const NAME: &str = "Jane Doe";
+
+fn vendor(id: &str, vendor: &str, minute: u8) -> AcceptedEvent {
+    vendor_at(id, vendor, NAME, minute)
+}
+
+fn job(id: &str, company: &str) -> AcceptedEvent {
+    let data = format!(r#"{{"id":"job of {id}","companyId":"{company}","status":"pending"}}"#);
+    event(
+        id,
+        format!(r#"{{"eventType":"v1.export-job.created","data":{data}}}"#),
+    )
+}
+
+/// Rows by table that were found.
+async fn erase(pool: &PgPool, flags: &[&str], code: i32) -> Vec<(String, u64)> {
+    let output = hookctl(pool, &[&["erase", "--json"], flags].concat())
+        .output()
+        .await
+        .expect("hookctl runs");
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output));
+    let count = |line: &Value| {
+        let table = line["table"].as_str().expect("a table").to_owned();
+        (table, line["rows"].as_u64().expect("a number"))
+    };
+    lines(&output).iter().map(count).collect()
+}
+
+fn found(spooled: u64, events: u64, jobs: u64, vendors: u64) -> Vec<(String, u64)> {
+    let tables = ["webhook_spool", "events", "export_jobs", "vendors"];
+    let counts = [spooled, events, jobs, vendors];
+    let pairs = tables.into_iter().zip(counts);
+    pairs.map(|(table, n)| (table.to_owned(), n)).collect()
+}
+
+/// Everything that the tables hold.
+async fn everything(pool: &PgPool) -> String {
+    sqlx::query_scalar(
+        "select concat(
+             (select string_agg((to_jsonb(e) - 'body_sha256' - 'raw')::text
+                                || coalesce(convert_from(e.raw, 'utf8'), ''), ' ' order by webhook_id)
+                from events e),
+             (select string_agg((to_jsonb(v) - 'sort_key')::text, ' ' order by id) from vendors v),
+             (select string_agg((to_jsonb(j) - 'sort_key')::text, ' ' order by id)
+                from export_jobs j),
+             (select string_agg((to_jsonb(s) - 'body_sha256' - 'body')::text
+                                || convert_from(s.body, 'utf8'), ' ' order by webhook_id)
+                from webhook_spool s))",
+    )
+    .fetch_one(pool)
+    .await
+    .expect("text")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn nothing_is_left_of_a_company_and_what_comes_late_is_recognised(pool: PgPool) {
+    let waiting = vendor("waiting", "v3", 1);
+    store_events(
+        &pool,
+        [
+            vendor("m1", "v1", 1),
+            vendor("m2", "v1", 2),
+            vendor("m3", "v2", 1),
+            job("j1", "c1"),
+            job("j2", "c2"),
+            nameless("c2's"),
+            event(
+                "card",
+                r#"{"eventType":"v1.card.created","data":{"companyId":"c1"}}"#,
+            ),
+        ],
+    )
+    .await;
+    spool(&pool, &waiting, 1, 0).await;
+    // What ingest has accepted.
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select webhook_id, body_sha256, now(), now() from events
+         union all select webhook_id, body_sha256, now(), null from webhook_spool",
+    )
+    .await;
+    let before = everything(&pool).await;
+    let preview = erase(&pool, &["--company=c1"], 3).await;
+    assert_eq!(preview, found(1, 5, 1, 2));
+    assert_eq!(everything(&pool).await, before);
+
+    erase(&pool, &["--company=c1", "--yes"], 0).await;
+    let after = everything(&pool).await;
+    for gone in [NAME, r#""c1""#, r#""v1""#, "job of j1"] {
+        assert!(!after.contains(gone), "{gone} is in {after}");
+    }
+    let others = "select (select count(*) from export_jobs where company_id = 'c2') = 1
+                     and (select count(*) from dead_letters where company_id = 'c2') = 1
+                     and not exists (select from unstored_receipts)";
+    assert!(is(&pool, others).await, "{after}");
+    assert_eq!(erase(&pool, &["--company=c1"], 0).await, found(0, 0, 0, 0));
+    let on_record = "select count(distinct run) = 1 and sum(changed) = 9
+                            and bool_and(filter = '{\"company\": \"c1\"}')
+                            and not bool_or(changes::text like '%Jane%')
+                       from operator_actions where action = 'erase'";
+    assert!(is(&pool, on_record).await);
+
+    // Repetitions, and one that a worker had taken out of the spool.
+    let taken = Work {
+        source: Source::Spool,
+        ..work(waiting)
+    };
+    store(
+        &pool,
+        [
+            taken,
+            work(vendor("m2", "v1", 2)),
+            work(vendor("m3", "v2", 1)),
+        ],
+    )
+    .await;
+    assert_eq!(everything(&pool).await, after);
+    let rebuilt = hookctl(&pool, &["rebuild", "--yes"]).output().await;
+    let rebuilt = rebuilt.expect("hookctl runs");
+    assert_eq!(rebuilt.status.code(), Some(0), "{}", text(&rebuilt));
+    assert_eq!(everything(&pool).await, after);
+    let shown = text(&run(&pool, &["show", "m1"], 0).await);
+    assert!(shown.contains("erased"), "{shown}");
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn one_resource_or_one_event_is_erased_alone(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            vendor("m1", "v1", 1),
+            vendor("m2", "v1", 2),
+            vendor("m3", "v2", 1),
+        ],
+    )
+    .await;
+    erase(&pool, &["--event=m2", "--yes"], 0).await;
+    let rebuilt = hookctl(&pool, &["rebuild", "--yes"]).output().await;
+    assert_eq!(rebuilt.expect("hookctl runs").status.code(), Some(0));
+    let older = "select webhook_id = 'm1' from vendors where id = 'v1'";
+    assert!(is(&pool, older).await);
+
+    assert_eq!(
+        erase(&pool, &["--resource=v1", "--yes"], 0).await,
+        found(0, 1, 0, 1)
+    );
+    let rest = "select (select array_agg(id) from vendors) = array['v2']
+                   and (select array_agg(webhook_id) from events where erased_at is null)
+                       = array['m3']";
+    assert!(is(&pool, rest).await);
+    for wrong in [
+        &["erase"][..],
+        &["erase", "--company=c1", "--event=m1"],
+        &["erase", "--company="],
+    ] {
+        let output = hookctl(&pool, wrong).output().await.expect("hookctl runs");
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    }
+}
+
+/// A second body under a taken id would have had a row under an id of its own.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_erased_second_body_is_recognised_as_well(pool: PgPool) {
+    store_events(&pool, [job("m1", "c2")]).await;
+    let second = vendor("m1", "v1", 1);
+    spool(&pool, &second, 0, 0).await;
+    erase(&pool, &["--company=c1", "--yes"], 0).await;
+    let after = everything(&pool).await;
+    assert!(!after.contains(NAME), "{after}");
+    store_events(&pool, [second]).await;
+    assert_eq!(everything(&pool).await, after);
+}
+
+/// What is stored while a company is erased is found by the next run, at the latest.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn beside_workers_another_run_finds_the_rest(pool: PgPool) {
+    let storing = async {
+        for number in 0..200 {
+            let id = format!("m{number}");
+            store_events(&pool, [vendor(&id, &format!("v{}", number % 10), 1)]).await;
+        }
+    };
+    let erasing = async {
+        for _ in 0..5 {
+            let output = hookctl(&pool, &["erase", "--company=c1", "--yes"]).output();
+            let output = output.await.expect("hookctl runs");
+            assert!(
+                matches!(output.status.code(), Some(0 | 3)),
+                "{}",
+                text(&output)
+            );
+        }
+    };
+    tokio::join!(storing, erasing);
+    crate::place::read_spool(&pool).await;
+    erase(&pool, &["--company=c1", "--yes"], 0).await;
+    let rest = everything(&pool).await;
+    assert!(!rest.contains(NAME) && !rest.contains(r#""c1""#), "{rest}");
+    assert!(is(&pool, "select count(*) = 200 from events").await);
+}

@@ -31,9 +31,8 @@ pub(super) fn check(args: &SecretArgs) -> Finding {
         return Finding::warning(
             CHECK,
             format!(
-                "{} speak for every company, while {} are tied to some",
-                untied.join(", "),
-                secrets.tied()
+                "some are tied to companies, and others speak for every company: {}",
+                untied.join(", ")
             ),
             "tie them as well: name=whsec_… company=ID",
         );

@@ -39,9 +39,9 @@ const EMIT: &str = "execute on pg_logical_emit_message";
 const SHORT_STATEMENT: Duration = Duration::from_secs(1);
 /// Events come in bursts; the pause between two is longer than this only at night.
 const SHORT_IDLE: Duration = Duration::from_secs(10);
-/// What a worker opens with default settings: one for each batch, three for its other tasks and one
-/// for a look at a commit that hangs.
-const CONNECTIONS: i64 = 9;
+/// What a worker opens with default settings: one for each batch, four for its other tasks and one
+/// for a look at a commit that hangs. Ingest opens fewer.
+pub(crate) const CONNECTIONS: i64 = 9;
 
 const RULES: [Rule; 8] = [
     Rule {
@@ -70,8 +70,8 @@ const RULES: [Rule; 8] = [
             let limit = value(values, CONNECTION_LIMIT).parse::<i64>();
             limit.is_ok_and(|limit| (0..CONNECTIONS).contains(&limit))
         },
-        remedy: "alter role {} connection limit -1, or 9 for each replica: a service that gets no \
-                 connection stores nothing",
+        remedy: "run `hookctl setup`, which lets {} have 9 for each of ACCOUNT_REPLICAS: a service \
+                 that gets no connection stores nothing",
         stops: false,
     },
     Rule {

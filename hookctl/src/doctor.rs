@@ -2,6 +2,7 @@
 //! file for each area. It changes nothing.
 
 mod backlog;
+mod bounds;
 mod clocks;
 mod durability;
 mod encryption;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use hyper::Uri;
 use shared::{broker::BrokerUrl, config::StoreLocations, database::DatabaseUrl};
+use worker::config::{EventRetention, parse_event_retention};
 
 use self::finding::Finding;
 use crate::{
@@ -62,6 +64,10 @@ pub struct Args {
     /// How long rows of the spool may be overdue
     #[arg(long, default_value = "5m", value_parser = duration::parse)]
     pub overdue: Duration,
+
+    /// How long the workers keep events, if not forever: only then may other-worker sweep them
+    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
+    pub event_retention: EventRetention,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -108,6 +114,7 @@ impl<'a> Checkup<'a> {
             &self.database,
             &self.args.stores.broker.topology_prefix,
             self.args.overdue,
+            self.args.event_retention,
         )
         .await;
         findings.extend(encryption::check(&self.database));

@@ -1,6 +1,7 @@
 //! `hookctl setup`: schema, topology, and the accounts that the services run under with no more
 //! rights than they need. Every step can be repeated, also while the services are at work.
 
+pub(crate) mod policies;
 mod postgres;
 mod rabbitmq;
 mod record;
@@ -24,12 +25,16 @@ use shared::{
     text_file,
     topology::{Declare, Drift, Sight},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use worker::config::{EventRetention, parse_event_retention};
 
-use self::{postgres::Place, record::State};
+use self::{
+    postgres::{Place, Terms},
+    record::State,
+};
 use crate::{
     account,
-    account_settings::{Hindrance, hindrances},
+    account_settings::{CONNECTIONS, Hindrance, hindrances},
     database::{self, Connection, READING},
     management::Management,
     passwords::Passwords,
@@ -76,13 +81,25 @@ pub struct Args {
     )]
     pub account_passwords_folder: Option<PathBuf>,
 
+    /// For how many replicas of each service an account's connections suffice, those that run twice
+    /// during an upgrade included (1 to 1000). More of them get no connection
+    #[arg(long, env = "ACCOUNT_REPLICAS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub account_replicas: u16,
+
+    /// How long the workers keep events, if not forever: only then may other-worker sweep them
+    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
+    pub event_retention: EventRetention,
+
     /// Change nothing: print the SQL and the permissions. Needs no passwords and shows none
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// For as long a migration that does not get its locks is tried again.
-const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
+/// For as long what does not get its locks is tried again: migrations, and then the accounts' policies.
+const LOCK_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Between two tries at the accounts.
+const NEXT_TRY: Duration = Duration::from_secs(3);
 
 /// What is to be done, from settings that were checked.
 struct Setup {
@@ -90,6 +107,7 @@ struct Setup {
     broker: BrokerUrl,
     management: Management,
     stores: StoreLocations,
+    terms: Terms,
     /// `None` for a dry run.
     passwords: Option<Passwords>,
 }
@@ -141,6 +159,10 @@ impl Setup {
             management: Management::new(&args.rabbitmq_management_url, &broker)?,
             broker,
             stores: args.stores.clone(),
+            terms: Terms {
+                connections: CONNECTIONS * i64::from(args.account_replicas),
+                event_retention: args.event_retention,
+            },
             passwords: if args.dry_run {
                 None
             } else {
@@ -178,8 +200,8 @@ impl Setup {
         let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
 
         self.migrate(postgres).await?;
-        let password = |program| passwords.of(program).clone();
-        postgres::apply(postgres, &place, prefix, &before, password).await?;
+        self.make_accounts(postgres, &place, &before, passwords)
+            .await?;
         let topology = self.stores.broker.topology();
         let drifts = topology
             .declare(&rabbitmq, Declare::Active, Sight::All)
@@ -210,10 +232,33 @@ impl Setup {
         })
     }
 
+    /// Tries again where somebody uses a table whose policies are to be changed.
+    #[expect(clippy::print_stderr, reason = "standard output is the report")]
+    async fn make_accounts(
+        &self,
+        postgres: &mut Connection,
+        place: &Place,
+        before: &State,
+        passwords: &Passwords,
+    ) -> anyhow::Result<()> {
+        let prefix = &self.stores.broker.topology_prefix;
+        let deadline = Instant::now() + LOCK_DEADLINE;
+        loop {
+            let password = |program| passwords.of(program).clone();
+            match postgres::apply(postgres, place, prefix, self.terms, before, password).await {
+                Err(error) if postgres::lacks_a_lock(&error) && Instant::now() < deadline => {
+                    eprintln!("{error:#}; it is tried again");
+                    sleep(NEXT_TRY).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     #[expect(clippy::print_stderr, reason = "standard output is the report")]
     async fn migrate(&self, postgres: &mut Connection) -> anyhow::Result<()> {
         let mut observer = database::connect(&self.database).await?;
-        let deadline = Instant::now() + MIGRATION_DEADLINE;
+        let deadline = Instant::now() + LOCK_DEADLINE;
         let on_wait = |error: &migrations::Error| eprintln!("{error}; it is tried again");
         let search = self.database.schema().search();
         let (postgres, observer) = (postgres.bare(), observer.bare());
@@ -272,10 +317,11 @@ impl Setup {
         for program in Program::ALL {
             let name = account::name(program, prefix);
             let exists = existing.contains(&name);
-            let statement = postgres::role(&name, exists);
+            let statement = postgres::role(&name, exists, self.terms);
             writeln!(out, "{statement}; -- and its password, as a SCRAM verifier")?;
         }
-        writeln!(out, "\n{}", postgres::grants(&place, prefix))?;
+        writeln!(out, "\n{}", postgres::grants(&place, prefix, self.terms))?;
+        writeln!(out, "{}", policies::script(prefix))?;
         writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;
         for program in Program::ALL {
             let permissions = account::permissions(program, &self.stores.broker.topology());

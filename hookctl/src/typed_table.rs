@@ -57,7 +57,7 @@ impl Table {
         family: Family,
     ) -> anyhow::Result<Self> {
         let name = name(family).context("the family has a table")?;
-        let resource = family.resource().context("the family has a resource")?;
+        let pattern = family.pattern().context("the family has a resource")?;
         let schema: Option<String> = sqlx::query_scalar(
             "select quote_ident(n.nspname)
                from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -72,7 +72,7 @@ impl Table {
             name,
             schema: schema
                 .with_context(|| format!("there is no table {name}: run `hookctl setup` first"))?,
-            pattern: format!(r"^[^.]*\.{resource}\.[^.]*$"),
+            pattern,
         })
     }
 

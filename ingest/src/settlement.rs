@@ -414,6 +414,7 @@ async fn spool_events(
         .iter()
         .map(|&event| SpoolEntry {
             event,
+            family: event.event_type.family(),
             receipt,
             attempts: 0,
             claims: 0,

@@ -31,6 +31,40 @@ impl Family {
     pub fn name(self) -> &'static str {
         self.resource().unwrap_or("other")
     }
+
+    /// The family of a type as it is stored. Spellings that [`EventType::parse`] makes canonical are
+    /// not canonical here, so that this is what SQL decides by [`Self::pattern`].
+    pub fn of(event_type: &str) -> Self {
+        let of_resource = |resource| {
+            Self::ALL
+                .into_iter()
+                .find(|family| family.resource() == Some(resource))
+        };
+        resource(event_type)
+            .and_then(of_resource)
+            .unwrap_or(Self::Other)
+    }
+
+    /// The regular expression of Postgres that the family's types match; `None` for the family that
+    /// takes what no other does.
+    pub fn pattern(self) -> Option<String> {
+        self.resource()
+            .map(|resource| format!("^[^.]*[.]{resource}[.][^.]*$"))
+    }
+}
+
+/// The middle one of three segments.
+fn resource(event_type: &str) -> Option<&str> {
+    let mut segments = event_type.split('.');
+    match (
+        segments.next(),
+        segments.next(),
+        segments.next(),
+        segments.next(),
+    ) {
+        (Some(_), Some(resource), Some(_), None) => Some(resource),
+        _ => None,
+    }
 }
 
 impl fmt::Display for Family {
@@ -90,16 +124,7 @@ impl EventType {
     /// What the event is about: the middle one of three segments, `export-job` or `vendor`. `None`
     /// where the type has another shape.
     pub fn resource(&self) -> Option<&str> {
-        let mut segments = self.0.split('.');
-        match (
-            segments.next(),
-            segments.next(),
-            segments.next(),
-            segments.next(),
-        ) {
-            (Some(_), Some(resource), Some(_), None) => Some(resource),
-            _ => None,
-        }
+        resource(&self.0)
     }
 
     /// The key under which the event is published: its resource, to which the queue of the
@@ -110,14 +135,7 @@ impl EventType {
 
     /// The family, decided as the topology's bindings decide it.
     pub fn family(&self) -> Family {
-        let of_resource = |resource| {
-            Family::ALL
-                .into_iter()
-                .find(|family| family.resource() == Some(resource))
-        };
-        self.resource()
-            .and_then(of_resource)
-            .unwrap_or(Family::Other)
+        Family::of(&self.0)
     }
 }
 

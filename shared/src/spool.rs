@@ -6,13 +6,15 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
-use crate::{AcceptedEvent, Companies, database, message::Receipt};
+use crate::{AcceptedEvent, Companies, Family, database, message::Receipt};
 
 /// An event to be spooled.
 #[derive(Debug)]
 pub struct SpoolEntry<'a> {
     /// The event.
     pub event: &'a AcceptedEvent,
+    /// Whose worker takes it.
+    pub family: Family,
     /// Whether ingest recorded a receipt for it.
     pub receipt: Receipt,
     /// Failed attempts to store it so far.
@@ -74,7 +76,7 @@ pub async fn insert(
     )
     .bind(column(|event| &event.webhook_id))
     .bind(hashes)
-    .bind(column(|event| event.event_type.family().name()))
+    .bind(families(entries))
     .bind(column(|event| event.event_type.as_str()))
     .bind(bodies)
     .bind(received)
@@ -97,8 +99,12 @@ pub async fn insert(
     Ok(())
 }
 
+fn families(entries: &[SpoolEntry<'_>]) -> Vec<&'static str> {
+    entries.iter().map(|entry| entry.family.name()).collect()
+}
+
 /// Fails where an event was neither inserted nor there before, nor stored meanwhile: a trigger may skip
-/// a row without a word.
+/// a row without a word. A row of another family is not the event: its worker may not take it.
 async fn check_kept(
     connection: &mut PgConnection,
     entries: &[SpoolEntry<'_>],
@@ -111,11 +117,12 @@ async fn check_kept(
     let hashes: Vec<&[u8]> = entries.iter().map(|e| &e.event.body_sha256[..]).collect();
     let are_kept: bool = sqlx::query_scalar(
         "select not exists (
-             select from unnest($1::text[], $2::text[], $3::bytea[])
-                 as entry (webhook_id, conflict_id, body_sha256)
+             select from unnest($1::text[], $2::text[], $3::bytea[], $4::text[])
+                 as entry (webhook_id, conflict_id, body_sha256, family)
               where not exists (select from webhook_spool s
                                  where s.webhook_id = entry.webhook_id
-                                   and s.body_sha256 = entry.body_sha256)
+                                   and s.body_sha256 = entry.body_sha256
+                                   and s.family = entry.family)
                 and not exists (select from events e
                                  where e.webhook_id in (entry.webhook_id, entry.conflict_id)
                                    and e.body_sha256 = entry.body_sha256))",
@@ -123,12 +130,15 @@ async fn check_kept(
     .bind(ids)
     .bind(conflict_ids)
     .bind(hashes)
+    .bind(families(entries))
     .fetch_one(connection)
     .await?;
     match are_kept {
         true => Ok(()),
         false => Err(sqlx::Error::InvalidArgument(
-            "Postgres did not keep the row: does a trigger on webhook_spool skip it?".to_owned(),
+            "Postgres did not keep the row: does a trigger on webhook_spool skip it, or has another \
+             family's row its id?"
+                .to_owned(),
         )),
     }
 }

@@ -322,13 +322,6 @@ impl Consumer {
             .partition(|delivered| delivered.redeliveries >= SUSPICIOUS_REDELIVERIES);
         let suspicious: Vec<Work> = suspicious.into_iter().map(Work::from).collect();
         let ordinary: Vec<Work> = ordinary.into_iter().map(Work::from).collect();
-        if self.family == Family::Other {
-            let misrouted = ordinary
-                .iter()
-                .filter(|work| work.event.event_type.family() != Family::Other)
-                .count();
-            self.metrics.misrouted.inc_by(misrouted as u64);
-        }
         let persistence = Arc::clone(&self.persistence);
         let abandon = abandon.clone();
         running.spawn(async move {

@@ -24,9 +24,29 @@ pub use vendor::Vendor;
 
 use crate::problem::{NO_DATA, WRONG_DATA};
 
-/// Statements that fail unless the typed tables can be written now, and write nothing.
-pub const PROBE: &str = "update export_jobs set id = id where false;
-    update vendors set id = id where false";
+/// A statement that fails unless the family's typed table can be written now, and writes nothing.
+/// `None` for a family without one.
+pub const fn probe(family: Family) -> Option<&'static str> {
+    match family {
+        Family::ExportJob => Some("update export_jobs set id = id where false"),
+        Family::Vendor => Some("update vendors set id = id where false"),
+        Family::Other => None,
+    }
+}
+
+macro_rules! locked_in {
+    ($table:literal) => {
+        concat!(
+            "with free as materialized (
+                 select id from ",
+            $table,
+            " where id = any ($1) for no key update skip locked)
+             select id from ",
+            $table,
+            " where id = any ($1) and id not in (select id from free)"
+        )
+    };
+}
 
 /// The row of a typed table.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,27 +108,23 @@ impl Typed {
     }
 }
 
-/// The ids, of those of the rows, whose row in its table somebody has locked. What is free is locked
-/// until the end of the transaction.
+/// The ids, of those of the family's rows, whose row in its table somebody has locked. What is free is
+/// locked until the end of the transaction.
 pub async fn locked(
     connection: &mut PgConnection,
+    family: Family,
     rows: &[&Typed],
 ) -> Result<HashSet<String>, sqlx::Error> {
+    let sql = match family {
+        Family::ExportJob => locked_in!("export_jobs"),
+        Family::Vendor => locked_in!("vendors"),
+        Family::Other => return Ok(HashSet::new()),
+    };
     let ids: Vec<&str> = rows.iter().map(|row| row.id()).collect();
-    let locked: Vec<String> = sqlx::query_scalar(
-        "with free_export_jobs as materialized (
-             select id from export_jobs where id = any ($1) for no key update skip locked),
-         free_vendors as materialized (
-             select id from vendors where id = any ($1) for no key update skip locked)
-         select id from export_jobs
-          where id = any ($1) and id not in (select id from free_export_jobs)
-         union all
-         select id from vendors
-          where id = any ($1) and id not in (select id from free_vendors)",
-    )
-    .bind(ids)
-    .fetch_all(connection)
-    .await?;
+    let locked: Vec<String> = sqlx::query_scalar(sql)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
     Ok(locked.into_iter().collect())
 }
 

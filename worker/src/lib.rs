@@ -4,7 +4,8 @@
 //! The way of an event: [`consumer`] or [`spool_reader`] → [`record`] (pure: bytes to rows, with
 //! [`families`]) → [`persistence`] and `groups` (retries, deferral), with [`judge`] (pure) → [`store`] (the transaction).
 //!
-//! Which table an event goes to follows from its type and not from the queue that it came by.
+//! Each worker writes the table of its family. An event of another family that comes by its queue is kept
+//! as a dead letter.
 
 pub mod acks;
 pub mod config;

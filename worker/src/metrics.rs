@@ -32,7 +32,7 @@ pub struct Metrics {
     pub holding: IntGauge,
     /// 1 while subscribed to the queue.
     pub consuming: IntGauge,
-    /// Events of a known family in the catch-all queue: a binding is missing.
+    /// Events that came by the queue of another family: a binding is wrong.
     pub misrouted: IntCounter,
     /// The family's rows in the spool.
     pub spool_depth: IntGauge,
@@ -79,7 +79,7 @@ impl Metrics {
             consuming: gauge("pleo_worker_consuming", "1 while subscribed to the queue"),
             misrouted: service.counter(opts(
                 "pleo_worker_misrouted_total",
-                "Events of a family with its own queue that came by the catch-all queue",
+                "Events that came by the queue of another family and were stored as dead letters",
             )),
             spool_depth: gauge("pleo_worker_spool_events", "Events in the spool"),
             spool_oldest_due_seconds: service.seconds(opts(

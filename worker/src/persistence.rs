@@ -22,6 +22,7 @@ use crate::{
     families,
     groups::{Fate, Patience, Run, Task},
     metrics::Metrics,
+    problem::Kind,
     record::{Body, Record},
     rehearsal,
     spool_writer::{self, Claims, Postponement},
@@ -79,7 +80,10 @@ impl Persistence {
         }
         let probe = async {
             database::probe(&self.pool, store::PROBE).await?;
-            database::probe(&self.pool, families::PROBE).await
+            match families::probe(self.family) {
+                Some(probe) => database::probe(&self.pool, probe).await,
+                None => Ok(()),
+            }
         };
         probe.await.map_err(|e| e.to_string())
     }
@@ -99,7 +103,7 @@ impl Persistence {
         let batch: Vec<(Work, Record)> = batch
             .into_iter()
             .map(|work| {
-                let record = Record::new(&work);
+                let record = Record::new(&work).taken_by(self.family);
                 (work, record)
             })
             .collect();
@@ -237,7 +241,7 @@ impl Persistence {
                         Task::Store(..) | Task::PutOff(_) => None,
                     })
                     .collect();
-                spool_writer::isolate(&self.pool, &works).await
+                spool_writer::isolate(&self.pool, self.family, &works).await
             }
             [Task::PutOff(_), ..] => {
                 let postponements: Vec<Postponement<'_>> = group
@@ -247,25 +251,19 @@ impl Persistence {
                         Task::Store(..) | Task::Isolate(_) => None,
                     })
                     .collect();
-                spool_writer::put_off(&self.pool, &postponements).await
+                spool_writer::put_off(&self.pool, self.family, &postponements).await
             }
             [] => Ok(()),
         }
     }
 
-    /// Fails unless harmless events like those of the group could be written now.
+    /// Fails unless a harmless event as large as those of the group could be written now.
     pub(crate) async fn rehearse(&self, group: &[Task<'_>]) -> Result<(), TransactionError> {
         let rows = to_be_stored(group);
         let Some(size) = rows.iter().map(|(work, _)| work.event.body.len()).max() else {
-            return spool_writer::rehearse(&self.pool).await;
+            return spool_writer::rehearse(&self.pool, self.family).await;
         };
-        for family in Family::ALL {
-            let is_there = |(work, _): &(&Work, _)| work.event.event_type.family() == family;
-            if rows.iter().any(is_there) {
-                rehearsal::rehearse(&self.pool, family, size).await?;
-            }
-        }
-        Ok(())
+        rehearsal::rehearse(&self.pool, self.family, size).await
     }
 
     /// Which of the group's events change a row that somebody has locked. Without an answer it is
@@ -275,7 +273,7 @@ impl Persistence {
         if rows.len() != group.len() {
             return vec![false; group.len()];
         }
-        match store::locked(&self.pool, &rows).await {
+        match store::locked(&self.pool, self.family, &rows).await {
             Ok(locked) => locked,
             Err(error) => {
                 warn!(family = %self.family, %error, "cannot find out which rows are locked");
@@ -297,6 +295,9 @@ impl Persistence {
             self.metrics
                 .event_stored(stored, now - work.event.received_at);
             if stored == Stored::WithProblem {
+                if record.problem.as_deref().map(Kind::of) == Some(Kind::Misrouted) {
+                    self.metrics.misrouted.inc();
+                }
                 // Not the problem itself: a parser's words may quote the body.
                 error!(
                     family = %self.family,

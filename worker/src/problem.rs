@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use shared::{AcceptedEvent, database::TransactionError};
+use shared::{AcceptedEvent, Family, database::TransactionError};
 
 /// Of a second body under an id that is taken.
 pub const CONFLICT: &str = "another body was accepted under this webhook id before";
@@ -11,6 +11,14 @@ pub const CONFLICT: &str = "another body was accepted under this webhook id befo
 /// Of a message that somebody else than ingest published.
 pub const UNIDENTIFIED: &str =
     "the message had no id that ingest gives, so it did not come from there";
+
+/// Begins that of an event that came by the queue of another family.
+pub const MISROUTED: &str = "it came by the queue of";
+
+/// The problem of an event that came to the worker of `family`, which is not its own.
+pub fn misrouted(family: Family) -> String {
+    format!("{MISROUTED} {family}, whose worker has no right to store it as an event of its type")
+}
 
 /// The problem that an event has before its body is looked at.
 pub fn known_of(event: &AcceptedEvent) -> Option<String> {
@@ -86,11 +94,13 @@ pub enum Kind {
     ForeignCompany,
     /// Its resource belongs to another company, and never changes that.
     CompanyChange,
+    /// It came by the queue of another family.
+    Misrouted,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotAnEvent,
         Self::WrongData,
         Self::Refused,
@@ -100,6 +110,7 @@ impl Kind {
         Self::Distrusted,
         Self::ForeignCompany,
         Self::CompanyChange,
+        Self::Misrouted,
     ];
 
     /// Its name for people and scripts, in kebab-case.
@@ -114,6 +125,7 @@ impl Kind {
             Self::Distrusted => "distrusted",
             Self::ForeignCompany => "foreign-company",
             Self::CompanyChange => "company-change",
+            Self::Misrouted => "misrouted",
         }
     }
 
@@ -131,6 +143,7 @@ impl Kind {
             Self::Distrusted => &[DISTRUSTED],
             Self::ForeignCompany => &[FOREIGN_COMPANY],
             Self::CompanyChange => &[COMPANY_CHANGE],
+            Self::Misrouted => &[MISROUTED],
         }
     }
 
@@ -187,6 +200,11 @@ mod tests {
     #[case(r#"one " alone"#, r#"one " alone"#)]
     fn what_postgres_quotes_is_left_out(#[case] words: &str, #[case] expected: &str) {
         assert_eq!(without_quoted(words), expected);
+    }
+
+    #[test]
+    fn an_event_of_another_queue_is_misrouted() {
+        assert_eq!(Kind::of(&misrouted(Family::Vendor)), Kind::Misrouted);
     }
 
     #[test]

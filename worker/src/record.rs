@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shared::{Companies, EventType, envelope::Envelope};
+use shared::{Companies, EventType, Family, envelope::Envelope};
 
 use crate::{
     families::{Text, Typed},
@@ -108,6 +108,18 @@ impl Record {
             body,
             problem: problem.map(storable),
             typed,
+        }
+    }
+
+    /// The event as the worker of `family` may store it: one of another family only with a problem.
+    pub fn taken_by(self, family: Family) -> Self {
+        if self.problem.is_some() || self.event_type.family() == family {
+            return self;
+        }
+        Self {
+            problem: Some(problem::misrouted(family)),
+            typed: None,
+            ..self
         }
     }
 
@@ -484,6 +496,21 @@ mod tests {
                 .contains(expected.unwrap_or_default())
         );
         assert!(record.typed.is_none());
+    }
+
+    #[test]
+    fn a_worker_takes_events_of_another_family_only_with_a_problem() {
+        let vendor = || event("v1.vendor.created", VENDOR);
+        let own = vendor().taken_by(Family::Vendor);
+        assert!(own.problem.is_none() && own.typed.is_some(), "{own:?}");
+        for family in [Family::ExportJob, Family::Other] {
+            let taken = vendor().taken_by(family);
+            assert_eq!(taken.problem, Some(problem::misrouted(family)));
+            assert!(taken.typed.is_none(), "{taken:?}");
+        }
+        let no_vendor = event("v1.vendor.created", "{}").taken_by(Family::Other);
+        let problem = no_vendor.problem.expect("its own problem");
+        assert_eq!(Kind::of(&problem), Kind::WrongData);
     }
 
     #[test]

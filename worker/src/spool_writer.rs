@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use shared::{
+    Family,
     database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     spool::{self, SpoolEntry},
 };
@@ -42,12 +43,13 @@ pub struct Postponement<'w> {
     pub attempts: i32,
 }
 
-/// Spools events unread, each to be handled alone.
-pub async fn isolate(pool: &Pool, works: &[&Work]) -> Result<(), TransactionError> {
+/// Spools events unread for the family's worker, each to be handled alone.
+pub async fn isolate(pool: &Pool, family: Family, works: &[&Work]) -> Result<(), TransactionError> {
     let entries: Vec<_> = works
         .iter()
         .map(|work| SpoolEntry {
             event: &work.event,
+            family,
             receipt: work.receipt,
             attempts: work.attempts,
             claims: ISOLATE_AFTER,
@@ -61,9 +63,10 @@ pub async fn isolate(pool: &Pool, works: &[&Work]) -> Result<(), TransactionErro
     .await
 }
 
-/// Spools events for later, or puts those off that are in the spool.
+/// Spools events for the family's worker to take later, or puts those off that are in the spool.
 pub async fn put_off(
     pool: &Pool,
+    family: Family,
     postponements: &[Postponement<'_>],
 ) -> Result<(), TransactionError> {
     let (spooled, new): (Vec<&Postponement<'_>>, Vec<&Postponement<'_>>) = postponements
@@ -73,6 +76,7 @@ pub async fn put_off(
         .iter()
         .map(|postponement| SpoolEntry {
             event: &postponement.work.event,
+            family,
             receipt: postponement.work.receipt,
             attempts: postponement.attempts,
             claims: 0,
@@ -120,20 +124,25 @@ async fn update_spooled(
     Ok(())
 }
 
-/// Fails unless the spool could be written now. It does all that spooling takes, the commit included,
-/// and leaves nothing behind.
-pub async fn rehearse(pool: &Pool) -> Result<(), TransactionError> {
+/// Fails unless a row of the family could be spooled now. It does all that spooling takes, the commit
+/// included, and leaves nothing behind.
+pub async fn rehearse(pool: &Pool, family: Family) -> Result<(), TransactionError> {
     write(pool, &SPOOL, async |connection| {
-        sqlx::raw_sql(
-            "savepoint rehearsal;
-             insert into webhook_spool (webhook_id, body_sha256, family, event_type, body,
+        sqlx::raw_sql("savepoint rehearsal")
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query(
+            "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body,
                                         received_at, has_receipt, due_at)
-             values ('rehearsal', '', '', '', '', now(), true, now());
-             rollback to savepoint rehearsal",
+             values ('rehearsal', '', $1, '', '', now(), true, now())",
         )
-        .execute(connection)
-        .await
-        .map(drop)
+        .bind(family.name())
+        .execute(&mut *connection)
+        .await?;
+        sqlx::raw_sql("rollback to savepoint rehearsal")
+            .execute(connection)
+            .await
+            .map(drop)
     })
     .await
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use shared::{
-    Companies,
+    Companies, Family,
     database::{self, DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     message::Receipt,
 };
@@ -157,9 +157,10 @@ pub(crate) async fn takes_as_json(pool: &Pool, body: &str) -> bool {
     !parsed.is_err_and(|error| matches!(Class::of(&error), Class::Row | Class::Suspect))
 }
 
-/// Which of the events change a row of a typed table that somebody has locked.
+/// Which of the events change a row of the family's typed table that somebody has locked.
 pub(crate) async fn locked(
     pool: &Pool,
+    family: Family,
     batch: &[(&Work, &Record)],
 ) -> Result<Vec<bool>, TransactionError> {
     const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed);
@@ -170,7 +171,7 @@ pub(crate) async fn locked(
     let deadline = Instant::now() + DEADLINE;
     let mut transaction = DeadlineTransaction::begin(pool, &MODE, deadline).await?;
     let locked = transaction
-        .run(async |connection| families::locked(connection, &typed).await)
+        .run(async |connection| families::locked(connection, family, &typed).await)
         .await?;
     // These locks are of no use any more, however they end.
     transaction.rollback().await.ok();
@@ -359,7 +360,8 @@ async fn insert_conflicts(
     Err(sqlx::Error::InvalidArgument(NOT_KEPT.to_owned()))
 }
 
-/// Of these rows, those whose id is taken by another body.
+/// Of these rows, those whose id is taken by another body. What a worker of another family has stored
+/// is another body whatever its hash says: only this family's workers may store the event itself.
 ///
 /// # Errors
 /// When an id is not there at all: an acknowledgement would lose the event, as a trigger may skip a row
@@ -372,18 +374,31 @@ async fn with_another_body<'a>(
         return Ok(rows);
     }
     let ids: Vec<&str> = rows.iter().map(|(_, r)| r.webhook_id.as_str()).collect();
-    let stored: HashMap<String, Vec<u8>> =
-        sqlx::query("select webhook_id, body_sha256 from events where webhook_id = any($1)")
-            .bind(ids)
-            .fetch_all(connection)
-            .await?
-            .iter()
-            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-            .collect::<Result<_, sqlx::Error>>()?;
+    // What an operator has erased has no type any more.
+    let stored: HashMap<String, (Option<Family>, Vec<u8>)> = sqlx::query(
+        "select webhook_id, case when erased_at is null then event_type end, body_sha256
+           from events where webhook_id = any($1)",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?
+    .iter()
+    .map(|row| {
+        let event_type: Option<&str> = row.try_get(1)?;
+        Ok((
+            row.try_get(0)?,
+            (event_type.map(Family::of), row.try_get(2)?),
+        ))
+    })
+    .collect::<Result<_, sqlx::Error>>()?;
     if (rows.iter()).any(|(_, row)| !stored.contains_key(&row.webhook_id)) {
         return Err(sqlx::Error::InvalidArgument(NOT_KEPT.to_owned()));
     }
-    rows.retain(|(_, row)| stored[&row.webhook_id][..] != row.work.event.body_sha256);
+    rows.retain(|(_, row)| {
+        let (family, body_sha256) = &stored[&row.webhook_id];
+        family.is_some_and(|family| family != row.record.event_type.family())
+            || body_sha256[..] != row.work.event.body_sha256
+    });
     Ok(rows)
 }
 

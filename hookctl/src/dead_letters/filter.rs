@@ -28,8 +28,8 @@ pub(super) struct Filter {
     pub(super) family: Option<Family>,
 
     /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict,
-    /// unidentified, distrusted, foreign-company or company-change), or, if it is none of these, problems
-    /// with this text in them
+    /// unidentified, distrusted, foreign-company, company-change or misrouted), or, if it is none of these,
+    /// problems with this text in them
     // An empty one, as of a script's unset variable, would be no filter at all.
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(super) problem: Option<String>,

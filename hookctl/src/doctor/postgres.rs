@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use shared::database::{DatabaseUrl, TransactionMode};
 use sqlx::PgConnection;
+use worker::config::EventRetention;
 
-use super::{backlog, clocks, durability, finding::Finding, grants, schema, settings};
+use super::{backlog, bounds, clocks, durability, finding::Finding, grants, schema, settings};
 use crate::database::{self, Connection, READING, TABLES_REMEDY};
 
 /// The oldest version that the pipeline is tested with.
@@ -15,7 +16,12 @@ const OLDEST: i32 = 15;
 const LOOK: TransactionMode = READING.statement_timeout(Duration::from_secs(20));
 
 /// Everything in Postgres.
-pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration) -> Vec<Finding> {
+pub(super) async fn check(
+    options: &DatabaseUrl,
+    prefix: &str,
+    overdue: Duration,
+    event_retention: EventRetention,
+) -> Vec<Finding> {
     let mut connection = match database::connect(options).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -34,7 +40,7 @@ pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration
     let postgres = &mut connection;
     let mut findings = look(postgres, "postgres", version).await;
     findings.extend(look(postgres, "clock of postgres", clocks::postgres).await);
-    findings.extend(check_tables(postgres, prefix, overdue).await);
+    findings.extend(check_tables(postgres, prefix, overdue, event_retention).await);
     let settings = async |connection: &mut PgConnection| settings::check(connection, prefix).await;
     findings.extend(look(postgres, "settings", settings).await);
     findings.extend(look(postgres, "durability", durability::settings).await);
@@ -44,7 +50,12 @@ pub(super) async fn check(options: &DatabaseUrl, prefix: &str, overdue: Duration
 }
 
 /// What is looked at in the pipeline's tables, if the schema has them.
-async fn check_tables(postgres: &mut Connection, prefix: &str, overdue: Duration) -> Vec<Finding> {
+async fn check_tables(
+    postgres: &mut Connection,
+    prefix: &str,
+    overdue: Duration,
+    event_retention: EventRetention,
+) -> Vec<Finding> {
     match postgres.lacks_tables().await {
         Ok(None) => {}
         Ok(Some(lacking)) => {
@@ -58,6 +69,10 @@ async fn check_tables(postgres: &mut Connection, prefix: &str, overdue: Duration
     let mut findings = look(postgres, "schema", schema::check).await;
     let grants = async |connection: &mut PgConnection| grants::check(connection, prefix).await;
     findings.extend(look(postgres, "accounts", grants).await);
+    let bounds = async |connection: &mut PgConnection| {
+        bounds::check(connection, prefix, event_retention).await
+    };
+    findings.extend(look(postgres, "bounds of accounts", bounds).await);
     findings.extend(look(postgres, "dead letters", backlog::dead_letters).await);
     let spool = async |connection: &mut PgConnection| backlog::spool(connection, overdue).await;
     findings.extend(look(postgres, "spool", spool).await);

@@ -12,7 +12,7 @@ use crate::http::{self, Http};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Counts events of a known family that came by the catch-all queue.
+/// Counts events that came by the queue of another family.
 const MISROUTED: &str = "pleo_worker_misrouted_total";
 
 pub(super) async fn check(urls: &[Uri]) -> Vec<Finding> {
@@ -105,10 +105,10 @@ fn misrouted(metrics: &str, place: &str) -> Option<Finding> {
         Finding::warning(
             format!("routes of {place}"),
             format!(
-                "{count} event(s) of a known family came by the catch-all queue since its start"
+                "{count} event(s) came by the queue of another family since its start, and are dead letters"
             ),
-            "see which binding is missing above: `hookctl setup` adds it; the events are stored \
-             all the same",
+            "see which binding is missing above: `hookctl setup` adds it; then replay them with \
+             `hookctl dead-letters replay --problem misrouted`",
         )
     })
 }

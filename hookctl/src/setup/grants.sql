@@ -2,7 +2,8 @@
 -- schema and the database, as in psql.
 --
 -- Columns are named where a service uses only some. Rows are never a service's to drop, truncate or
--- alter, as it owns no table; only what is written here can be done at all.
+-- alter, as it owns no table; only what is written here can be done at all. Which rows of events and
+-- webhook_spool a worker's account may touch is in policies.rs beside this file.
 
 -- From nothing, so that what an older version granted and nobody needs any more goes away. Services
 -- at work see both at once, when the transaction commits.
@@ -10,7 +11,7 @@ revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     export_jobs_reported_pending, vendors_reported_draft, unstored_receipts,
-    written_off_receipts, operator_actions, _sqlx_migrations
+    written_off_receipts, operator_actions, sweeps, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 revoke all on function
     sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)
@@ -19,7 +20,22 @@ revoke all on schema :"schema"
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 -- Databases that come from Postgres 14 or older let everybody create tables.
 revoke create on schema :"schema" from public;
+-- What everybody has and no service needs: temporary tables, and large objects, which only a superuser
+-- can take away. Where somebody keeps large objects, that stays as it is.
+revoke temporary on database :"database" from public;
+do $$
+begin
+    if (select rolsuper from pg_roles where rolname = current_user)
+       and not exists (select from pg_largeobject_metadata) then
+        revoke execute on function
+            pg_catalog.lo_creat(integer), pg_catalog.lo_create(oid),
+            pg_catalog.lo_from_bytea(oid, bytea)
+          from public;
+    end if;
+end $$;
 
+revoke all on database :"database"
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 grant connect on database :"database"
    to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
 grant usage on schema :"schema"
@@ -32,20 +48,20 @@ grant select (webhook_id, body_sha256, published_at),
    on webhook_receipts to :"ingest";
 -- It looks ids up here, and can read no event.
 grant select (webhook_id, body_sha256) on events to :"ingest";
-grant select (webhook_id, body_sha256),
+grant select (webhook_id, body_sha256, family),
       insert (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
               secret_name, secret_companies, has_receipt, attempts, claims, due_at, last_error)
    on webhook_spool to :"ingest";
 
--- Workers store events, whose rows never change again, and compare them with what comes twice.
-grant select (webhook_id, body_sha256),
+-- Workers store events, whose rows never change again, and compare them with what comes twice. What is
+-- there under an id counts as the event only if it is of the worker's family.
+grant select (webhook_id, body_sha256, event_type, erased_at),
       insert (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
               payload, raw, body_sha256, secret_name, secret_companies, problem, attempts)
    on events to :"export_job_worker", :"vendor_worker", :"other_worker";
--- An event's table follows from its type and not from the queue that it came by, so each worker
--- has them all.
-grant select, insert, update
-   on export_jobs, vendors to :"export_job_worker", :"vendor_worker", :"other_worker";
+-- Each writes the newest states of its own family.
+grant select, insert, update on export_jobs to :"export_job_worker";
+grant select, insert, update on vendors to :"vendor_worker";
 -- They claim rows, put them off, add to them, and delete what is stored.
 grant select,
       insert (webhook_id, body_sha256, family, event_type, body, received_at, attempted_at,
@@ -64,7 +80,3 @@ grant select (ctid, webhook_id, received_at, published_at, written_off_at), upda
    on webhook_receipts to :"other_worker";
 grant select on unstored_receipts to :"other_worker";
 grant select (event_type) on dead_letters to :"other_worker";
--- Old events go only by this function, which leaves young ones and dead letters alone.
-grant execute on function
-    sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)
-   to :"other_worker";

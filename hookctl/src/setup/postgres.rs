@@ -8,8 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use shared::{Program, database::TransactionMode};
 use sqlx::{AssertSqlSafe, PgConnection};
+use worker::config::EventRetention;
 
-use super::record::State;
+use super::{policies, record::State};
 use crate::{
     account::{self, identifier},
     actions::Run,
@@ -19,10 +20,24 @@ use crate::{
 /// What the accounts may do, with variables for names.
 pub(crate) const GRANTS: &str = include_str!("grants.sql");
 
+/// What comes to it where old events are to be swept.
+const SWEEP_GRANT: &str = include_str!("sweep_grant.sql");
+
 /// Only one set-up of a database at a time; any number will do that nobody else uses.
 const LOCK: &str = "select pg_advisory_xact_lock(7236839910421)";
 
-const APPLYING: TransactionMode = CHANGING.lock_timeout(Duration::from_secs(30));
+/// While it waits for a table, everything that comes after it waits as well. So it waits for a moment
+/// only, and is then to be tried again.
+const APPLYING: TransactionMode = CHANGING.lock_timeout(Duration::from_millis(500));
+
+/// What the accounts are given besides a name and a password.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// How many connections each may have.
+    pub(super) connections: i64,
+    /// Whether old events are to be swept.
+    pub(super) event_retention: EventRetention,
+}
 
 /// Where the accounts get their rights.
 #[derive(Debug)]
@@ -116,11 +131,25 @@ pub(super) async fn check_ownership(
     Ok(())
 }
 
+/// Whether it is only a lock that was not to be had in time, or because of a deadlock.
+pub(super) fn lacks_a_lock(error: &anyhow::Error) -> bool {
+    const LOCK_NOT_AVAILABLE: &str = "55P03";
+    const DEADLOCK_DETECTED: &str = "40P01";
+    let code = error
+        .downcast_ref::<sqlx::Error>()
+        .and_then(|error| error.as_database_error()?.code());
+    matches!(
+        code.as_deref(),
+        Some(LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED)
+    )
+}
+
 /// Makes the accounts and gives each its rights and password, all of it or nothing.
 pub(super) async fn apply(
     connection: &mut Connection,
     place: &Place,
     prefix: &str,
+    terms: Terms,
     before: &State,
     password: impl Fn(Program) -> SecretString,
 ) -> anyhow::Result<()> {
@@ -132,7 +161,7 @@ pub(super) async fn apply(
     let existing = existing(&mut transaction, prefix).await?;
     for program in Program::ALL {
         let name = account::name(program, prefix);
-        let statement = role(&name, existing.contains(&name));
+        let statement = role(&name, existing.contains(&name), terms);
         let statement = with_password(statement, &password(program));
         sqlx::raw_sql(AssertSqlSafe(statement))
             .execute(&mut *transaction)
@@ -144,10 +173,15 @@ pub(super) async fn apply(
                 )
             })?;
     }
-    sqlx::raw_sql(AssertSqlSafe(grants(place, prefix)))
+    sqlx::raw_sql(AssertSqlSafe(grants(place, prefix, terms)))
         .execute(&mut *transaction)
         .await
         .context("cannot grant rights")?;
+    // Last, as it holds up everybody else until the commit.
+    policies::apply(&mut transaction, prefix).await.context(
+        "cannot bind the workers' accounts to their families, which needs the tables events and \
+         webhook_spool for a moment alone",
+    )?;
     check_reach(&mut transaction, place, prefix).await?;
     let after = State::look(&mut transaction, prefix).await?;
     let run = Run::new("setup", json!({"topology_prefix": prefix}), None);
@@ -206,9 +240,13 @@ pub(super) async fn rights(
 
 /// Creates or changes the role, up to its password. Nothing but the right to log in: whatever a role
 /// can do besides has to be granted.
-pub(super) fn role(name: &str, exists: bool) -> String {
+pub(super) fn role(name: &str, exists: bool, terms: Terms) -> String {
     let verb = if exists { "alter" } else { "create" };
-    format!("{verb} role {} login", identifier(name))
+    format!(
+        "{verb} role {} login connection limit {}",
+        identifier(name),
+        terms.connections
+    )
 }
 
 /// Adds a salted hash with which nobody can log in, in case Postgres logs statements.
@@ -218,8 +256,12 @@ fn with_password(role: String, password: &SecretString) -> String {
 }
 
 /// The grants, ready to be run.
-pub(super) fn grants(place: &Place, prefix: &str) -> String {
-    let mut sql = GRANTS
+pub(super) fn grants(place: &Place, prefix: &str, terms: Terms) -> String {
+    let sweep = match terms.event_retention {
+        EventRetention::Forever => "",
+        EventRetention::For(_) => SWEEP_GRANT,
+    };
+    let mut sql = format!("{GRANTS}\n{sweep}")
         .replace(":\"schema\"", &identifier(&place.schema))
         .replace(":\"database\"", &identifier(&place.database));
     for program in Program::ALL {
@@ -256,7 +298,11 @@ mod tests {
             schema: "public".into(),
             role: "owner".into(),
         };
-        let sql = grants(&place, "x.y");
+        let terms = Terms {
+            connections: 9,
+            event_retention: EventRetention::For(Duration::ZERO),
+        };
+        let sql = grants(&place, "x.y", terms);
         assert!(!sql.contains(":\""), "{sql}");
         assert!(sql.contains("on database \"a \"\"b\"\"\""), "{sql}");
         assert!(sql.contains("to \"x.y-ingest\";"), "{sql}");

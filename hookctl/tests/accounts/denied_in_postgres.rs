@@ -3,13 +3,13 @@
 use shared::{Family, Program};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use crate::place::Place;
+use crate::place::{Place, text};
 
 const VENDOR: Program = Program::Worker(Family::Vendor);
 const OTHER: Program = Program::Worker(Family::Other);
 
 /// Nobody but the owner.
-const OWNERS_ONLY: [&str; 18] = [
+const OWNERS_ONLY: [&str; 26] = [
     "truncate events",
     "truncate webhook_receipts",
     "truncate webhook_spool",
@@ -28,6 +28,14 @@ const OWNERS_ONLY: [&str; 18] = [
     "select * from _sqlx_migrations",
     "copy events to '/tmp/events'",
     "select pg_read_file('postgresql.conf')",
+    "create temporary table extra ()",
+    "select lo_create(0)",
+    "select lo_creat(0)",
+    "select lo_from_bytea(0, '')",
+    "alter table events disable row level security",
+    "drop policy everybody on webhook_spool",
+    "select * from sweeps",
+    "select note_sweep(now(), 1)",
 ];
 
 /// Events never change, and what operators did is theirs alone.
@@ -117,7 +125,7 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
         )
         .await;
     }
-    // Only the one that keeps house sweeps.
+    // Only the one that keeps house sweeps, and events only where they are not kept for ever.
     let mut vendor = place.postgres(VENDOR).await.expect("it logs in");
     assert_denied(
         &mut vendor,
@@ -139,12 +147,264 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
         "other-worker",
         &[
             "select payload from dead_letters",
-            "select sweep_events(now(), 1)",
-            "select sweep_events(null, now(), 1)",
-            "select sweep_events('infinity', 1)",
-            "select sweep_events(null, 'infinity', 1)",
+            "select sweep_events('-infinity', 1)",
+            "select sweep_events(null, '-infinity', 1)",
         ],
     )
     .await;
     place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn no_sweep_takes_a_young_event_and_each_is_on_record(pool: PgPool) {
+    let place = Place::new(&pool);
+    let output = place.set_up(&["--event-retention", "400d"]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    place
+        .sql(
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             select 'old_' || n, 'unknown', now() - interval '500 days', '', ''
+               from generate_series(1, 3) n",
+        )
+        .await;
+    let mut other = place.postgres(OTHER).await.expect("it logs in");
+    assert_denied(
+        &mut other,
+        "other-worker",
+        &[
+            "select sweep_events(now(), 1)",
+            "select sweep_events(null, now(), 1)",
+            "select sweep_events('infinity', 1)",
+            "select sweep_events(null, 'infinity', 1)",
+            "delete from events",
+        ],
+    )
+    .await;
+    // Each of the two functions, and once with nothing to sweep.
+    for statement in [
+        "select sweep_events(null, now() - interval '400 days', 2)",
+        "select sweep_events(now() - interval '401 days', 2)",
+        "select sweep_events(null, now() - interval '400 days', 2)",
+    ] {
+        sqlx::raw_sql(statement)
+            .execute(&mut other)
+            .await
+            .expect("its right");
+    }
+    let recorded: Vec<(String, i64, bool)> = sqlx::query_as(
+        "select account, swept, older_than < now() - interval '399 days' from sweeps",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("the sweeps");
+    assert_eq!(recorded, [(place.name(OTHER), 3, true)]);
+
+    // Without retention the right goes again.
+    let output = place.set_up(&[]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    assert_denied(
+        &mut other,
+        "other-worker",
+        &["select sweep_events(null, '-infinity', 1)"],
+    )
+    .await;
+    place.clean_up().await;
+}
+
+/// One event of each family, stored and spooled.
+const ROWS_OF_ALL: &str = "
+    insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+    select 'stored-' || type, type, now(), '', sha256('')
+      from unnest(array['v1.export-job.created', 'v1.vendor.created', 'v1.card.created']) type;
+    insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                               has_receipt, due_at)
+    select 'spooled', sha256(family::bytea), family, 'unknown', family::bytea, now(), true, now()
+      from unnest(array['export-job', 'vendor', 'other']) family;
+    insert into export_jobs (id, company_id, status, sort_key, webhook_id)
+    values ('j', 'c', 'pending', '', 'm');
+    insert into vendors (id, company_id, name, state, sort_key, webhook_id)
+    values ('v', 'c', 'n', 'DRAFT', '', 'm')";
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_touches_no_spool_row_of_another_family(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    place.sql(ROWS_OF_ALL).await;
+    for family in Family::ALL {
+        let mut worker = place
+            .postgres(Program::Worker(family))
+            .await
+            .expect("a login");
+        let bodies: Vec<Vec<u8>> = sqlx::query_scalar("select body from webhook_spool")
+            .fetch_all(&mut worker)
+            .await
+            .expect("its own rows");
+        assert_eq!(bodies, [family.name().as_bytes()]);
+        for statement in [
+            "update webhook_spool set due_at = 'infinity', claims = 99",
+            "select from webhook_spool for update",
+            "delete from webhook_spool",
+        ] {
+            let mut transaction = worker.begin().await.expect("a transaction");
+            let done = sqlx::raw_sql(statement).execute(&mut *transaction).await;
+            assert_eq!(done.expect("its right").rows_affected(), 1, "{statement}");
+            transaction.rollback().await.expect("a rollback");
+        }
+        for foreign in Family::ALL.into_iter().filter(|foreign| *foreign != family) {
+            let inserted = sqlx::query(
+                "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body,
+                                            received_at, has_receipt, due_at)
+                 values ('m', '', $1, 'unknown', '', now(), true, now())",
+            )
+            .bind(foreign.name())
+            .execute(&mut worker)
+            .await;
+            assert_row_denied(&inserted, &format!("{family} spools for {foreign}"));
+        }
+    }
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_stores_an_event_of_another_family_only_as_a_dead_letter_with_its_body(
+    pool: PgPool,
+) {
+    const INSERT: &str =
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256,
+                                              problem)
+                          values ($1, $2, now(), $3, sha256('the body'), $4)";
+    let place = Place::prepared(&pool).await;
+    // Among them what is of a family by one rule and not by another.
+    let types = [
+        "v1.export-job.created",
+        "v2.vendor.archived",
+        "v1.card.created",
+        "unknown",
+        "v1.vendor.created.again",
+        "v1.vendor.",
+        "v1.vendor",
+        ".vendor.",
+        "v1.vendors.created",
+        "v1.export.job-created",
+        "V1.VENDOR.created",
+        "v1\n.vendor.\ncreated",
+        "",
+    ];
+    for family in Family::ALL {
+        let mut worker = place
+            .postgres(Program::Worker(family))
+            .await
+            .expect("a login");
+        for event_type in types {
+            let what = format!("{family} stores {event_type:?}");
+            let mut store = async |raw: &str, problem: Option<&str>| {
+                let id = format!("{:x}", rand::random::<u64>());
+                let insert = sqlx::query(INSERT)
+                    .bind(id)
+                    .bind(event_type)
+                    .bind(raw.as_bytes());
+                insert.bind(problem).execute(&mut worker).await
+            };
+            let healthy = store("the body", None).await;
+            let forged = store("another body", Some("a problem")).await;
+            if Family::of(event_type) == family {
+                assert!(
+                    healthy.is_ok() && forged.is_ok(),
+                    "{what}: {healthy:?} {forged:?}"
+                );
+            } else {
+                assert_row_denied(&healthy, &what);
+                assert_row_denied(&forged, &what);
+            }
+            store("the body", Some("a problem")).await.expect(&what);
+        }
+    }
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_worker_reaches_no_typed_table_but_its_own(pool: PgPool) {
+    const EXPORT_JOBS: [&str; 5] = [
+        "select id from export_jobs",
+        "update export_jobs set status = 'completed'",
+        "insert into export_jobs (id, company_id, status, sort_key, webhook_id)
+         values ('j2', 'c', 'pending', '', 'm')",
+        "delete from export_jobs",
+        "lock table export_jobs",
+    ];
+    const VENDORS: [&str; 5] = [
+        "select id from vendors",
+        "update vendors set state = 'ACTIVE'",
+        "insert into vendors (id, company_id, name, state, sort_key, webhook_id)
+         values ('v2', 'c', 'n', 'DRAFT', '', 'm')",
+        "delete from vendors",
+        "lock table vendors",
+    ];
+    let place = Place::prepared(&pool).await;
+    place.sql(ROWS_OF_ALL).await;
+    for (program, denied) in [
+        (VENDOR, &[EXPORT_JOBS][..]),
+        (Program::Worker(Family::ExportJob), &[VENDORS]),
+        (OTHER, &[EXPORT_JOBS, VENDORS]),
+    ] {
+        let mut worker = place.postgres(program).await.expect("it logs in");
+        for statements in denied {
+            assert_denied(&mut worker, program.name(), statements).await;
+        }
+    }
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn others_see_what_they_saw_and_one_account_cannot_take_all_connections(pool: PgPool) {
+    let place = Place::new(&pool);
+    let reader = format!("{}-reader", place.prefix);
+    migrations::MIGRATOR.run(&pool).await.expect("a schema");
+    place.sql(ROWS_OF_ALL).await;
+    place
+        .sql(&format!(
+            r#"create role "{reader}"; grant select on events, webhook_spool to "{reader}""#
+        ))
+        .await;
+    let output = place.set_up(&["--account-replicas", "2"]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    place
+        .sql(&format!(r#"grant "{reader}" to current_user"#))
+        .await;
+    let mut connection = pool.acquire().await.expect("a connection");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!(r#"set role "{reader}""#)))
+        .execute(&mut *connection)
+        .await
+        .expect("the role");
+    let seen: (i64, i64) = sqlx::query_as(
+        "select (select count(*) from events), (select count(*) from webhook_spool)",
+    )
+    .fetch_one(&mut *connection)
+    .await
+    .expect("its rights");
+    assert_eq!(seen, (3, 3));
+    sqlx::raw_sql("reset role")
+        .execute(&mut *connection)
+        .await
+        .expect("a role");
+    let limits: Vec<i32> =
+        sqlx::query_scalar("select distinct rolconnlimit from pg_roles where rolname = any($1)")
+            .bind(Program::ALL.map(|program| place.name(program)).to_vec())
+            .fetch_all(&pool)
+            .await
+            .expect("the limits");
+    assert_eq!(limits, [18]);
+    place
+        .sql(&format!(
+            r#"drop owned by "{reader}"; drop role "{reader}""#
+        ))
+        .await;
+    place.clean_up().await;
+}
+
+fn assert_row_denied(outcome: &Result<sqlx::postgres::PgQueryResult, sqlx::Error>, what: &str) {
+    let said = format!("{outcome:?}");
+    assert!(
+        said.contains("violates row-level security policy"),
+        "{what}: {said}"
+    );
 }

@@ -32,6 +32,7 @@ fn event(id: &str, body: &'static str) -> AcceptedEvent {
 fn entry(event: &AcceptedEvent, claims: i32) -> SpoolEntry<'_> {
     SpoolEntry {
         event,
+        family: event.event_type.family(),
         receipt: Receipt::Missing,
         attempts: 0,
         claims,
@@ -93,10 +94,21 @@ async fn a_worker_can_put_off_isolate_and_sweep(pool: PgPool) {
         .await;
     let refused = event("msg_refused", "{}");
     let isolated = event("msg_isolated", "{}");
+    let misrouted = event(
+        "msg_misrouted",
+        r#"{"eventType":"v1.vendor.created","data":{"id":"v","companyId":"c","name":"n","state":"DRAFT"}}"#,
+    );
     let mut owner = pool.acquire().await.expect("a connection");
-    spool::insert(&mut owner, &[entry(&refused, 0), entry(&isolated, 2)])
-        .await
-        .expect("an insert");
+    spool::insert(
+        &mut owner,
+        &[
+            entry(&refused, 0),
+            entry(&isolated, 2),
+            entry(&misrouted, 0),
+        ],
+    )
+    .await
+    .expect("an insert");
 
     let program = Program::Worker(Family::Other);
     let config = worker::config::Config::parse_from([
@@ -118,15 +130,16 @@ async fn a_worker_can_put_off_isolate_and_sweep(pool: PgPool) {
     });
     let deadline = Instant::now() + SOON;
     loop {
-        let state: (i64, i64, i64) = sqlx::query_as(
+        let state: (i64, i64, i64, i64) = sqlx::query_as(
             "select (select count(*) from webhook_receipts where webhook_id = 'msg_old'),
                     (select count(*) from events where webhook_id = 'msg_isolated'),
-                    (select count(*) from events where webhook_id = 'msg_refused' and attempts = 2)",
+                    (select count(*) from events where webhook_id = 'msg_refused' and attempts = 2),
+                    (select count(*) from dead_letters where event_type = 'v1.vendor.created')",
         )
         .fetch_one(&pool)
         .await
         .expect("a state");
-        if state == (0, 1, 1) {
+        if state == (0, 1, 1, 1) {
             break;
         }
         assert!(Instant::now() < deadline, "still {state:?}");

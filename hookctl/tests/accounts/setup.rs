@@ -384,3 +384,74 @@ fn without_password(url: &str) -> String {
     let (name, _password) = user.split_once(':').expect("a password");
     format!("{scheme}://{name}@{place}")
 }
+
+/// A set-up that has nothing to change in the policies needs no table alone; one that has waits without
+/// holding anybody up.
+#[sqlx::test(migrations = false)]
+async fn setup_waits_for_a_reader_and_holds_nobody_up(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let mut reader = pool.begin().await.expect("a transaction");
+    let read = "select count(*) from events, webhook_spool";
+    sqlx::raw_sql(read)
+        .execute(&mut *reader)
+        .await
+        .expect("a read");
+    let output = place.set_up(&[]).await;
+    assert!(output.status.success(), "{}", text(&output));
+
+    let worker = place.name(Program::Worker(Family::Vendor));
+    reader.rollback().await.expect("a rollback");
+    place
+        .sql(&format!(
+            r#"drop policy "{worker}" on events;
+               alter policy "{worker}" on webhook_spool using (family <> '')"#
+        ))
+        .await;
+    let mut reader = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql(read)
+        .execute(&mut *reader)
+        .await
+        .expect("a read");
+    let setup = place.set_up(&[]);
+    let release = async {
+        // Until it has given up once.
+        let mut given_up = false;
+        let mut waited = false;
+        while !given_up {
+            let waits: bool = sqlx::query_scalar(
+                "select exists (select from pg_locks
+                                 where mode = 'AccessExclusiveLock' and not granted
+                                   and relation in ('events'::regclass, 'webhook_spool'::regclass))",
+            )
+            .fetch_one(&pool)
+            .await
+            .expect("the locks");
+            given_up = waited && !waits;
+            waited |= waits;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        place
+            .sql(
+                "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+                 values ('m', 'unknown', now(), '', '')",
+            )
+            .await;
+        reader.rollback().await.expect("a rollback");
+    };
+    let (output, ()) = timeout(SOON, async { tokio::join!(setup, release) })
+        .await
+        .expect("in time");
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("tried again"), "{}", text(&output));
+    let policies: i64 = sqlx::query_scalar(
+        "select count(*) from pg_policies
+          where schemaname = current_schema() and policyname = $1
+            and coalesce(qual, '') not like '%<>%'",
+    )
+    .bind(&worker)
+    .fetch_one(&pool)
+    .await
+    .expect("the policies");
+    assert_eq!(policies, 2);
+    place.clean_up().await;
+}

@@ -373,3 +373,54 @@ async fn rights_on_the_broker_that_differ_are_named_with_their_remedy(pool: PgPo
     place.remove_accounts().await;
     place.clean_up().await;
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_an_account_can_do_beyond_its_work_is_found(pool: PgPool) {
+    const CHECK: &str = "bounds of accounts";
+    let place = Place::new(&pool).await;
+    place.set_up_accounts().await;
+    assert_eq!(place.examine(&[]).await[CHECK].0, "ok");
+    let swept = place.examine(&["--event-retention", "400d"]).await;
+    assert_eq!(swept[CHECK].0, "problem", "{swept:#?}");
+    for (change, words) in [
+        (
+            r#"drop policy "{0}-vendor-worker" on events"#,
+            "{0}-vendor-worker: may touch rows of other families",
+        ),
+        (
+            "alter table webhook_spool disable row level security",
+            "may touch rows of other families",
+        ),
+        (
+            r#"grant temporary on database {1} to "{0}-ingest""#,
+            "{0}-ingest: may make temporary tables",
+        ),
+        (
+            "grant execute on function pg_catalog.lo_create(oid) to public",
+            "{0}-ingest: may make large objects",
+        ),
+        (
+            r#"alter role "{0}-ingest" connection limit -1"#,
+            "{0}-ingest: may take every connection",
+        ),
+        (
+            r#"grant execute on function sweep_events(timestamptz, integer) to "{0}-other-worker""#,
+            "{0}-other-worker: may sweep old events",
+        ),
+    ] {
+        let database: String = sqlx::query_scalar("select quote_ident(current_database())")
+            .fetch_one(&pool)
+            .await
+            .expect("a name");
+        let filled = |text: &str| text.replace("{0}", &place.prefix).replace("{1}", &database);
+        place.sql(&filled(change)).await;
+        let (verdict, found) = &place.examine(&[]).await[CHECK];
+        assert_eq!(verdict, "warning", "{change}: {found}");
+        assert!(found.contains(&filled(words)), "{change}: {found}");
+        place.set_up_accounts().await;
+        let after = place.examine(&[]).await;
+        assert_eq!(after[CHECK].0, "ok", "{change}: {after:#?}");
+    }
+    place.remove_accounts().await;
+    place.clean_up().await;
+}

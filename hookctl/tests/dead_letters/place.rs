@@ -1,6 +1,6 @@
 //! Dead letters as a worker leaves them, and hookctl beside it.
 
-use std::{process::Output, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, process::Output, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -85,12 +85,19 @@ fn persistence(pool: &PgPool, family: Family) -> Arc<Persistence> {
     Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
 }
 
-/// Lets a worker store these.
+/// Lets their families' workers store these.
 pub(crate) async fn store(pool: &PgPool, works: impl IntoIterator<Item = Work>) {
-    persistence(pool, Family::Other)
-        .persist(works.into_iter().collect(), &CancellationToken::new())
-        .await
-        .expect("not given up");
+    let mut by_family: BTreeMap<Family, Vec<Work>> = BTreeMap::new();
+    for work in works {
+        let family = work.event.event_type.family();
+        by_family.entry(family).or_default().push(work);
+    }
+    for (family, works) in by_family {
+        persistence(pool, family)
+            .persist(works, &CancellationToken::new())
+            .await
+            .expect("not given up");
+    }
 }
 
 /// Lets a worker store these.
@@ -126,6 +133,7 @@ pub(crate) async fn refuse(pool: &PgPool, event: &AcceptedEvent) {
 pub(crate) async fn spool(pool: &PgPool, event: &AcceptedEvent, attempts: i32, claims: i32) {
     let entry = SpoolEntry {
         event,
+        family: event.event_type.family(),
         receipt: Receipt::Recorded,
         attempts,
         claims,

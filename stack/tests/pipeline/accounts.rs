@@ -128,3 +128,27 @@ async fn a_missing_grant_holds_its_family_until_it_is_given() {
         0
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_their_accounts_services_spool_and_store_without_rabbitmq() {
+    let world = World::new().await;
+    let services = Program::ALL.map(|program| world.start(program, program.name()));
+    for service in &services {
+        service.ready(SOON).await.expect("ready");
+    }
+    let rabbitmq = &world.stores.rabbitmq;
+    rabbitmq.ctl(&["stop_app"]).await.expect("it stops");
+    send(&services[0].webhook_url(), &EXPORT_JOB).await;
+    send(&services[0].webhook_url(), &VENDOR).await;
+    let answer = post(&services[0].webhook_url(), "msg_1", "{}").await;
+    assert_eq!(answer.outcome, Outcome::Accepted, "{answer:?}");
+    let pool = world.pool().await;
+    until_count(&pool, "select count(*) from events", 3).await;
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    until_count(&pool, "select count(*) from export_jobs", 1).await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    rabbitmq.ctl(&["start_app"]).await.expect("it starts");
+    for service in &services {
+        service.ready(SOON).await.expect("ready again");
+    }
+}

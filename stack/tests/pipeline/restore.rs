@@ -139,6 +139,15 @@ async fn a_restored_backup_takes_again_what_came_since() {
         .execute(&mut server)
         .await
         .expect("dropped");
+    // As on a new server.
+    for program in Program::ALL {
+        let account = world.accounts().login(program).user;
+        let drop = sqlx::AssertSqlSafe(format!(r#"drop role "{account}""#));
+        sqlx::raw_sql(drop)
+            .execute(&mut server)
+            .await
+            .expect("dropped");
+    }
     let created = world.stores.postgres.create_database(DATABASE).await;
     created.expect("an empty database");
 

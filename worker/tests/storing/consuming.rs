@@ -369,7 +369,7 @@ async fn of_events_that_share_a_message_each_goes_its_own_way(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn the_type_and_not_the_queue_decides_on_the_table(pool: PgPool) {
+async fn an_event_that_comes_by_another_familys_queue_is_a_dead_letter(pool: PgPool) {
     let broker = Broker::new().await;
     // A missing binding sends vendors to the catch-all queue.
     let queue = broker.topology.queue(Family::Vendor);
@@ -386,7 +386,15 @@ async fn the_type_and_not_the_queue_decides_on_the_table(pool: PgPool) {
     broker.publish(&[vendor("m1")]).await;
     until_queued(&broker, Family::Other, 1).await;
     let worker = RunningWorker::start(&pool, &broker, Family::Other);
-    until_count(&pool, "select count(*) from vendors", 1).await;
+    until_count(
+        &pool,
+        "select count(*) from dead_letters
+          where problem like 'it came by the queue of other%' and event_type = 'v1.vendor.created'
+            and sha256(raw) = (select body_sha256 from events) and payload is not null",
+        1,
+    )
+    .await;
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 0);
     worker.stop().await;
     broker.clean_up().await;
 }

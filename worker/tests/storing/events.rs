@@ -109,8 +109,9 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
         "m1",
         export_job_body("j1", "pending", "2025-01-01T00:00:00Z"),
     );
-    persist(&pool, [first.clone(), second.clone()]).await;
-    persist(&pool, [second.clone(), first]).await;
+    for event in [&first, &second, &second, &first] {
+        persist(&pool, [event.clone()]).await;
+    }
     // As ingest sends it where it knows that the id is taken.
     persist(&pool, [second.into_conflict()]).await;
     assert_eq!(count(&pool, "select count(*) from events").await, 2);
@@ -122,6 +123,39 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
         .await,
         1
     );
+}
+
+/// A worker's account can take the id of another family's event only with an event of its own family.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_id_that_another_family_has_taken_costs_no_event(pool: PgPool) {
+    let job = event(
+        "m1",
+        export_job_body("j1", "pending", "2025-01-01T00:00:00Z"),
+    );
+    for id in [job.webhook_id.clone(), job.conflict_id(&job.webhook_id)] {
+        sqlx::query(
+            "insert into events (webhook_id, event_type, received_at, payload, body_sha256)
+             values ($1, 'v1.vendor.created', now(), '{}', $2)",
+        )
+        .bind(id)
+        .bind(&job.body_sha256[..])
+        .execute(&pool)
+        .await
+        .expect("a forged event");
+    }
+    for _ in 0..2 {
+        persist(&pool, [job.clone()]).await;
+        assert_eq!(
+            count(
+                &pool,
+                "select count(*) from dead_letters
+                  where event_type = 'v1.export-job.created' and sha256(raw) = (
+                        select distinct body_sha256 from events)",
+            )
+            .await,
+            1
+        );
+    }
 }
 
 /// A sender chooses its ids, and may choose one that a second body would get.

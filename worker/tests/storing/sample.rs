@@ -1,6 +1,6 @@
 //! Events as they come to a worker, and what the tests look at afterwards.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{TimeZone, Utc};
 use shared::{
@@ -78,15 +78,19 @@ pub(crate) fn persistence(pool: &(impl Clone + Into<Pool>), family: Family) -> A
     Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
 }
 
-/// Stores a batch, which must not be given up.
+/// Stores a batch, each event by its family's worker. It must not be given up.
 pub(crate) async fn persist(pool: &PgPool, batch: impl IntoIterator<Item = AcceptedEvent>) {
-    persistence(pool, Family::Other)
-        .persist(
-            batch.into_iter().map(work).collect(),
-            &CancellationToken::new(),
-        )
-        .await
-        .expect("not abandoned");
+    let mut by_family: BTreeMap<Family, Vec<Work>> = BTreeMap::new();
+    for event in batch {
+        let family = event.event_type.family();
+        by_family.entry(family).or_default().push(work(event));
+    }
+    for (family, batch) in by_family {
+        persistence(pool, family)
+            .persist(batch, &CancellationToken::new())
+            .await
+            .expect("not abandoned");
+    }
 }
 
 /// Reads the spool until stopped.

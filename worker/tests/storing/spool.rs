@@ -16,6 +16,7 @@ pub(crate) async fn spool_events(pool: &PgPool, events: &[AcceptedEvent], claims
         .iter()
         .map(|event| SpoolEntry {
             event,
+            family: event.event_type.family(),
             receipt: Receipt::Recorded,
             attempts: 0,
             claims,

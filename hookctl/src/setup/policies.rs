@@ -1,0 +1,186 @@
+//! Row-level security: a worker's account touches the rows of its family only.
+//!
+//! The tables' owner and superusers are exempt. Everybody else goes on seeing what their grants give
+//! them, by a policy for everybody; those for the workers' accounts only take away.
+
+use shared::{Family, Program};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use crate::account::{self, identifier};
+
+/// The policy by which others see what they saw before there were any.
+const EVERYBODY: &str = "everybody";
+
+/// The tables that have policies, in the order in which services lock them.
+pub(crate) const TABLES: [&str; 2] = ["events", "webhook_spool"];
+
+/// What one account may do with a table's rows.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+struct Policy {
+    table: String,
+    /// The account, which is also the policy's name.
+    account: String,
+    command: String,
+    /// Which rows it sees, as Postgres prints the expression.
+    sees: Option<String>,
+    /// Which rows it adds, likewise.
+    adds: Option<String>,
+}
+
+impl Policy {
+    fn statement(&self) -> String {
+        let clause = |keyword: &str, expression: &Option<String>| match expression {
+            Some(expression) => format!(" {keyword} {expression}"),
+            None => String::new(),
+        };
+        format!(
+            "drop policy if exists {0} on {1};\n\
+             create policy {0} on {1} as restrictive for {2} to {0}{3}{4};\n",
+            identifier(&self.account),
+            self.table,
+            self.command.to_lowercase(),
+            clause("using", &self.sees),
+            clause("with check", &self.adds),
+        )
+    }
+}
+
+/// The policies of all workers. An event of another family is added only with a problem, and then with
+/// the body that its hash is of: what one account stores never counts as the event of another one
+/// whose body is lost.
+fn wanted(prefix: &str) -> Vec<Policy> {
+    let workers = Family::ALL.map(|family| {
+        let account = account::name(Program::Worker(family), prefix);
+        let events = Policy {
+            table: "events".to_owned(),
+            account: account.clone(),
+            command: "INSERT".to_owned(),
+            sees: None,
+            adds: Some(format!(
+                "({} OR ((problem IS NOT NULL) AND (sha256(raw) = body_sha256)))",
+                is_of(family)
+            )),
+        };
+        let spool = Policy {
+            table: "webhook_spool".to_owned(),
+            account,
+            command: "ALL".to_owned(),
+            sees: Some(format!("(family = '{family}'::text)")),
+            adds: None,
+        };
+        [events, spool]
+    });
+    workers.into_iter().flatten().collect()
+}
+
+/// Whether an event's type is of the family, as [`Family::of`] decides.
+fn is_of(family: Family) -> String {
+    if let Some(pattern) = family.pattern() {
+        return format!("(event_type ~ '{pattern}'::text)");
+    }
+    let others = Family::ALL.into_iter().filter_map(Family::pattern);
+    let others: Vec<String> = others
+        .map(|pattern| format!("(event_type !~ '{pattern}'::text)"))
+        .collect();
+    format!("({})", others.join(" AND "))
+}
+
+/// Those of the wanted policies that are not there as they should be.
+async fn lacking(connection: &mut PgConnection, prefix: &str) -> Result<Vec<Policy>, sqlx::Error> {
+    let mut wanted = wanted(prefix);
+    let found: Vec<Policy> = sqlx::query_as(
+        r#"select tablename::text as "table", policyname::text as account, cmd as command,
+                  qual as sees, with_check as adds
+             from pg_policies
+            where schemaname = current_schema() and tablename = any($1)
+              and permissive = 'RESTRICTIVE' and roles = array[policyname]"#,
+    )
+    .bind(&TABLES[..])
+    .fetch_all(connection)
+    .await?;
+    wanted.retain(|policy| !found.contains(policy));
+    Ok(wanted)
+}
+
+/// The tables that have no row-level security yet.
+async fn open_tables(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "select relname::text from pg_class
+          where relnamespace = current_schema()::regnamespace
+            and relname = any($1) and not relrowsecurity
+          order by relname",
+    )
+    .bind(&TABLES[..])
+    .fetch_all(connection)
+    .await
+}
+
+/// The accounts that may touch rows of other families.
+pub(crate) async fn unbound(
+    connection: &mut PgConnection,
+    prefix: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let all_are_open = !open_tables(&mut *connection).await?.is_empty();
+    let policies = match all_are_open {
+        true => wanted(prefix),
+        false => lacking(connection, prefix).await?,
+    };
+    let mut accounts: Vec<String> = policies.into_iter().map(|policy| policy.account).collect();
+    accounts.sort();
+    accounts.dedup();
+    Ok(accounts)
+}
+
+/// Makes what is not there. Each statement needs its table alone, so a set-up that has nothing to
+/// change here takes no lock.
+pub(super) async fn apply(connection: &mut PgConnection, prefix: &str) -> Result<(), sqlx::Error> {
+    let sql = statements(
+        &open_tables(&mut *connection).await?,
+        &lacking(&mut *connection, prefix).await?,
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// All statements, as a database without any policy needs them.
+pub(super) fn script(prefix: &str) -> String {
+    statements(&TABLES.map(str::to_owned), &wanted(prefix))
+}
+
+fn statements(open: &[String], policies: &[Policy]) -> String {
+    let mut sql = String::new();
+    for table in TABLES {
+        // Where somebody else has turned it on, what their policies let everybody see stays so.
+        if open.iter().any(|open| open == table) {
+            sql.push_str(&format!(
+                "alter table {table} enable row level security;\n\
+                 drop policy if exists {EVERYBODY} on {table};\n\
+                 create policy {EVERYBODY} on {table} using (true);\n"
+            ));
+        }
+        for policy in policies.iter().filter(|policy| policy.table == table) {
+            sql.push_str(&policy.statement());
+        }
+    }
+    sql
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_worker_is_bound_in_both_tables() {
+        let script = script("a\"b");
+        for family in Family::ALL {
+            let account = format!("to \"a\"\"b-{}-worker\"", family.name());
+            assert_eq!(script.matches(&account).count(), TABLES.len(), "{script}");
+        }
+        assert!(
+            script.contains("using (family = 'vendor'::text);"),
+            "{script}"
+        );
+    }
+}

@@ -33,6 +33,19 @@ impl HaProxy {
     /// # Errors
     /// With the end of its log when it does not come up.
     pub async fn start(folder: &Path, public: SocketAddr, private: SocketAddr) -> Result<Self> {
+        Self::start_with(folder, public, private, &[]).await
+    }
+
+    /// As [`HaProxy::start`], with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`HaProxy::start`].
+    pub async fn start_with(
+        folder: &Path,
+        public: SocketAddr,
+        private: SocketAddr,
+        environment: &[(&str, &str)],
+    ) -> Result<Self> {
         ensure!(
             Path::new(PROGRAM).exists(),
             "missing: haproxy; install with: sudo apt-get install -y haproxy"
@@ -47,6 +60,9 @@ impl HaProxy {
             .args([config.into_os_string()])
             .log(folder.join("haproxy.log"));
         spec.clean_env = true;
+        for (name, value) in environment {
+            spec = spec.env(name, value);
+        }
         let proxy = Self {
             address,
             behind_terminator,

@@ -22,7 +22,7 @@ const HEALTHY_WITHIN: Duration = Duration::from_secs(5 * 60);
 const DOWN_WITHIN: Duration = Duration::from_secs(2 * 60);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// These do their work and end.
-const ENDING: [&str; 2] = ["setup", "monitoring-account"];
+const ENDING: [&str; 3] = ["exposure-check", "setup", "monitoring-account"];
 
 /// Which Compose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

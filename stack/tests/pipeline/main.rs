@@ -4,6 +4,7 @@ mod accounts;
 mod cluster;
 mod crashes;
 mod crowd;
+mod development;
 mod logs;
 mod overload;
 mod pgbouncer;

@@ -5,12 +5,13 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hookctl::delivery;
 use hookctl::sample::{VENDOR, new_webhook_id};
 use ingest::secrets::DEVELOPMENT_SECRET;
 use tokio::time::{Instant, sleep};
 
+use crate::compose::container::Container;
 use crate::compose::passwords;
 use crate::compose::site::Site;
 use crate::compose::trial::Trial;
@@ -24,6 +25,12 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()
     let secrets = site.folder.join("secrets");
     let file = secrets.join("webhook-secrets");
     let (first, second) = (secret(), secret());
+    trial
+        .check(
+            "the development secrets are published to this host only",
+            refused_in_the_open(site),
+        )
+        .await?;
     trial
         .check("deploy/make-secrets", make_secrets(site, &file, &first))
         .await?;
@@ -70,6 +77,22 @@ fn secret() -> String {
         rand::random::<u64>(),
         rand::random::<u64>()
     )
+}
+
+async fn refused_in_the_open(site: &Site) -> Result<()> {
+    let up = "PUBLIC_BIND=0.0.0.0:8080 docker compose up -d proxy >/dev/null 2>&1 && exit 1
+              docker compose logs exposure-check";
+    let said = site.line(up).await?;
+    ensure!(
+        said.contains("PUBLIC_BIND=0.0.0.0:8080 would publish"),
+        "it says {said}"
+    );
+    let containers = site.containers().await?;
+    let is_up = |container: &&Container| container.status.starts_with("Up");
+    if let Some(running) = containers.iter().find(is_up) {
+        bail!("{} runs", running.name);
+    }
+    site.down(&[]).await
 }
 
 async fn make_secrets(site: &Site, file: &Path, secret: &str) -> Result<()> {

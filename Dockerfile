@@ -34,7 +34,16 @@ RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
          strip --strip-debug -o "/programs/$program" "target/$folder/$program" || exit 1; \
        done
 
+# A bill of materials of each program, where it is asked for: it takes some minutes.
+FROM ${RUST_IMAGE} AS sbom
+ARG SBOM=false
+RUN [ "$SBOM" != true ] || cargo install --locked cargo-cyclonedx
+WORKDIR /src
+COPY . .
+RUN mkdir /sbom && { [ "$SBOM" != true ] || deploy/sbom /sbom; }
+
 FROM ${DEBIAN_IMAGE}
+COPY --from=sbom /sbom /usr/local/share/sbom
 COPY --from=build /programs /usr/local/bin
 # Inside a container the private port has to be reachable from its neighbours. Do not publish it.
 ENV LISTEN=0.0.0.0:8080 PRIVATE_LISTEN=0.0.0.0:9100

@@ -397,7 +397,7 @@ async fn what_an_account_can_do_beyond_its_work_is_found(pool: PgPool) {
         ),
         (
             "grant execute on function pg_catalog.lo_create(oid) to public",
-            "{0}-ingest: may make large objects",
+            "may make large objects",
         ),
         (
             r#"alter role "{0}-ingest" connection limit -1"#,

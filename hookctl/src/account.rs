@@ -37,6 +37,11 @@ pub(crate) fn uses(program: Program, topology: &Topology) -> Uses {
             write: Vec::new(),
             read: vec![topology.queue(family)],
         },
+        // It has no account there.
+        Program::Console => Uses {
+            write: Vec::new(),
+            read: Vec::new(),
+        },
     }
 }
 
@@ -83,7 +88,7 @@ pub(crate) fn identifier(name: &str) -> String {
 
 /// Refuses a prefix whose accounts would have too long names.
 pub fn check_prefix(prefix: &str) -> anyhow::Result<()> {
-    let longest = Program::ALL.map(|program| name(program, "").len());
+    let longest = Program::WITH_CONSOLE.map(|program| name(program, "").len());
     let longest = longest.into_iter().max().unwrap_or(0);
     ensure!(
         prefix.len() + longest <= MAX_NAME_LEN,

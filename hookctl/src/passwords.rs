@@ -9,7 +9,7 @@ use shared::{Program, password_file, text_file};
 const MIN_LEN: usize = 16;
 const MAX_LEN: usize = 128;
 
-/// A password for every account.
+/// A password for every account but perhaps the console's, which cannot log in without one.
 #[derive(Debug)]
 pub struct Passwords(Vec<(Program, SecretString)>);
 
@@ -30,7 +30,8 @@ impl Passwords {
         for (index, entry) in entries.enumerate() {
             let position = index + 1;
             let named = entry.split_once('=').and_then(|(name, password)| {
-                let program = Program::ALL.into_iter().find(|p| p.name() == name.trim())?;
+                let mut programs = Program::WITH_CONSOLE.into_iter();
+                let program = programs.find(|p| p.name() == name.trim())?;
                 Some((program, password.trim()))
             });
             let Some((program, password)) = named else {
@@ -57,20 +58,21 @@ impl Passwords {
 
     /// Reads one file for each service, named as the service, with its password and nothing else.
     pub fn from_folder(setting: &str, folder: &Path) -> anyhow::Result<Self> {
-        let passwords = Program::ALL.into_iter().map(|program| {
+        let console = folder.join(Program::Console.name());
+        let console = console.exists().then_some(Program::Console);
+        let passwords = Program::ALL.into_iter().chain(console).map(|program| {
             let password = password_file::read(setting, &folder.join(program.name()))?;
             Ok((program, checked(program, password.expose_secret())?))
         });
         passwords.collect::<anyhow::Result<_>>().map(Self)
     }
 
-    /// An account's password.
-    pub fn of(&self, program: Program) -> &SecretString {
-        self.0
-            .iter()
+    /// An account's password; only the console may have none.
+    pub fn of(&self, program: Program) -> Option<&SecretString> {
+        let mut passwords = self.0.iter();
+        passwords
             .find(|(other, _)| *other == program)
             .map(|(_, password)| password)
-            .expect("the constructor saw one for every account")
     }
 }
 
@@ -105,10 +107,14 @@ mod tests {
     #[test]
     fn each_account_has_its_own_password() {
         let passwords = parse(GOOD).expect("valid");
-        let of = |program| passwords.of(program).expose_secret();
+        let of = |program| passwords.of(program).expect("a password").expose_secret();
         assert_eq!(of(Program::Ingest), "0123456789abcde-");
         assert_eq!(of(Program::Worker(Family::Other)), "0123456789abcde~");
         assert!(!format!("{passwords:?}").contains("0123456789"));
+        assert!(passwords.of(Program::Console).is_none());
+        let passwords = parse(&format!("{GOOD}console=0123456789abcde.")).expect("valid");
+        let console = passwords.of(Program::Console).expect("a password");
+        assert_eq!(console.expose_secret(), "0123456789abcde.");
     }
 
     #[test]
@@ -116,6 +122,7 @@ mod tests {
         let text = format!("\u{feff}{}", GOOD.replace('\n', " \r\n"));
         let passwords = parse(&text).expect("valid");
         let vendor = passwords.of(Program::Worker(Family::Vendor));
+        let vendor = vendor.expect("a password");
         assert_eq!(vendor.expose_secret(), "0123456789abcde_");
     }
 

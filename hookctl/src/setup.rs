@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep};
 use worker::config::{EventRetention, parse_event_retention};
 
 use self::{
-    postgres::{Place, Terms},
+    postgres::{Login, Place, Terms},
     record::State,
 };
 use crate::{
@@ -61,7 +61,8 @@ pub struct Args {
     pub rabbitmq_management_url: String,
 
     /// The accounts' passwords, separated by commas:
-    /// ingest=…,export-job-worker=…,vendor-worker=…,other-worker=…
+    /// ingest=…,export-job-worker=…,vendor-worker=…,other-worker=…, and console=… where the console
+    /// runs, which cannot log in without it
     #[arg(long, env = "ACCOUNT_PASSWORDS", hide_env_values = true)]
     pub account_passwords: Option<SecretString>,
 
@@ -211,14 +212,16 @@ impl Setup {
                 &self.management,
                 &self.broker.vhost(),
                 &account::name(program, prefix),
-                passwords.of(program),
+                passwords
+                    .of(program)
+                    .context("every account there has a password")?,
                 &account::permissions(program, &self.stores.broker.topology()),
             )
             .await?;
         }
         let mut looking = postgres.begin(&READING).await?;
         let mut rights = Vec::new();
-        for program in Program::ALL {
+        for program in Program::WITH_CONSOLE {
             let granted = postgres::rights(&mut looking, &account::name(program, prefix)).await?;
             rights.push((program, granted));
         }
@@ -244,8 +247,7 @@ impl Setup {
         let prefix = &self.stores.broker.topology_prefix;
         let deadline = Instant::now() + LOCK_DEADLINE;
         loop {
-            let password = |program| passwords.of(program).clone();
-            match postgres::apply(postgres, place, prefix, self.terms, before, password).await {
+            match postgres::apply(postgres, place, prefix, self.terms, before, passwords).await {
                 Err(error) if postgres::lacks_a_lock(&error) && Instant::now() < deadline => {
                     eprintln!("{error:#}; it is tried again");
                     sleep(NEXT_TRY).await;
@@ -288,6 +290,10 @@ impl Setup {
             for (table, kinds) in rights {
                 writeln!(out, "  {table}: {kinds}")?;
             }
+            if program == Program::Console {
+                writeln!(out, "  RabbitMQ: no account")?;
+                continue;
+            }
             let permissions = account::permissions(program, &self.stores.broker.topology());
             writeln!(
                 out,
@@ -314,10 +320,10 @@ impl Setup {
             "-- After the migrations, in the database {} as {}:",
             place.database, place.role
         )?;
-        for program in Program::ALL {
+        for program in Program::WITH_CONSOLE {
             let name = account::name(program, prefix);
             let exists = existing.contains(&name);
-            let statement = postgres::role(&name, exists, self.terms);
+            let statement = postgres::role(&name, exists, Login::Allowed, self.terms);
             writeln!(out, "{statement}; -- and its password, as a SCRAM verifier")?;
         }
         writeln!(out, "\n{}", postgres::grants(&place, prefix, self.terms))?;

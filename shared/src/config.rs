@@ -195,7 +195,7 @@ pub struct ProcessArgs {
     pub shutdown_deadline: Duration,
 
     /// Where /livez, /readyz and /metrics listen; keep it off the public network. Without it: port
-    /// 9100 (ingest), 9101 (export-job), 9102 (vendor) or 9103 (other) of loopback
+    /// 9100 (ingest), 9101 (export-job), 9102 (vendor), 9103 (other) or 9104 (console) of loopback
     #[arg(long, env = "PRIVATE_LISTEN")]
     pub private_listen: Option<SocketAddr>,
 }

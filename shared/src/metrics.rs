@@ -1,8 +1,8 @@
 //! What every service reports about itself, and the buckets that their histograms share.
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, core::Collector, process_collector::ProcessCollector,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, core::Collector, process_collector::ProcessCollector,
 };
 
 use crate::{
@@ -91,6 +91,12 @@ impl ServiceMetrics {
     pub fn histogram(&self, opts: Opts, buckets: &[f64]) -> Histogram {
         let opts = HistogramOpts::from(opts).buckets(buckets.to_vec());
         register(&self.registry, Histogram::with_opts(opts))
+    }
+
+    /// Registers histograms with these upper bounds that differ in one label.
+    pub fn histograms(&self, opts: Opts, buckets: &[f64], label: &str) -> HistogramVec {
+        let opts = HistogramOpts::from(opts).buckets(buckets.to_vec());
+        register(&self.registry, HistogramVec::new(opts, &[label]))
     }
 
     /// Shows what the last declaration of the topology found.

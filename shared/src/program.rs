@@ -11,16 +11,24 @@ pub enum Program {
     Ingest,
     /// Stores a family's events.
     Worker(Family),
+    /// Shows the events in a browser.
+    Console,
 }
 
 impl Program {
-    /// All, in the order in which they are shown.
+    /// Those that events go through, in the order in which they are shown.
     pub const ALL: [Self; 4] = [
         Self::Ingest,
         Self::Worker(Family::ExportJob),
         Self::Worker(Family::Vendor),
         Self::Worker(Family::Other),
     ];
+
+    /// As [`Program::ALL`], and the console, which only looks and which the others do not need.
+    pub const WITH_CONSOLE: [Self; 5] = {
+        let [ingest, export_job, vendor, other] = Self::ALL;
+        [ingest, export_job, vendor, other, Self::Console]
+    };
 
     /// The binary's file name. It is also the program's name in metrics and, after a prefix, that
     /// of its accounts in the stores.
@@ -30,6 +38,7 @@ impl Program {
             Self::Worker(Family::ExportJob) => "export-job-worker",
             Self::Worker(Family::Vendor) => "vendor-worker",
             Self::Worker(Family::Other) => "other-worker",
+            Self::Console => "console",
         }
     }
 
@@ -41,6 +50,7 @@ impl Program {
             Self::Worker(Family::ExportJob) => 9101,
             Self::Worker(Family::Vendor) => 9102,
             Self::Worker(Family::Other) => 9103,
+            Self::Console => 9104,
         }
     }
 }
@@ -62,11 +72,9 @@ mod tests {
         for family in Family::ALL {
             assert!(Program::ALL.contains(&Program::Worker(family)));
         }
-        let names: HashSet<_> = Program::ALL.map(Program::name).into();
-        let ports: HashSet<_> = Program::ALL.map(Program::default_private_port).into();
-        assert_eq!(
-            (names.len(), ports.len()),
-            (Program::ALL.len(), Program::ALL.len())
-        );
+        let programs = Program::WITH_CONSOLE;
+        let names: HashSet<_> = programs.map(Program::name).into();
+        let ports: HashSet<_> = programs.map(Program::default_private_port).into();
+        assert_eq!((names.len(), ports.len()), (programs.len(), programs.len()));
     }
 }

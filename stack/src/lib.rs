@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod base;
 pub mod bench;
+pub mod chromium;
 pub mod cluster;
 pub mod compose;
 pub mod debian_root;

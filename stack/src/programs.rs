@@ -69,7 +69,7 @@ impl Programs {
             // As when it compiled the stack itself.
             Scope::Services => (
                 "the services",
-                "-p stack -p ingest -p worker -p hookctl --bins".split(' '),
+                "-p stack -p ingest -p worker -p web-console -p hookctl --bins".split(' '),
             ),
             // As `cargo test --workspace` does.
             Scope::Everything => (
@@ -120,7 +120,11 @@ impl Programs {
     }
 
     fn at(folder: PathBuf) -> Result<Self> {
-        for name in Program::ALL.map(Program::name).into_iter().chain([HOOKCTL]) {
+        for name in Program::WITH_CONSOLE
+            .map(Program::name)
+            .into_iter()
+            .chain([HOOKCTL])
+        {
             let path = folder.join(name);
             ensure!(
                 path.exists(),

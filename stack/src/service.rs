@@ -42,7 +42,7 @@ enum Identity {
 pub struct Listen {
     /// `/livez`, `/readyz`, `/metrics`.
     pub private: SocketAddr,
-    /// Webhooks; only ingest uses it.
+    /// Webhooks, or the console's pages; only ingest and the console use it.
     pub public: SocketAddr,
 }
 
@@ -151,7 +151,7 @@ impl Launcher {
             .args(command)
             .log(self.folder.join(format!("{name}.log")))
             .env("PRIVATE_LISTEN", listen.private.to_string());
-        if program == Program::Ingest {
+        if matches!(program, Program::Ingest | Program::Console) {
             spec = spec.env("LISTEN", listen.public.to_string());
         }
         spec.env.extend(self.access(program));
@@ -202,7 +202,7 @@ impl Service {
         &self.process
     }
 
-    /// The public port; only an ingest service listens there.
+    /// The public port; only an ingest service and the console listen there.
     pub fn public(&self) -> SocketAddr {
         self.listen.public
     }

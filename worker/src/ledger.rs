@@ -1,7 +1,7 @@
 //! What one worker shows for all: the ledger of receipts without an event, and the dead letters. It
 //! belongs to the worker of the `other` family, which every deployment runs.
 
-mod receipts;
+pub mod receipts;
 
 use std::{collections::HashMap, time::Duration};
 

@@ -12,12 +12,12 @@ revoke all on
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     export_jobs_reported_pending, vendors_reported_draft, unstored_receipts,
     written_off_receipts, operator_actions, sweeps, _sqlx_migrations
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 revoke all on function
     sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 revoke all on schema :"schema"
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 -- Databases that come from Postgres 14 or older let everybody create tables.
 revoke create on schema :"schema" from public;
 -- What everybody has and no service needs: temporary tables, and large objects, which only a superuser
@@ -35,11 +35,11 @@ begin
 end $$;
 
 revoke all on database :"database"
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 grant connect on database :"database"
-   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 grant usage on schema :"schema"
-   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker";
+   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 
 -- Ingest claims ids and notes when they were published.
 grant select (webhook_id, body_sha256, published_at),
@@ -80,3 +80,13 @@ grant select (ctid, webhook_id, received_at, published_at, written_off_at), upda
    on webhook_receipts to :"other_worker";
 grant select on unstored_receipts to :"other_worker";
 grant select (event_type) on dead_letters to :"other_worker";
+
+-- The console shows everything but the bodies that are still in the spool, and changes nothing. Its
+-- account cannot log in unless it was given a password.
+grant select
+   on events, export_jobs, vendors, dead_letters, dismissed_dead_letters, unstored_receipts,
+      written_off_receipts
+   to :"console";
+grant select (webhook_id, received_at, published_at, written_off_at) on webhook_receipts to :"console";
+grant select (webhook_id, family, event_type, received_at, attempts, claims, due_at, last_error, spooled_at)
+   on webhook_spool to :"console";

@@ -15,6 +15,7 @@ use crate::{
     account::{self, identifier},
     actions::Run,
     database::{CHANGING, Connection},
+    passwords::Passwords,
 };
 
 /// What the accounts may do, with variables for names.
@@ -151,7 +152,7 @@ pub(super) async fn apply(
     prefix: &str,
     terms: Terms,
     before: &State,
-    password: impl Fn(Program) -> SecretString,
+    passwords: &Passwords,
 ) -> anyhow::Result<()> {
     let mut transaction = connection.begin(&APPLYING).await?;
     sqlx::raw_sql(LOCK)
@@ -159,10 +160,18 @@ pub(super) async fn apply(
         .await
         .context("another setup is under way")?;
     let existing = existing(&mut transaction, prefix).await?;
-    for program in Program::ALL {
+    for program in Program::WITH_CONSOLE {
         let name = account::name(program, prefix);
-        let statement = role(&name, existing.contains(&name), terms);
-        let statement = with_password(statement, &password(program));
+        let password = passwords.of(program);
+        let login = match password {
+            Some(_) => Login::Allowed,
+            None => Login::Forbidden,
+        };
+        let statement = role(&name, existing.contains(&name), login, terms);
+        let statement = match password {
+            Some(password) => with_password(statement, password),
+            None => statement,
+        };
         sqlx::raw_sql(AssertSqlSafe(statement))
             .execute(&mut *transaction)
             .await
@@ -238,12 +247,24 @@ pub(super) async fn rights(
     .await
 }
 
-/// Creates or changes the role, up to its password. Nothing but the right to log in: whatever a role
-/// can do besides has to be granted.
-pub(super) fn role(name: &str, exists: bool, terms: Terms) -> String {
+/// Whether a role may log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    Allowed,
+    /// It has no password.
+    Forbidden,
+}
+
+/// Creates or changes the role, up to its password. Nothing but the right to log in: all other rights
+/// are granted.
+pub(super) fn role(name: &str, exists: bool, login: Login, terms: Terms) -> String {
     let verb = if exists { "alter" } else { "create" };
+    let login = match login {
+        Login::Allowed => "login",
+        Login::Forbidden => "nologin",
+    };
     format!(
-        "{verb} role {} login connection limit {}",
+        "{verb} role {} {login} connection limit {}",
         identifier(name),
         terms.connections
     )
@@ -264,7 +285,7 @@ pub(super) fn grants(place: &Place, prefix: &str, terms: Terms) -> String {
     let mut sql = format!("{GRANTS}\n{sweep}")
         .replace(":\"schema\"", &identifier(&place.schema))
         .replace(":\"database\"", &identifier(&place.database));
-    for program in Program::ALL {
+    for program in Program::WITH_CONSOLE {
         let variable = format!(":\"{}\"", program.name().replace('-', "_"));
         sql = sql.replace(&variable, &identifier(&account::name(program, prefix)));
     }
@@ -272,7 +293,7 @@ pub(super) fn grants(place: &Place, prefix: &str, terms: Terms) -> String {
 }
 
 fn names(prefix: &str) -> Vec<String> {
-    Program::ALL
+    Program::WITH_CONSOLE
         .map(|program| account::name(program, prefix))
         .to_vec()
 }
@@ -306,6 +327,7 @@ mod tests {
         assert!(!sql.contains(":\""), "{sql}");
         assert!(sql.contains("on database \"a \"\"b\"\"\""), "{sql}");
         assert!(sql.contains("to \"x.y-ingest\";"), "{sql}");
+        assert!(sql.contains("to \"x.y-console\";"), "{sql}");
     }
 
     #[test]

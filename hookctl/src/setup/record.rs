@@ -18,6 +18,8 @@ pub(super) struct State {
 
 struct Account {
     exists: bool,
+    /// Only the console's account may be without a password, and then it cannot.
+    can_log_in: bool,
     /// By table, as [`postgres::rights`] has them.
     rights: BTreeMap<String, String>,
 }
@@ -40,16 +42,21 @@ impl State {
             false => None,
         };
         let mut accounts = BTreeMap::new();
-        for program in Program::ALL {
+        for program in Program::WITH_CONSOLE {
             let name = account::name(program, prefix);
-            let exists =
-                sqlx::query_scalar("select exists (select from pg_roles where rolname = $1)")
+            let can_log_in: Option<bool> =
+                sqlx::query_scalar("select rolcanlogin from pg_roles where rolname = $1")
                     .bind(&name)
-                    .fetch_one(&mut *connection)
+                    .fetch_optional(&mut *connection)
                     .await?;
             let rights = postgres::rights(connection, &name).await?;
             let rights = rights.into_iter().collect();
-            accounts.insert(name, Account { exists, rights });
+            let account = Account {
+                exists: can_log_in.is_some(),
+                can_log_in: can_log_in.unwrap_or(false),
+                rights,
+            };
+            accounts.insert(name, account);
         }
         Ok(Self {
             migration,
@@ -57,7 +64,7 @@ impl State {
         })
     }
 
-    /// What is another way now. Every account is among them, as each gets its password.
+    /// What is another way now. Every account is among them, as each that can log in gets its password.
     pub(super) fn changes_to(&self, after: &Self) -> Vec<Value> {
         let mut changes = Vec::new();
         if self.migration != after.migration {
@@ -71,7 +78,7 @@ impl State {
             let then = self.accounts.get(name);
             changes.push(json!({
                 "account": name,
-                "password": "set",
+                "password": if now.can_log_in { "set" } else { "none" },
                 "before": then.map(|then| then.without(now)),
                 "after": now.without(then.unwrap_or(&Account::NONE)),
             }));
@@ -83,6 +90,7 @@ impl State {
 impl Account {
     const NONE: Self = Self {
         exists: false,
+        can_log_in: false,
         rights: BTreeMap::new(),
     };
 

@@ -105,6 +105,49 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn the_console_can_change_nothing(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let mut console = place.postgres(Program::Console).await.expect("it logs in");
+    // Of one who may read the whole table, Postgres only warns that nothing was granted.
+    const GRANT: &str = "grant select on events to public";
+    let denied = OWNERS_ONLY.into_iter().filter(|sql| *sql != GRANT);
+    assert_denied(&mut console, "console", &denied.collect::<Vec<_>>()).await;
+    sqlx::raw_sql(GRANT)
+        .execute(&mut console)
+        .await
+        .expect("a warning");
+    let granted: bool =
+        sqlx::query_scalar("select has_table_privilege('public', 'events', 'select')")
+            .fetch_one(&pool)
+            .await
+            .expect("the owner may ask");
+    assert!(!granted);
+    assert_denied(&mut console, "console", &HISTORY).await;
+    assert_denied(
+        &mut console,
+        "console",
+        &[
+            "select body from webhook_spool",
+            "select body_sha256 from webhook_receipts",
+            "insert into events (webhook_id) values ('m')",
+            "insert into vendors (id) values ('v')",
+            "update events set dismissed_at = now()",
+            "update vendors set name = ''",
+            "update export_jobs set status = ''",
+            "insert into webhook_receipts (webhook_id) values ('m')",
+            "update webhook_receipts set written_off_at = now()",
+            "delete from webhook_receipts",
+            "update webhook_spool set due_at = now()",
+            "delete from webhook_spool",
+            "select sweep_events('-infinity', 1)",
+            "select sweep_events(null, '-infinity', 1)",
+        ],
+    )
+    .await;
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
 async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     for program in [VENDOR, Program::Worker(Family::ExportJob), OTHER] {

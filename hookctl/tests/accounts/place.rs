@@ -59,9 +59,14 @@ impl Place {
 
     /// New passwords for the next [`Self::set_up`].
     pub(crate) fn change_passwords(&mut self) {
-        self.passwords = Program::ALL
+        self.passwords = Program::WITH_CONSOLE
             .map(|program| (program.name(), format!("{:032x}", rand::random::<u128>())))
             .into();
+    }
+
+    /// No password for this program with the next [`Self::set_up`].
+    pub(crate) fn forget_password(&mut self, program: Program) {
+        self.passwords.remove(program.name());
     }
 
     /// Runs `hookctl setup`, which must show no password.
@@ -193,12 +198,14 @@ impl Place {
                 .await
                 .expect("the exchange");
         }
-        for program in Program::ALL {
+        for program in Program::WITH_CONSOLE {
             let name = self.name(program);
-            self.management()
-                .delete(&format!("/api/users/{name}"))
-                .await
-                .expect("the user");
+            if program != Program::Console {
+                self.management()
+                    .delete(&format!("/api/users/{name}"))
+                    .await
+                    .expect("the user");
+            }
             self.sql(&format!(r#"drop owned by "{name}"; drop role "{name}""#))
                 .await;
         }

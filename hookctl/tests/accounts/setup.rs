@@ -63,6 +63,24 @@ async fn a_second_setup_changes_passwords_and_cuts_nobody_off(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn without_a_password_the_console_cannot_log_in(pool: PgPool) {
+    let mut place = Place::prepared(&pool).await;
+    let console = place.postgres(Program::Console).await.expect("it logs in");
+    console.close().await.expect("a close");
+    place.forget_password(Program::Console);
+    let output = place.set_up(&[]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    let may_log_in: bool =
+        sqlx::query_scalar("select rolcanlogin from pg_roles where rolname = $1")
+            .bind(place.name(Program::Console))
+            .fetch_one(&pool)
+            .await
+            .expect("the role");
+    assert!(!may_log_in);
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
 async fn a_second_setup_puts_rights_and_permissions_right(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     let before = rights(&place).await;

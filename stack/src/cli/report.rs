@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use hookctl::output;
 use hookctl::sample::Sample;
 use ingest::secrets::DEVELOPMENT_SECRET;
+use shared::Program;
 use sqlx::{AssertSqlSafe, PgPool};
 use stack::service::Service;
 use stack::stores::Stores;
@@ -89,6 +90,14 @@ pub(super) fn print(stored: &Stored, places: &Places<'_>) -> Result<()> {
         ]);
     }
     let mut out = io::stdout().lock();
+    let mut console = services.iter().filter(|s| s.program() == Program::Console);
+    if let Some(console) = console.next() {
+        let address = console.public();
+        writeln!(
+            out,
+            "\nConsole     http://{address}/ (the events in a browser)"
+        )?;
+    }
     writeln!(
         out,
         "\n{table}\n{} event(s) in all, earlier runs included.\n",

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use stack::base::{self, Base};
+use stack::chromium;
 use stack::debian_root::Release;
 use stack::haproxy;
 use stack::packages::{self, Monitoring, Packages, STORES};
@@ -50,6 +51,7 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
     Monitoring::find_or_install(&apt, progress).await?;
     packages::install_pgbouncer(&apt, progress).await?;
     haproxy::install(&apt, progress).await?;
+    chromium::install(&apt, progress).await;
     let scope = if selects_packages(&args.cargo) {
         Scope::Services
     } else {

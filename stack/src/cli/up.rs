@@ -29,6 +29,7 @@ use super::signals::Signals;
 /// Ports that are taken if they are free, so that bookmarks stay valid between runs. Those of the
 /// stores are next to the standard ones, which a server of the system may use.
 const WEBHOOKS: u16 = 8080;
+const CONSOLE: u16 = 8090;
 const FIRST_PRIVATE: u16 = 9100;
 const POSTGRES: u16 = 5433;
 const AMQP: u16 = 5673;
@@ -111,17 +112,17 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
     accounts.set_up(&programs, &stores, &logs).await?;
     step.done("schema, queues and the services' accounts are there");
 
-    let step = progress.step("starting ingest and the workers");
+    let step = progress.step("starting ingest, the workers and the console");
     let hookctl = programs.hookctl();
     let launcher = Launcher::new(programs, &stores, &logs)
         .under(&accounts)
         .env("LOG", &args.log);
     let mut services = Vec::new();
-    for (program, private) in Program::ALL.into_iter().zip(FIRST_PRIVATE..) {
-        let public = if program == Program::Ingest {
-            prefer(WEBHOOKS, "ingest")?
-        } else {
-            ports::free()?
+    for (program, private) in Program::WITH_CONSOLE.into_iter().zip(FIRST_PRIVATE..) {
+        let public = match program {
+            Program::Ingest => prefer(WEBHOOKS, "ingest")?,
+            Program::Console => prefer(CONSOLE, "the console")?,
+            Program::Worker(_) => ports::free()?,
         };
         let listen = Listen {
             private: prefer(private, program.name())?,
@@ -132,7 +133,7 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
     for service in &services {
         service.ready(READY_WITHIN).await?;
     }
-    step.done("ingest and the workers are up");
+    step.done("ingest, the workers and the console are up");
 
     let pool = PgPool::connect(&stores.database_url())
         .await

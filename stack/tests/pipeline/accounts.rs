@@ -83,6 +83,53 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_console_shows_every_page_under_its_own_account() {
+    let world = World::new().await;
+    let ingest = world.start(Program::Ingest, "ingest");
+    let vendors = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let console = world.start(Program::Console, "console");
+    for service in [&ingest, &vendors, &console] {
+        service.ready(SOON).await.expect("ready");
+    }
+    send(&ingest.webhook_url(), &VENDOR).await;
+    let pool = world.pool().await;
+    until_count(&pool, "select count(*) from vendors", 1).await;
+    let id: String = sqlx::query_scalar("select webhook_id from events")
+        .fetch_one(&pool)
+        .await
+        .expect("the event");
+    let vendor = VENDOR.resource_id;
+    for path in [
+        "/".to_owned(),
+        "/events?company=c1".to_owned(),
+        format!("/event?id={id}"),
+        format!("/event/body?id={id}"),
+        format!("/resource?id={vendor}"),
+        "/dead-letters".to_owned(),
+        "/receipts".to_owned(),
+    ] {
+        let url = format!("http://{}{path}", console.public());
+        let answer = reqwest::get(&url).await.expect("an answer");
+        assert_eq!(answer.status(), 200, "{path}");
+    }
+    // What is counted in the background needs its rights, too.
+    let known = async {
+        let url = format!("http://{}/", console.public());
+        loop {
+            let page = reqwest::get(&url).await.expect("an answer").text().await;
+            let page = page.expect("text");
+            assert!(!page.contains("not fresh"), "{page}");
+            if page.contains("Open dead letters") && page.contains("Last hour") {
+                break;
+            }
+        }
+    };
+    timeout(SOON, known).await.expect("it is counted");
+    let ended = console.stop(SOON).await.expect("it stops in time");
+    assert!(ended.success(), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_grant_holds_its_family_until_it_is_given() {
     let world = World::new().await;
     let ingest = world.start(Program::Ingest, "ingest");

@@ -82,15 +82,16 @@ struct SliceRow {
 
 /// What one look found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unstored {
-    pub(super) count: usize,
+pub struct Unstored {
+    /// How many there are.
+    pub count: usize,
     /// The age of the oldest one, by the clock of the database.
-    pub(super) oldest_age: TimeDelta,
+    pub oldest_age: TimeDelta,
 }
 
 /// What is known from the looks before.
 #[derive(Debug)]
-pub(super) struct Receipts {
+pub struct Receipts {
     /// Each receipt that showed up before this time is stored, but for the stragglers.
     watermark: DateTime<Utc>,
     /// Receipts of a time before the watermark that have no event.
@@ -101,7 +102,7 @@ pub(super) struct Receipts {
 
 impl Receipts {
     /// Knows nothing: the first look reads all receipts, in slices.
-    pub(super) fn unknown() -> Self {
+    pub fn unknown() -> Self {
         Self {
             watermark: DateTime::UNIX_EPOCH,
             stragglers: HashMap::new(),
@@ -110,7 +111,7 @@ impl Receipts {
     }
 
     /// Looks once. After an error it goes on where it was.
-    pub(super) async fn look(&mut self, pool: &Pool) -> Result<Unstored, TransactionError> {
+    pub async fn look(&mut self, pool: &Pool) -> Result<Unstored, TransactionError> {
         let now = in_transaction(pool, async |connection| {
             sqlx::query_scalar("select now()")
                 .fetch_one(connection)
@@ -129,6 +130,14 @@ impl Receipts {
                 (now - oldest).max(TimeDelta::zero())
             }),
         })
+    }
+
+    /// The ids of those that showed up more than a minute ago, the oldest first.
+    pub fn oldest(&self, most: usize) -> Vec<String> {
+        let mut stragglers: Vec<_> = self.stragglers.iter().collect();
+        stragglers.sort_by_key(|(_, received_at)| **received_at);
+        let ids = stragglers.into_iter().take(most);
+        ids.map(|(webhook_id, _)| webhook_id.clone()).collect()
     }
 
     /// Drops the stragglers that have an event by now.

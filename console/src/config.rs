@@ -1,0 +1,59 @@
+//! The settings of the console.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use anyhow::ensure;
+use clap::Parser;
+use shared::config::{DatabaseArgs, ProcessArgs};
+
+/// Shows the events, the dead letters and the ledger in a browser. It changes nothing.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "console",
+    version,
+    after_help = "`console user NAME` asks for a password and prints the line of USERS_FILE for it."
+)]
+pub struct Config {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub database: DatabaseArgs,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub process: ProcessArgs,
+
+    /// Where the pages are. Without USERS_FILE it must be an address of loopback, as everybody who
+    /// reaches it sees everything
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8090")]
+    pub listen: SocketAddr,
+
+    /// A file with those who may sign in, one a line: name:viewer:hash of the password. It is read
+    /// again when it changes
+    #[arg(long, env = "USERS_FILE")]
+    pub users_file: Option<PathBuf>,
+
+    /// Let browsers send the sign-in only over HTTPS (or to the machine that they run on)
+    #[arg(long, env = "SECURE_COOKIE", default_value_t = true, action = clap::ArgAction::Set)]
+    pub secure_cookie: bool,
+}
+
+impl Config {
+    /// Refuses an address that others reach where nobody has to sign in.
+    pub fn check(&self) -> anyhow::Result<()> {
+        ensure!(
+            self.users_file.is_some() || self.listen.ip().is_loopback(),
+            "LISTEN is {}, which others can reach, and without USERS_FILE nobody has to sign in: \
+             listen on 127.0.0.1 or [::1], or set USERS_FILE",
+            self.listen
+        );
+        Ok(())
+    }
+}
+
+/// Prints the line of USERS_FILE for one user.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "console user")]
+pub struct UserArgs {
+    /// The name to sign in with: letters, digits, `.`, `-`, `_` and `@`
+    pub name: String,
+}

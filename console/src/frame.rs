@@ -1,0 +1,79 @@
+//! What is around every page: title, menu, who is signed in.
+
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
+use askama::Template;
+
+use crate::{
+    access::{Access, User},
+    assets::{ASSETS, Assets},
+    error::PageError,
+    text,
+};
+
+/// The parts of the console, as in the menu.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Section {
+    Overview,
+    Events,
+    DeadLetters,
+    Receipts,
+    /// A page that the menu does not have.
+    None,
+}
+
+/// What is around a page.
+pub struct Frame {
+    /// For the tab.
+    pub title: String,
+    /// Which part it belongs to.
+    pub section: Section,
+    /// Who is signed in; nobody has to be on loopback.
+    pub user: Option<String>,
+    /// Styles and scripts.
+    pub assets: &'static Assets,
+    is_within: bool,
+}
+
+impl Frame {
+    /// The frame of a page with this title.
+    pub fn new(request: &HttpRequest, title: &str, section: Section) -> Self {
+        let user = request
+            .extensions()
+            .get::<User>()
+            .map(|user| user.name.clone());
+        let access = request.app_data::<web::Data<Access>>();
+        let needs_no_user = access.is_some_and(|access| matches!(***access, Access::Loopback));
+        Self {
+            title: text::plain(title),
+            section,
+            is_within: user.is_some() || needs_no_user,
+            user,
+            assets: &ASSETS,
+        }
+    }
+
+    /// Whether the menu is of use: not to one who has to sign in.
+    pub fn is_within(&self) -> bool {
+        self.is_within
+    }
+
+    /// The menu: where, what, and whether this is where one is.
+    pub fn menu(&self) -> [(&'static str, &'static str, bool); 4] {
+        [
+            ("/", "Overview", Section::Overview),
+            ("/events", "Events", Section::Events),
+            ("/dead-letters", "Dead letters", Section::DeadLetters),
+            ("/receipts", "Receipts", Section::Receipts),
+        ]
+        .map(|(href, name, section)| (href, name, section == self.section))
+    }
+}
+
+/// A page as an answer.
+pub fn html(page: &impl Template) -> Result<HttpResponse, PageError> {
+    let html = page.render()?;
+    Ok(HttpResponse::Ok()
+        .content_type("text/html; charset=utf-8")
+        .body(html))
+}

@@ -1,0 +1,310 @@
+//! Events with a problem: grouped, listed, and the commands for exactly those that are shown.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use askama::Template;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use sqlx::{PgConnection, Postgres, QueryBuilder};
+use worker::problem::Kind;
+
+use crate::{
+    error::PageError,
+    frame::{Frame, Section, html},
+    pages::{self, events},
+    search::{Key, push_kind},
+    store::Store,
+    text, time,
+    watch::MOST_COUNTED,
+};
+
+/// Letters on a page, and groups.
+const PAGE: i64 = 50;
+const MOST_GROUPS: i64 = 100;
+
+/// What the address says.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Query {
+    kind: String,
+    #[serde(rename = "type")]
+    event_type: String,
+    company: String,
+    state: String,
+    before: String,
+}
+
+/// Which letters, checked.
+struct Which {
+    kind: Option<Kind>,
+    event_type: String,
+    company: String,
+    dismissed: bool,
+    before: Option<Key>,
+}
+
+/// Letters that have the same thing wrong with them.
+#[derive(sqlx::FromRow)]
+struct Group {
+    event_type: String,
+    what: String,
+    letters: i64,
+    oldest: DateTime<Utc>,
+    newest: DateTime<Utc>,
+}
+
+#[derive(sqlx::FromRow)]
+struct Letter {
+    webhook_id: String,
+    event_type: String,
+    company_id: Option<String>,
+    problem: String,
+    stored_at: DateTime<Utc>,
+    dismissed_at: Option<DateTime<Utc>>,
+    dismissed_by: Option<String>,
+    dismissal_note: Option<String>,
+}
+
+/// The groups of one kind.
+struct KindSection {
+    kind: Kind,
+    groups: Vec<Group>,
+    letters: i64,
+}
+
+#[derive(Template)]
+#[template(path = "dead_letters.html")]
+struct DeadLettersPage {
+    frame: Frame,
+    query: Query,
+    kinds: [&'static str; Kind::ALL.len()],
+    dismissed: bool,
+    total: String,
+    sections: Vec<KindSection>,
+    letters: Vec<Letter>,
+    commands: Vec<(&'static str, String)>,
+    older: Option<String>,
+    is_filtered: bool,
+}
+
+/// `GET /dead-letters`
+pub(crate) async fn page(
+    request: HttpRequest,
+    query: web::Query<Query>,
+    store: web::Data<Store>,
+) -> Result<HttpResponse, PageError> {
+    let query = query.into_inner();
+    let which = query.which().map_err(PageError::BadAddress)?;
+    let groups = store
+        .look(async |connection| groups(connection, &which).await)
+        .await?;
+    let mut letters = store
+        .look(async |connection| letters(connection, &which).await)
+        .await?;
+    let older = match letters.len() > PAGE as usize {
+        true => {
+            letters.truncate(PAGE as usize);
+            letters.last().map(|last| query.page_before(&last.key()))
+        }
+        false => None,
+    };
+    let counted: i64 = groups.iter().map(|group| group.letters).sum();
+    let title = if which.dismissed {
+        "Dismissed dead letters"
+    } else {
+        "Dead letters"
+    };
+    html(&DeadLettersPage {
+        frame: Frame::new(&request, title, Section::DeadLetters),
+        kinds: Kind::ALL.map(Kind::name),
+        dismissed: which.dismissed,
+        total: match counted > MOST_COUNTED {
+            true => format!("more than {MOST_COUNTED}"),
+            false => counted.to_string(),
+        },
+        commands: commands(&which, counted),
+        sections: sections(groups),
+        letters,
+        older,
+        is_filtered: which.kind.is_some()
+            || !(which.event_type.is_empty() && which.company.is_empty()),
+        query,
+    })
+}
+
+impl Query {
+    fn which(&self) -> Result<Which, String> {
+        Ok(Which {
+            kind: match self.kind.as_str() {
+                "" => None,
+                name => Some(events::kind(name)?),
+            },
+            event_type: self.event_type.clone(),
+            company: self.company.clone(),
+            dismissed: match self.state.as_str() {
+                "" | "open" => false,
+                "dismissed" => true,
+                _ => return Err("`state` is open or dismissed".to_owned()),
+            },
+            before: match self.before.as_str() {
+                "" => None,
+                text => Some(text.parse()?),
+            },
+        })
+    }
+
+    fn with(&self, kind: &str, event_type: &str, before: &str) -> String {
+        text::href(
+            "/dead-letters",
+            &[
+                ("state", &self.state),
+                ("kind", kind),
+                ("type", event_type),
+                ("company", &self.company),
+                ("before", before),
+            ],
+        )
+    }
+
+    /// Whether this choice is the one.
+    fn has_kind(&self, choice: &str) -> bool {
+        self.kind == choice
+    }
+
+    fn page_before(&self, key: &Key) -> String {
+        self.with(&self.kind, &self.event_type, &key.to_string())
+    }
+
+    fn of_group(&self, kind: &Kind, event_type: &str) -> String {
+        self.with(kind.name(), event_type, "")
+    }
+
+    fn of_kind(&self, kind: &Kind) -> String {
+        self.with(kind.name(), &self.event_type, "")
+    }
+}
+
+impl Letter {
+    fn key(&self) -> Key {
+        Key {
+            at: self.stored_at,
+            webhook_id: self.webhook_id.clone(),
+        }
+    }
+}
+
+impl Which {
+    fn push(&self, query: &mut QueryBuilder<Postgres>) {
+        query.push(" where problem is not null and dismissed_at is");
+        query.push(if self.dismissed { " not null" } else { " null" });
+        if let Some(kind) = self.kind {
+            push_kind(kind, query);
+        }
+        if !self.event_type.is_empty() {
+            query
+                .push(" and event_type = ")
+                .push_bind(self.event_type.clone());
+        }
+        if !self.company.is_empty() {
+            query
+                .push(" and company_id = ")
+                .push_bind(self.company.clone());
+        }
+    }
+}
+
+/// As `hookctl dead-letters list --summary` groups them. The line in a body says little, and tells
+/// equal problems apart.
+async fn groups(connection: &mut PgConnection, which: &Which) -> Result<Vec<Group>, sqlx::Error> {
+    let mut query = QueryBuilder::<Postgres>::new(
+        "select event_type, what, count(*) as letters, min(stored_at) as oldest,
+                max(stored_at) as newest
+           from (select event_type, stored_at,
+                        regexp_replace(problem, ' at line \\d+( column \\d+)?', '') as what
+                   from events",
+    );
+    which.push(&mut query);
+    query
+        .push(" order by stored_at desc limit ")
+        .push_bind(MOST_COUNTED + 1);
+    query
+        .push(") letter group by event_type, what order by count(*) desc, what, event_type limit ");
+    query.push_bind(MOST_GROUPS);
+    query.build_query_as().fetch_all(connection).await
+}
+
+async fn letters(connection: &mut PgConnection, which: &Which) -> Result<Vec<Letter>, sqlx::Error> {
+    let mut query = QueryBuilder::<Postgres>::new(
+        "select webhook_id, event_type, company_id, problem, stored_at, dismissed_at, dismissed_by,
+                dismissal_note
+           from events",
+    );
+    which.push(&mut query);
+    if let Some(before) = &which.before {
+        query.push(" and (stored_at, webhook_id) < (");
+        query.push_bind(before.at).push(", ");
+        query.push_bind(before.webhook_id.clone()).push(")");
+    }
+    query
+        .push(" order by stored_at desc, webhook_id desc limit ")
+        .push_bind(PAGE + 1);
+    query.build_query_as().fetch_all(connection).await
+}
+
+fn sections(groups: Vec<Group>) -> Vec<KindSection> {
+    let mut sections: Vec<KindSection> = Vec::new();
+    for group in groups {
+        let kind = Kind::of(&group.what);
+        let index = sections.iter().position(|section| section.kind == kind);
+        let index = index.unwrap_or_else(|| {
+            sections.push(KindSection {
+                kind,
+                groups: Vec::new(),
+                letters: 0,
+            });
+            sections.len() - 1
+        });
+        sections[index].letters += group.letters;
+        sections[index].groups.push(group);
+    }
+    sections
+}
+
+/// The commands that take exactly the letters that the address is about.
+fn commands(which: &Which, counted: i64) -> Vec<(&'static str, String)> {
+    if counted == 0 {
+        return Vec::new();
+    }
+    let mut filter = String::new();
+    if let Some(kind) = which.kind {
+        filter.push_str(&format!(" --problem {}", kind.name()));
+    }
+    for (flag, value) in [("--type", &which.event_type), ("--company", &which.company)] {
+        if !value.is_empty() {
+            filter.push_str(&format!(" {flag} {}", text::shell(value)));
+        }
+    }
+    let all = if filter.is_empty() { " --all" } else { "" };
+    if which.dismissed {
+        return vec![
+            (
+                "See what would be restored",
+                format!("hookctl dead-letters restore{filter}{all}"),
+            ),
+            (
+                "Make them open ones again",
+                format!("hookctl dead-letters restore{filter}{all} --yes"),
+            ),
+        ];
+    }
+    let dismissal = format!("hookctl dead-letters dismiss{filter}{all} --note 'WHY' --yes");
+    let dismissal = ("Dismiss them", dismissal);
+    if which.kind.is_some_and(pages::is_withheld) {
+        return vec![dismissal];
+    }
+    let replay = format!("hookctl dead-letters replay{filter}");
+    vec![
+        ("Try what a replay would do to each", replay.clone()),
+        ("Replay them", format!("{replay} --yes")),
+        dismissal,
+    ]
+}

@@ -1,0 +1,194 @@
+//! The events, the newest first, with filters that are all in the address.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+use askama::Template;
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use worker::problem::Kind;
+
+use crate::{
+    error::PageError,
+    frame::{Frame, Section, html},
+    search::{self, BUDGET, End, Filter, Key, Problem, Summary},
+    store::{Store, StoreError},
+    text, time,
+};
+
+/// Events on a page.
+const PAGE: usize = 50;
+
+/// What the address says, as it says it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Query {
+    #[serde(rename = "type")]
+    event_type: String,
+    company: String,
+    resource: String,
+    secret: String,
+    problem: String,
+    field: String,
+    value: String,
+    from: String,
+    to: String,
+    before: String,
+}
+
+#[derive(Template)]
+#[template(path = "events.html")]
+struct EventsPage {
+    frame: Frame,
+    query: Query,
+    problems: Vec<(&'static str, &'static str)>,
+    rows: Vec<Summary>,
+    /// The next page's address.
+    older: Option<String>,
+    /// How far a search came whose time was over.
+    looked_back_to: Option<DateTime<Utc>>,
+    /// It was too slow to find even the first.
+    too_slow: bool,
+    is_filtered: bool,
+    is_first: bool,
+}
+
+/// `GET /events`
+pub(crate) async fn page(
+    request: HttpRequest,
+    query: web::Query<Query>,
+    store: web::Data<Store>,
+) -> Result<HttpResponse, PageError> {
+    let query = query.into_inner();
+    let filter = query.filter().map_err(PageError::BadAddress)?;
+    let before = match query.before.as_str() {
+        "" => None,
+        text => Some(text.parse::<Key>().map_err(PageError::BadAddress)?),
+    };
+    let is_first = before.is_none();
+    let found = match search::find(&store, &filter, before, PAGE, BUDGET).await {
+        Err(StoreError::TooSlow) => None,
+        found => Some(found?),
+    };
+    let too_slow = found.is_none();
+    let (rows, end) = found.map_or((Vec::new(), End::All), |found| (found.rows, found.end));
+    let (older, looked_back_to) = match end {
+        End::All => (None, None),
+        End::Full(key) => (Some(query.page_before(&key)), None),
+        End::Spent(key) => (Some(query.page_before(&key)), Some(key.at)),
+    };
+    html(&EventsPage {
+        frame: Frame::new(&request, &query.title(), Section::Events),
+        problems: problems(),
+        rows,
+        older,
+        looked_back_to,
+        too_slow,
+        is_filtered: filter != Filter::default(),
+        is_first,
+        query,
+    })
+}
+
+/// Choices for the problem, as in the address and in words.
+fn problems() -> Vec<(&'static str, &'static str)> {
+    let fixed = [
+        ("", "Any or none"),
+        ("none", "No problem"),
+        ("any", "Any problem"),
+    ];
+    let kinds = Kind::ALL.map(|kind| (kind.name(), kind.name()));
+    fixed.into_iter().chain(kinds).collect()
+}
+
+impl Query {
+    fn filter(&self) -> Result<Filter, String> {
+        let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let at = |name: &str, text: &str| match text {
+            "" => Ok(None),
+            _ => time::parse(text).map(Some).ok_or_else(|| {
+                format!("`{name}` is no time: write it as 2026-11-26T17:30, in UTC")
+            }),
+        };
+        let problem = match self.problem.as_str() {
+            "" => None,
+            "none" => Some(Problem::None),
+            "any" => Some(Problem::Any),
+            name => Some(Problem::Of(kind(name)?)),
+        };
+        let field = match (self.field.trim(), &self.value) {
+            ("", value) if value.is_empty() => None,
+            ("", _) => return Err("there is a value, and no field that should have it".to_owned()),
+            (field, value) => {
+                let path = field.split('.').map(str::to_owned).collect();
+                Some((path, value.clone()))
+            }
+        };
+        Ok(Filter {
+            event_type: given(&self.event_type),
+            company: given(&self.company),
+            resource: given(&self.resource),
+            secret: given(&self.secret),
+            problem,
+            field,
+            from: at("from", &self.from)?,
+            to: at("to", &self.to)?,
+        })
+    }
+
+    /// The same from another place on.
+    fn page_before(&self, key: &Key) -> String {
+        self.page_from(&key.to_string())
+    }
+
+    fn first_page(&self) -> String {
+        self.page_from("")
+    }
+
+    fn page_from(&self, before: &str) -> String {
+        text::href(
+            "/events",
+            &[
+                ("type", &self.event_type),
+                ("company", &self.company),
+                ("resource", &self.resource),
+                ("secret", &self.secret),
+                ("problem", &self.problem),
+                ("field", &self.field),
+                ("value", &self.value),
+                ("from", &self.from),
+                ("to", &self.to),
+                ("before", before),
+            ],
+        )
+    }
+
+    /// Whether this choice is the one.
+    fn has_problem(&self, choice: &str) -> bool {
+        self.problem == choice
+    }
+
+    fn title(&self) -> String {
+        let words = [
+            &self.event_type,
+            &self.company,
+            &self.resource,
+            &self.problem,
+        ];
+        let words: Vec<&str> = words
+            .into_iter()
+            .map(String::as_str)
+            .filter(|w| !w.is_empty())
+            .collect();
+        match words.is_empty() {
+            true => "Events".to_owned(),
+            false => format!("Events: {}", words.join(", ")),
+        }
+    }
+}
+
+/// A kind of problem by its name.
+pub(super) fn kind(name: &str) -> Result<Kind, String> {
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == name)
+        .ok_or_else(|| format!("there is no problem of the kind `{}`", text::plain(name)))
+}

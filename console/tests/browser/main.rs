@@ -1,0 +1,148 @@
+//! The console's pages in a real Chromium: with scripts and without, on a desk and on a telephone.
+
+#[expect(dead_code, reason = "the other suite needs more of it")]
+#[path = "../pages/app.rs"]
+mod app;
+mod chromium;
+#[path = "../pages/sample.rs"]
+mod sample;
+mod scene;
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    app::{App, SOON},
+    chromium::{Browser, Kind},
+    scene::Scene,
+};
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn every_page_is_free_of_errors_and_of_barriers(pool: PgPool) {
+    let Some(browser) = Browser::start(Kind::Desk).await else {
+        return;
+    };
+    let scene = Scene::new(&pool).await;
+    for path in scene.paths() {
+        browser.open(&scene.app, &path).await;
+        assert_eq!(browser.barriers().await, Vec::<String>::new(), "{path}");
+        assert_eq!(browser.errors().await, Vec::<String>::new(), "{path}");
+    }
+    browser.close().await;
+    scene.app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn no_page_is_wider_than_a_telephone(pool: PgPool) {
+    let Some(browser) = Browser::start(Kind::Telephone).await else {
+        return;
+    };
+    let scene = Scene::new(&pool).await;
+    for path in scene.paths() {
+        browser.open(&scene.app, &path).await;
+        let wide = browser
+            .run(
+                "const width = document.documentElement.clientWidth;
+                 return [width, document.documentElement.scrollWidth,
+                     [...document.querySelectorAll('body *')]
+                         .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest('.skip'))
+                         .slice(0, 5).map(e => e.outerHTML.slice(0, 120))];",
+            )
+            .await;
+        assert_eq!(wide[0], 375, "{path}: {wide}");
+        assert_eq!(wide[1], 375, "{path}: {wide}");
+        assert_eq!(browser.barriers().await, Vec::<String>::new(), "{path}");
+    }
+    browser.close().await;
+    scene.app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn everything_can_be_reached_without_scripts(pool: PgPool) {
+    let Some(browser) = Browser::start(Kind::WithoutScripts).await else {
+        return;
+    };
+    let scene = Scene::new(&pool).await;
+    browser.open(&scene.app, "/dead-letters").await;
+    assert!(
+        !browser.is_displayed("button[data-copy]").await,
+        "it would do nothing"
+    );
+    for (link, heading) in [
+        ("Overview", "Does it flow?"),
+        ("Events", "Events"),
+        ("Dead letters", "Dead letters"),
+        ("Receipts", "Receipts that are not stored"),
+    ] {
+        browser.follow(link).await;
+        browser.until_heading(heading).await;
+    }
+    browser.follow("Events").await;
+    browser.until_heading("Events").await;
+    browser.fill("company", "c1").await;
+    browser.click("button.main").await;
+    browser.until_text("Clear").await;
+    assert!(browser.address().await.contains("company=c1"));
+    browser.click("a[href^='/event?']").await;
+    browser.until_text("Stored by a worker").await;
+    browser.fill("id", "v-1").await;
+    browser.click(".find button").await;
+    browser.until_heading("Vendor").await;
+    browser.close().await;
+    scene.app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn the_overview_refreshes_itself_and_says_when_it_cannot(pool: PgPool) {
+    let Some(browser) = Browser::start(Kind::Desk).await else {
+        return;
+    };
+    let scene = Scene::new(&pool).await;
+    browser.open(&scene.app, "/").await;
+    let before = browser.text("main .lead").await;
+    let deadline = Instant::now() + SOON;
+    while browser.text("main .lead").await == before {
+        assert!(Instant::now() < deadline, "it stays as it is: {before}");
+        sleep(Duration::from_millis(300)).await;
+    }
+    assert!(!browser.is_displayed("#unreachable").await);
+    scene.app.stop().await;
+    let deadline = Instant::now() + SOON;
+    while !browser.is_displayed("#unreachable").await {
+        assert!(Instant::now() < deadline, "it does not say so");
+        sleep(Duration::from_millis(300)).await;
+    }
+    browser.close().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_user_signs_in_and_out_with_the_keyboard(pool: PgPool) {
+    use sqlx::ConnectOptions;
+    let Some(browser) = Browser::start(Kind::Desk).await else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("users");
+    let line = web_console::access::users::line("ada", "correct horse battery");
+    std::fs::write(&file, line.expect("a line")).expect("a file");
+    let url = pool.connect_options().to_url_lossy();
+    let app = App::with(
+        url.as_str(),
+        &["--users-file", file.to_str().expect("a path")],
+    )
+    .await;
+    browser.open(&app, "/events?company=c1").await;
+    assert_eq!(browser.barriers().await, Vec::<String>::new());
+    // The name has the focus, tab leads on to the password, and enter signs in.
+    browser.press("ada\u{e004}").await;
+    browser.press("correct horse battery\u{e007}").await;
+    browser.until_text("No event is like that").await;
+    let address = browser.address().await;
+    assert!(address.ends_with("/events?company=c1"), "{address}");
+    browser.click(".who button").await;
+    browser.until_heading("Sign in").await;
+    browser.close().await;
+    app.stop().await;
+}

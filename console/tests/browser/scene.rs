@@ -1,0 +1,86 @@
+//! A pipeline in use, with something of everything that pages show.
+
+use chrono::{TimeDelta, Utc};
+use sqlx::PgPool;
+use web_console::text::href;
+
+use crate::{
+    app::App,
+    sample::{event, fill, nameless, received, sql, store, vendor},
+};
+
+/// What somebody sends who means no good, in every field that is shown.
+const HOSTILE: &str = "\"'><script>alert(1)</script>\u{202e}<img src=x onerror=alert(1)>";
+
+pub(crate) struct Scene {
+    pub(crate) app: App,
+}
+
+impl Scene {
+    pub(crate) async fn new(pool: &PgPool) -> Self {
+        fill(pool, 1_000).await;
+        let ago = |minutes| Utc::now() - TimeDelta::minutes(minutes);
+        let states = [
+            received(vendor("msg_1", "v-1", "Acme", "DRAFT", 1), ago(3)),
+            received(vendor("msg_3", "v-1", "Acme Ltd", "ACTIVE", 3), ago(2)),
+            received(vendor("msg_2", "v-1", HOSTILE, "ACTIVE", 2), ago(1)),
+        ];
+        for state in states {
+            store(pool, [state]).await;
+        }
+        let long = "W".repeat(300);
+        store(
+            pool,
+            [
+                nameless("msg_nameless", &long),
+                event(HOSTILE, "no JSON"),
+                event("msg_dismissed", "{}"),
+            ],
+        )
+        .await;
+        sql(
+            pool,
+            "update events set dismissed_at = now(), dismissed_by = 'ada', dismissal_note = 'a test'
+              where webhook_id = 'msg_dismissed';
+             insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+             values ('msg_lost', '', now() - interval '2 hours', now() - interval '2 hours');
+             insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                        has_receipt, due_at, attempts, last_error)
+             values ('msg_spooled', '', 'vendor', 'v1.vendor.created', '', now(), true,
+                     now() + interval '1 hour', 3, 'rabbitmq was away')",
+        )
+        .await;
+        let app = App::start(pool).await;
+        app.until("/", "Last day").await;
+        app.until("/receipts", "msg_lost").await;
+        Self { app }
+    }
+
+    /// Every kind of page, with and without something to show.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        let fixed = [
+            "/",
+            "/events",
+            "/events?company=nobody",
+            "/events?problem=any",
+            "/event?id=msg_1",
+            "/event?id=msg_nameless",
+            "/event?id=msg_spooled",
+            "/event?id=msg_lost",
+            "/event?id=nowhere",
+            "/resource?id=v-1",
+            "/dead-letters",
+            "/dead-letters?state=dismissed",
+            "/dead-letters?company=nobody",
+            "/receipts",
+            "/nowhere",
+            "/events?before=edited",
+        ];
+        let hostile = href("/event", &[("id", HOSTILE)]);
+        fixed
+            .into_iter()
+            .map(str::to_owned)
+            .chain([hostile])
+            .collect()
+    }
+}

@@ -1,0 +1,14 @@
+//! The console's pages, asked for as a browser does, on a real Postgres.
+
+mod app;
+mod documentation;
+mod events;
+mod hostile;
+
+mod outage;
+mod overview;
+mod problems;
+mod resource;
+mod sample;
+mod signing_in;
+mod strangers;

@@ -117,7 +117,10 @@ impl Browser {
             if let Some(id) = answer["value"][ELEMENT].as_str() {
                 return format!("/element/{id}");
             }
-            assert!(Instant::now() < deadline, "no {value}: {answer}");
+            if Instant::now() >= deadline {
+                let (address, source) = (self.address().await, self.property("/source").await);
+                panic!("no {value} at {address}: {source}");
+            }
             sleep(Duration::from_millis(100)).await;
         }
     }

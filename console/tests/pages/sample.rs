@@ -63,21 +63,23 @@ pub(crate) fn received(event: AcceptedEvent, received_at: DateTime<Utc>) -> Acce
     }
 }
 
-/// Lets a worker store these.
+/// Lets each family's worker store its events among these.
 pub(crate) async fn store(pool: &PgPool, events: impl IntoIterator<Item = AcceptedEvent>) {
-    let works = events.into_iter().map(|event| Work {
-        event,
-        receipt: Receipt::Recorded,
-        attempts: 0,
-        problem: None,
-        source: Source::Queue,
-    });
-    let family = Family::Other;
-    let persistence = Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)));
-    persistence
-        .persist(works.collect(), &CancellationToken::new())
-        .await
-        .expect("not given up");
+    let events: Vec<AcceptedEvent> = events.into_iter().collect();
+    for family in Family::ALL {
+        let own = events.iter().filter(|e| e.event_type.family() == family);
+        let works = own.map(|event| Work {
+            event: event.clone(),
+            receipt: Receipt::Recorded,
+            attempts: 0,
+            problem: None,
+            source: Source::Queue,
+        });
+        Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
+            .persist(works.collect(), &CancellationToken::new())
+            .await
+            .expect("not given up");
+    }
 }
 
 /// Runs statements as Postgres' owner.

@@ -254,6 +254,35 @@ async fn no_sweep_takes_a_young_event_and_each_is_on_record(pool: PgPool) {
     place.clean_up().await;
 }
 
+/// An infinite time would end every program that computes with it.
+#[sqlx::test(migrations = false)]
+async fn no_account_writes_a_time_that_is_none(pool: PgPool) {
+    const CHECK_VIOLATION: &str = "23514";
+    let place = Place::prepared(&pool).await;
+    let mut vendor = place.postgres(VENDOR).await.expect("it logs in");
+    for time in ["infinity", "-infinity", "10000-01-01", "0044-03-15 BC"] {
+        for statement in [
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             values ('m', 'v1.vendor.created', $1::text::timestamptz, '', '')",
+            "insert into events (webhook_id, event_type, received_at, attempted_at, raw, body_sha256)
+             values ('m', 'v1.vendor.created', now(), $1::text::timestamptz, '', '')",
+            "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                        has_receipt, due_at)
+             values ('m', '', 'vendor', 'unknown', '', now(), true, $1::text::timestamptz)",
+            "insert into webhook_receipts (webhook_id, body_sha256, received_at)
+             values ('m', '', $1::text::timestamptz)",
+            "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+             values ('m', '', now(), $1::text::timestamptz)",
+        ] {
+            let refused = sqlx::query(statement).bind(time).execute(&mut vendor).await;
+            let refused = refused.expect_err(statement);
+            let code = refused.as_database_error().and_then(|error| error.code());
+            assert_eq!(code.as_deref(), Some(CHECK_VIOLATION), "{time}: {statement}");
+        }
+    }
+    place.clean_up().await;
+}
+
 /// One event of each family, stored and spooled.
 const ROWS_OF_ALL: &str = "
     insert into events (webhook_id, event_type, received_at, raw, body_sha256)
@@ -283,7 +312,7 @@ async fn a_worker_touches_no_spool_row_of_another_family(pool: PgPool) {
             .expect("its own rows");
         assert_eq!(bodies, [family.name().as_bytes()]);
         for statement in [
-            "update webhook_spool set due_at = 'infinity', claims = 99",
+            "update webhook_spool set due_at = now() + interval '1 year', claims = 99",
             "select from webhook_spool for update",
             "delete from webhook_spool",
         ] {

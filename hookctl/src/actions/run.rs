@@ -49,7 +49,7 @@ impl Run {
     pub async fn check(connection: &mut Connection) -> anyhow::Result<()> {
         let mut transaction = connection.begin(&READING).await?;
         let (may_add, account): (Option<bool>, String) = sqlx::query_as(
-            "select has_table_privilege(to_regclass('operator_actions'), 'insert'),
+            "select has_column_privilege(to_regclass('operator_actions'), 'changes', 'insert'),
                     session_user::text",
         )
         .fetch_one(&mut *transaction)
@@ -64,7 +64,7 @@ impl Run {
         ensure!(
             may_add,
             "{account} may not write down what it changes: as the owner of the tables, grant insert \
-             on operator_actions to it"
+             (run, person, action, filter, changed, changes) on operator_actions to it"
         );
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -10,19 +11,24 @@ use std::{
 const MOST_FAILURES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Counts failures by name. All names that nobody has share one count, so that the memory it takes is
-/// bounded by the users file, and an answer does not tell which names there are.
+/// How many counts there are.
+const COUNTS: u64 = 1 << 14;
+
+/// Counts failures by a hash of the name, for names of users and others alike. So its memory is bounded,
+/// and an answer does not tell which names there are. Two names rarely share a count, and which ones do
+/// is another matter in each process.
 #[derive(Default)]
 pub(super) struct Limit {
-    failures: Mutex<HashMap<Option<String>, (u32, Instant)>>,
+    hasher: RandomState,
+    failures: Mutex<HashMap<u64, (u32, Instant)>>,
 }
 
 impl Limit {
     /// Whether one more try is allowed. It counts as failed until [`Limit::forget`] takes that back,
     /// so that tries at the same time count as well.
-    pub(super) fn try_once(&self, name: Option<&str>, now: Instant) -> bool {
+    pub(super) fn try_once(&self, name: &str, now: Instant) -> bool {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = failures.entry(name.map(str::to_owned)).or_insert((0, now));
+        let entry = failures.entry(self.count_of(name)).or_insert((0, now));
         if now - entry.1 > WINDOW {
             *entry = (0, now);
         }
@@ -36,7 +42,11 @@ impl Limit {
     /// The name has signed in.
     pub(super) fn forget(&self, name: &str) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.remove(&Some(name.to_owned()));
+        failures.remove(&self.count_of(name));
+    }
+
+    fn count_of(&self, name: &str) -> u64 {
+        self.hasher.hash_one(name) % COUNTS
     }
 }
 
@@ -48,19 +58,20 @@ mod tests {
     fn a_name_that_fails_too_often_waits_and_others_do_not() {
         let (limit, now) = (Limit::default(), Instant::now());
         for _ in 0..MOST_FAILURES {
-            assert!(limit.try_once(Some("ada"), now));
+            assert!(limit.try_once("ada", now));
         }
-        assert!(!limit.try_once(Some("ada"), now));
-        assert!(limit.try_once(Some("bob"), now) && limit.try_once(None, now));
+        assert!(!limit.try_once("ada", now));
+        let others = (0..100).filter(|other| limit.try_once(&format!("user-{other}"), now));
+        assert!(others.count() > 90);
         let later = now + WINDOW + Duration::from_secs(1);
-        assert!(limit.try_once(Some("ada"), later));
+        assert!(limit.try_once("ada", later));
     }
 
     #[test]
     fn a_good_sign_in_takes_the_failures_back() {
         let (limit, now) = (Limit::default(), Instant::now());
         for _ in 0..20 {
-            assert!(limit.try_once(Some("ada"), now));
+            assert!(limit.try_once("ada", now));
             limit.forget("ada");
         }
     }

@@ -19,6 +19,8 @@ type Hash = [u8; 32];
 
 struct Session {
     name: String,
+    /// The hash of the password that the user signed in with.
+    password: String,
     began: Instant,
     seen: Instant,
 }
@@ -28,8 +30,8 @@ struct Session {
 pub(super) struct Sessions(Mutex<HashMap<Hash, Session>>);
 
 impl Sessions {
-    /// Signs a user in and gives the token.
-    pub(super) fn begin(&self, name: &str, now: Instant) -> String {
+    /// Signs a user in, whose password has this hash, and gives the token.
+    pub(super) fn begin(&self, name: &str, password: &str, now: Instant) -> String {
         let token = hex::encode(rand::random::<[u8; 32]>());
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sessions.retain(|_, session| session.is_live(now));
@@ -41,6 +43,7 @@ impl Sessions {
         }
         let session = Session {
             name: name.to_owned(),
+            password: password.to_owned(),
             began: now,
             seen: now,
         };
@@ -48,15 +51,15 @@ impl Sessions {
         token
     }
 
-    /// Whose token it is, which keeps the session from ending.
-    pub(super) fn user(&self, token: &str, now: Instant) -> Option<String> {
+    /// Whose token it is, and the hash of the password then. Asking keeps the session from ending.
+    pub(super) fn user(&self, token: &str, now: Instant) -> Option<(String, String)> {
         let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let session = sessions.get_mut(&hash(token))?;
         if !session.is_live(now) {
             return None;
         }
         session.seen = now;
-        Some(session.name.clone())
+        Some((session.name.clone(), session.password.clone()))
     }
 
     /// Signs out.
@@ -83,15 +86,15 @@ mod tests {
     #[test]
     fn a_session_ends_when_idle_and_in_any_case() {
         let (sessions, began) = (Sessions::default(), Instant::now());
-        let token = sessions.begin("ada", began);
+        let token = sessions.begin("ada", "hash", began);
         let step = IDLE - Duration::from_secs(1);
         for n in 1..=12 {
             let user = sessions.user(&token, began + n * step);
-            assert_eq!(user.as_deref(), Some("ada"));
+            assert_eq!(user, Some(("ada".to_owned(), "hash".to_owned())));
         }
         let user = sessions.user(&token, began + 13 * step);
         assert_eq!(user, None, "after twelve hours");
-        let token = sessions.begin("ada", began);
+        let token = sessions.begin("ada", "hash", began);
         let user = sessions.user(&token, began + IDLE);
         assert_eq!(user, None, "after an hour without a request");
     }
@@ -99,12 +102,12 @@ mod tests {
     #[test]
     fn a_session_that_ended_is_no_more_and_there_is_an_end_to_their_number() {
         let (sessions, now) = (Sessions::default(), Instant::now());
-        let first = sessions.begin("ada", now);
+        let first = sessions.begin("ada", "hash", now);
         sessions.end(&first);
         assert_eq!(sessions.user(&first, now), None);
-        let first = sessions.begin("ada", now);
+        let first = sessions.begin("ada", "hash", now);
         for _ in 0..MOST {
-            sessions.begin("bob", now + Duration::from_secs(1));
+            sessions.begin("bob", "hash", now + Duration::from_secs(1));
         }
         assert_eq!(sessions.user(&first, now), None);
         assert_eq!(sessions.0.lock().expect("no panic").len(), MOST);

@@ -82,12 +82,11 @@ pub(crate) async fn sign_in(
         password,
         next,
     } = form.into_inner();
-    let known = sign_ins.users.has(&name).then_some(&*name);
-    if !sign_ins.limit.try_once(known, Instant::now()) {
+    if !sign_ins.limit.try_once(&name, Instant::now()) {
         metrics.sign_in(Outcome::Limited);
         return Err(PageError::TooManyTries);
     }
-    if !verify(sign_ins, &name, password).await? {
+    let Some(hash) = verify(sign_ins, &name, password).await? else {
         metrics.sign_in(Outcome::Refused);
         let page = SignInPage {
             frame: Frame::new(&request, "Sign in", Section::None),
@@ -98,11 +97,11 @@ pub(crate) async fn sign_in(
         let mut response = html(&page)?;
         *response.status_mut() = actix_web::http::StatusCode::UNAUTHORIZED;
         return Ok(response);
-    }
+    };
     sign_ins.limit.forget(&name);
     metrics.sign_in(Outcome::Accepted);
     tracing::info!(user = name, "signed in");
-    let token = sign_ins.sessions.begin(&name, Instant::now());
+    let token = sign_ins.sessions.begin(&name, &hash, Instant::now());
     let mut response = see(own(&next));
     add_cookie(&mut response, cookie(sign_ins, token));
     Ok(response)
@@ -122,20 +121,25 @@ pub(crate) async fn sign_out(request: HttpRequest, access: web::Data<Access>) ->
     response
 }
 
-async fn verify(sign_ins: &Arc<SignIns>, name: &str, password: String) -> Result<bool, PageError> {
+async fn verify(
+    sign_ins: &Arc<SignIns>,
+    name: &str,
+    password: String,
+) -> Result<Option<String>, PageError> {
     let failed = |error: &dyn std::fmt::Display| PageError::Template(error.to_string());
     let place = CHECKS.acquire().await.map_err(|error| failed(&error))?;
     let (users, name) = (Arc::clone(&sign_ins.users), name.to_owned());
-    let is_right = tokio::task::spawn_blocking(move || users.verify(&name, &password)).await;
+    let hash = tokio::task::spawn_blocking(move || users.verify(&name, &password)).await;
     drop(place);
-    is_right.map_err(|error| failed(&error))
+    hash.map_err(|error| failed(&error))
 }
 
 impl SignIns {
-    /// Whose session the request is of. One who is no longer in the file is out.
+    /// Whose session the request is of. A user who is no longer in the file, or has another password
+    /// there, is out.
     pub(super) fn user(&self, headers: &HeaderMap) -> Option<String> {
-        let name = self.sessions.user(&token(headers)?, Instant::now())?;
-        self.users.has(&name).then_some(name)
+        let (name, hash) = self.sessions.user(&token(headers)?, Instant::now())?;
+        self.users.has(&name, &hash).then_some(name)
     }
 }
 

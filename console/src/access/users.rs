@@ -85,13 +85,16 @@ impl Users {
         Arc::clone(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether there is a user of this name.
-    pub fn has(&self, name: &str) -> bool {
-        self.entries().iter().any(|entry| entry.name == name)
+    /// Whether there is a user of this name whose password has this hash.
+    pub fn has(&self, name: &str, hash: &str) -> bool {
+        let entries = self.entries();
+        entries
+            .iter()
+            .any(|entry| entry.name == name && entry.hash == hash)
     }
 
-    /// Whether it is the user's password. It takes as long for a name that nobody has.
-    pub fn verify(&self, name: &str, password: &str) -> bool {
+    /// The password's hash, if it is the user's. It takes as long for a name that no user has.
+    pub fn verify(&self, name: &str, password: &str) -> Option<String> {
         let entries = self.entries();
         let entry = entries.iter().find(|entry| entry.name == name);
         let hash = entry.map_or(&self.decoy, |entry| &entry.hash);
@@ -100,7 +103,8 @@ impl Users {
                 .verify_password(password.as_bytes(), &hash)
                 .is_ok()
         });
-        is_right && entry.is_some() && password.len() <= MAX_PASSWORD
+        let entry = entry.filter(|_| is_right && password.len() <= MAX_PASSWORD);
+        entry.map(|entry| entry.hash.clone())
     }
 }
 
@@ -187,10 +191,16 @@ mod tests {
         let text = line("ada", "correct horse battery").expect("a line");
         std::fs::write(&path, format!("\u{feff}# people\r\n\n{text}\r\n")).expect("a file");
         let users = Users::open(path).expect("good users");
-        assert!(users.verify("ada", "correct horse battery"));
-        assert!(!users.verify("ada", "correct horse"));
-        assert!(!users.verify("bob", "correct horse battery"));
-        assert!(!users.verify("nobody", "nobody has this password"));
+        let hash = users.verify("ada", "correct horse battery");
+        assert!(users.has("ada", &hash.expect("the right one")));
+        assert!(!users.has("ada", "another hash"));
+        for (name, password) in [
+            ("ada", "correct horse"),
+            ("bob", "correct horse battery"),
+            ("nobody", "nobody has this password"),
+        ] {
+            assert_eq!(users.verify(name, password), None);
+        }
     }
 
     #[rstest]

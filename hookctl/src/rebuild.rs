@@ -3,7 +3,8 @@
 //! It goes through the healthy events of a family in the order of their ids, a batch in each
 //! transaction, and writes a row where it is missing, older than the event, or not what its own event
 //! says. Workers go on meanwhile: rows are locked in their order, and the newer state wins by their
-//! rule. It deletes nothing, so a row whose event was swept stays.
+//! rule. A row whose event is there and no longer healthy is removed first, and the other events of its
+//! resource then write it again. A row whose event was swept stays.
 
 mod batch;
 mod report;
@@ -28,8 +29,8 @@ use worker::{
 };
 
 use self::{
-    batch::{Writer, count_events, count_rows_without_event},
-    report::Totals,
+    batch::{Writer, count_events, count_rows_without_event, find_not_healthy},
+    report::{Change, Totals},
 };
 use crate::{
     actions::Run,
@@ -50,10 +51,12 @@ const PASSES: usize = 3;
 /// In a row, for a deadlock, a lock that is held, or a restart of Postgres.
 const TRIES: usize = 10;
 
-/// Compute the typed tables anew from `events`: rows that are missing, too old or wrong.
+/// Compute the typed tables anew from `events`: rows that are missing, too old or wrong, or whose event
+/// is not healthy any more.
 ///
 /// Without --yes it is only shown what would change. Workers may run meanwhile. It can be stopped and
-/// repeated at any time; what was done stays done. It deletes no row and changes no event.
+/// repeated at any time; what was done stays done. It changes no event, and removes a row only if its
+/// event is a dead letter now or was erased, and no other event says what the row should be.
 ///
 /// Exit codes: 0 the tables are as the events say, 1 it could not be done, 2 wrong settings, 3 there
 /// is something to write (without --yes), or an event has no row because this version finds a
@@ -114,6 +117,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
         let table = Table::find(&mut *connection.begin(&READING).await?, family).await?;
         let rebuild = Rebuild {
             args,
+            run: args.yes.then_some(&run),
             writer: Writer::new(&pool, &table, args.yes.then_some(&run)),
             stop: &stop,
         };
@@ -133,14 +137,20 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 /// The rebuilding of one table.
 struct Rebuild<'a> {
     args: &'a Args,
+    /// `None` to try it only.
+    run: Option<&'a Run>,
     writer: Writer<'a>,
     stop: &'a CancellationToken,
 }
 
 impl Rebuild<'_> {
     async fn passes(&self, pool: &Pool, table: &Table, totals: &mut Totals) -> anyhow::Result<()> {
-        let bar = progress::bar(count_events(pool, table).await?);
         let mut after = self.args.after.clone().unwrap_or_default();
+        if self.remove_not_healthy(pool, table, totals).await? {
+            // What these rows should be may be said by events before that one.
+            after = String::new();
+        }
+        let bar = progress::bar(count_events(pool, table).await?);
         for _ in 0..PASSES {
             bar.reset();
             totals.begin_pass();
@@ -154,6 +164,32 @@ impl Rebuild<'_> {
         bar.finish_and_clear();
         totals.rows_without_event = count_rows_without_event(pool, table).await?;
         Ok(())
+    }
+
+    /// Removes the rows whose event is not healthy any more: their sort key would hide the other events
+    /// of their resource. Answers whether there were any to remove.
+    async fn remove_not_healthy(
+        &self,
+        pool: &Pool,
+        table: &Table,
+        totals: &mut Totals,
+    ) -> anyhow::Result<bool> {
+        let found = find_not_healthy(pool, table).await?;
+        for rows in found.chunks(BATCH as usize) {
+            let Some(run) = self.run else {
+                for (id, _) in rows {
+                    totals.change(id, Change::NotHealthy);
+                }
+                continue;
+            };
+            let removed = self
+                .patiently(async || self.writer.remove(run, rows).await)
+                .await?;
+            for id in &removed {
+                totals.change(id, Change::NotHealthy);
+            }
+        }
+        Ok(self.run.is_some() && !found.is_empty())
     }
 
     async fn pass(

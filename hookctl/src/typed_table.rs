@@ -22,6 +22,9 @@ pub fn name(family: Family) -> Option<&'static str> {
     }
 }
 
+/// Of an event `e`: it sets no row. A dead letter does not, and what was erased says nothing any more.
+pub(crate) const NOT_HEALTHY: &str = "(e.problem is not null or e.event_type = 'erased')";
+
 /// The row's key and its place among the states of its resource.
 pub(crate) fn key(typed: &Typed) -> (&str, &SortKey, &str) {
     match typed {

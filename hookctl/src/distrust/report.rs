@@ -14,7 +14,7 @@ pub(super) struct Report {
     until: Option<DateTime<Utc>>,
     /// The events, as they were found.
     types: Vec<Type>,
-    /// The rows that they had set.
+    /// The rows that they had set, or those that were distrusted before.
     rows: Vec<Rows>,
     /// How many are on their way still. What is in RabbitMQ cannot be counted.
     spooled: i64,
@@ -64,7 +64,7 @@ impl Report {
                 "select count(*) from events e join {} t on t.webhook_id = e.webhook_id where ",
                 table.qualified()
             ));
-            which.push_trusted(&mut query);
+            which.push(&mut query);
             let count = query.build_query_scalar().fetch_one(&mut *transaction);
             rows.push(Rows {
                 table: table.name(),
@@ -137,7 +137,9 @@ impl Report {
                 .to_owned(),
         );
         lines.push(match &self.done {
-            None if self.types.is_empty() => "no events like that".to_owned(),
+            None if self.types.is_empty() && self.rows.iter().all(|rows| rows.rows == 0) => {
+                "no events like that".to_owned()
+            }
             None => "nothing was changed; do it with --yes".to_owned(),
             Some(done) => format!(
                 "{} event(s) distrusted, {} row(s) computed again, {} removed",

@@ -1,4 +1,5 @@
-//! The events that are to be distrusted, by the resources that they are about.
+//! The events that are to be distrusted, and those whose rows are still to be taken back, by the
+//! resources that they are about.
 
 use std::collections::BTreeMap;
 
@@ -61,6 +62,17 @@ impl Set {
             "select e.webhook_id, e.event_type, e.resource_id from events e where ",
         );
         which.push_trusted(&mut query);
+        // A row may name one that was distrusted before, such as after a restore of the table.
+        for table in tables {
+            query.push(format!(
+                " union all select e.webhook_id, e.event_type, e.resource_id
+                    from {} t join events e on e.webhook_id = t.webhook_id
+                   where starts_with(e.problem, ",
+                table.qualified()
+            ));
+            query.push_bind(DISTRUSTED).push(") and ");
+            which.push(&mut query);
+        }
         let mut transaction = connection.begin(&LONG).await?;
         let found: Vec<(String, String, Option<String>)> =
             query.build_query_as().fetch_all(&mut *transaction).await?;

@@ -1,4 +1,7 @@
 //! A batch of events, and the rows that follow from them, in one transaction.
+//!
+//! Events are read before that, so what they are is looked up again where rows are written, and locked
+//! until the end. So a command that takes events back waits for the rows, and then finds them.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,12 +21,12 @@ use super::report::Change;
 use crate::{
     actions::Run,
     database::{READING, STORING},
-    typed_table::{self, Candidate, Current, Table, key},
+    typed_table::{self, Candidate, Current, NOT_HEALTHY, Table, key},
 };
 
 const DEADLINE: Duration = Duration::from_secs(40);
 
-const COUNT_DEADLINE: Duration = Duration::from_secs(1_800);
+const WHOLE_TABLE_DEADLINE: Duration = Duration::from_secs(1_800);
 
 /// How many events of the table's family there are to read.
 pub(super) async fn count_events(pool: &Pool, table: &Table) -> anyhow::Result<u64> {
@@ -34,12 +37,11 @@ pub(super) async fn count_events(pool: &Pool, table: &Table) -> anyhow::Result<u
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
-/// How many rows name an event that is not among the healthy ones.
+/// How many rows name an event that is not there.
 pub(super) async fn count_rows_without_event(pool: &Pool, table: &Table) -> anyhow::Result<i64> {
     let query = sqlx::query_scalar(AssertSqlSafe(format!(
         "select count(*) from {0} t
-          where not exists (select from {1}.events e
-                             where e.webhook_id = t.webhook_id and e.problem is null)",
+          where not exists (select from {1}.events e where e.webhook_id = t.webhook_id)",
         table.qualified(),
         table.schema()
     )));
@@ -52,14 +54,36 @@ async fn count(
     pool: &Pool,
     query: QueryScalar<'_, Postgres, i64, PgArguments>,
 ) -> Result<i64, TransactionError> {
-    let deadline = Instant::now() + COUNT_DEADLINE;
-    let mode = READING.statement_timeout(COUNT_DEADLINE);
+    read_all(pool, async |connection| query.fetch_one(connection).await).await
+}
+
+/// Reads what takes as long as the tables are large.
+async fn read_all<T>(
+    pool: &Pool,
+    read: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+) -> Result<T, TransactionError> {
+    let deadline = Instant::now() + WHOLE_TABLE_DEADLINE;
+    let mode = READING.statement_timeout(WHOLE_TABLE_DEADLINE);
     let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
-    let count = transaction
-        .run(async |connection| query.fetch_one(connection).await)
-        .await?;
+    let found = transaction.run(read).await?;
     transaction.rollback().await?;
-    Ok(count)
+    Ok(found)
+}
+
+/// A row by its id and the event that it names.
+pub(super) type Named = (String, String);
+
+/// The rows whose event is there and not healthy, in the order of the events' ids.
+pub(super) async fn find_not_healthy(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
+    let query = format!(
+        "select t.id, e.webhook_id from {} t join {}.events e on e.webhook_id = t.webhook_id
+          where {NOT_HEALTHY} order by e.webhook_id",
+        table.qualified(),
+        table.schema()
+    );
+    let query = sqlx::query_as(AssertSqlSafe(query));
+    let found = read_all(pool, async |connection| query.fetch_all(connection).await).await;
+    found.context("cannot compare the rows with the events")
 }
 
 /// What a batch has changed.
@@ -118,13 +142,18 @@ impl<'a> Writer<'a> {
 
     /// Writes the rows of these, whose `typed` is there, where the table needs them.
     pub(super) async fn write(&self, batch: &[Candidate]) -> Result<Written, TransactionError> {
-        let typed: Vec<&Typed> = batch
-            .iter()
-            .filter_map(|candidate| candidate.typed.as_ref().ok())
-            .collect();
         let mut transaction = self.begin().await?;
         let written = transaction
-            .run(async |connection| self.write_on(connection, &typed).await)
+            .run(async |connection| {
+                let ids = batch.iter().map(|event| &*event.webhook_id).collect();
+                let healthy = self.hold(connection, ids, true).await?;
+                let typed: Vec<&Typed> = batch
+                    .iter()
+                    .filter(|event| healthy.contains(&event.webhook_id))
+                    .filter_map(|event| event.typed.as_ref().ok())
+                    .collect();
+                self.write_on(connection, &typed).await
+            })
             .await;
         match written {
             Ok(written) if self.run.is_some() => transaction.commit().await.map(|()| written),
@@ -133,6 +162,57 @@ impl<'a> Writer<'a> {
                 written
             }
         }
+    }
+
+    /// Removes these rows where their event is still not healthy, and answers with the ids of those.
+    pub(super) async fn remove(
+        &self,
+        run: &Run,
+        rows: &[Named],
+    ) -> Result<Vec<String>, TransactionError> {
+        let mut transaction = self.begin().await?;
+        let removed = transaction
+            .run(async |connection| {
+                let events = rows.iter().map(|(_, event)| &**event).collect();
+                let events = self.hold(connection, events, false).await?;
+                let ids: Vec<&str> = rows.iter().map(|(id, _)| &**id).collect();
+                let mut before = self.table.lock(connection, &ids).await?;
+                before.retain(|_, row| events.contains(&row.webhook_id));
+                let mut ids: Vec<&str> = before.keys().map(|id| &**id).collect();
+                ids.sort_unstable();
+                let delete = format!("delete from {} where id = any($1)", self.table.qualified());
+                sqlx::query(AssertSqlSafe(delete))
+                    .bind(&ids)
+                    .execute(&mut *connection)
+                    .await?;
+                let changes = typed_table::describe(connection, self.table, &before, &ids).await?;
+                run.record(connection, changes).await?;
+                Ok::<_, sqlx::Error>(ids.into_iter().map(str::to_owned).collect())
+            })
+            .await?;
+        transaction.commit().await?;
+        Ok(removed)
+    }
+
+    /// Those of the events that are healthy, or those that are not. They stay so until the transaction
+    /// ends: they are locked before any typed row and in the order of their ids, as a replay does. What
+    /// is only tried needs no lock.
+    async fn hold(
+        &self,
+        connection: &mut PgConnection,
+        ids: Vec<&str>,
+        healthy: bool,
+    ) -> Result<HashSet<String>, sqlx::Error> {
+        let lock = self.run.map_or("", |_| "for share");
+        let held: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
+            "select webhook_id from events e
+              where webhook_id = any($1) and {NOT_HEALTHY} <> $2 order by webhook_id {lock}"
+        )))
+        .bind(ids)
+        .bind(healthy)
+        .fetch_all(connection)
+        .await?;
+        Ok(held.into_iter().collect())
     }
 
     async fn begin(&self) -> Result<DeadlineTransaction, TransactionError> {

@@ -22,6 +22,8 @@ pub(super) enum Change {
     Older,
     /// It is not what the event says that it names.
     Wrong,
+    /// Its event is a dead letter now, or was erased.
+    NotHealthy,
 }
 
 /// The first problems, to look at.
@@ -37,7 +39,7 @@ pub(super) struct Totals {
     mended_in_this_pass: bool,
     problems: u64,
     examples: Vec<(String, String)>,
-    /// Rows that were left as they are, as no healthy event explains them.
+    /// Rows that were left as they are, as their event is not there.
     pub(super) rows_without_event: i64,
 }
 
@@ -96,6 +98,7 @@ impl Totals {
             missing: self.count(Change::Missing),
             older: self.count(Change::Older),
             wrong: self.count(Change::Wrong),
+            event_not_healthy: self.count(Change::NotHealthy),
             problems: self.problems,
             rows_without_event: self.rows_without_event,
         }
@@ -109,6 +112,7 @@ struct Line {
     missing: usize,
     older: usize,
     wrong: usize,
+    event_not_healthy: usize,
     problems: u64,
     rows_without_event: i64,
 }
@@ -120,6 +124,7 @@ impl Row for Line {
         "rows missing",
         "too old",
         "wrong",
+        "event not healthy",
         "events with a problem",
     ];
 
@@ -130,6 +135,7 @@ impl Row for Line {
             self.missing.to_string(),
             self.older.to_string(),
             self.wrong.to_string(),
+            self.event_not_healthy.to_string(),
             self.problems.to_string(),
         ]
     }

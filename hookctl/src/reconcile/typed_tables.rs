@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use worker::config::EventRetention;
 
 use super::typed_rows::{self, Differing};
-use crate::typed_table::{self, Table};
+use crate::typed_table::{self, NOT_HEALTHY, Table};
 
 /// How a typed table and its family's events agree.
 #[derive(Debug, Serialize)]
@@ -44,7 +44,8 @@ impl Agreement {
 /// Compares every typed table, and gives at most `limit` ids of each finding.
 ///
 /// With a retention of events, only rows of its younger half are expected to have one: what counts
-/// there is when an event was received, and it may have waited long to be stored.
+/// there is when an event was received, and it may have waited long to be stored. A row whose event is
+/// there and not healthy is always one too many.
 pub(super) async fn compare(
     connection: &mut PgConnection,
     event_retention: EventRetention,
@@ -73,10 +74,12 @@ pub(super) async fn compare(
             .await?;
         let rows = format!(
             "select count(*) as count, (array_agg(id order by stored_at))[1:$2] as ids
-               from {table} t
-              where ($1::float8 is null or stored_at > now() - make_interval(secs => $1 / 2))
-                and not exists (select from events e
-                                 where e.webhook_id = t.webhook_id and e.problem is null)"
+               from (select t.id, t.stored_at
+                       from {table} t left join events e on e.webhook_id = t.webhook_id
+                      where {NOT_HEALTHY}
+                         or (e.webhook_id is null
+                             and ($1::float8 is null
+                                  or t.stored_at > now() - make_interval(secs => $1 / 2)))) as found"
         );
         let rows = sqlx::query(AssertSqlSafe(rows))
             .bind(retention_seconds)

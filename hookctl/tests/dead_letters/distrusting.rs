@@ -62,11 +62,12 @@ async fn assert_rows_follow_from_events(pool: &PgPool) {
             "missing",
             "older",
             "wrong",
+            "event_not_healthy",
             "problems",
             "rows_without_event",
         ]
         .map(|field| table[field].as_i64().expect("a number"));
-        assert_eq!(found, [0; 5], "{table}");
+        assert_eq!(found, [0; 6], "{table}");
     }
 }
 
@@ -185,6 +186,36 @@ async fn a_later_run_takes_back_what_was_in_the_spool_and_nothing_twice(pool: Pg
     );
     let done = report(&pool, &["--yes"], 0).await;
     assert_eq!(done["done"]["distrusted"], 0);
+    assert_rows_follow_from_events(&pool).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_row_of_an_event_that_was_distrusted_before_is_taken_back(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            vendor_at("m1", "v1", "true", 1),
+            forged(vendor_at("f1", "v1", "forged", 5)),
+            forged(vendor_at("f2", "v2", "forged", 5)),
+        ],
+    )
+    .await;
+    sql(&pool, "create table kept as select * from vendors").await;
+    report(&pool, &["--yes"], 0).await;
+    // As somebody's copy of the table was put back.
+    sql(
+        &pool,
+        "delete from vendors; insert into vendors select * from kept",
+    )
+    .await;
+    let shown = report(&pool, &[], 0).await;
+    assert_eq!(shown["rows"][1], json!({"table": "vendors", "rows": 2}));
+    let done = report(&pool, &["--yes"], 0).await;
+    assert_eq!(
+        done["done"],
+        json!({"distrusted": 0, "recomputed": 1, "removed": 1})
+    );
+    assert!(is(&pool, "select array_agg(name) = array['true'] from vendors").await);
     assert_rows_follow_from_events(&pool).await;
 }
 

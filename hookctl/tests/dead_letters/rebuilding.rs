@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
 use crate::place::{
-    SOON, event, hookctl, is, lines, read_spool, sql, store_events, text, vendor_at,
+    SOON, event, hookctl, is, lines, read_spool, sql, store_events, text, until, vendor_at,
 };
 
 /// Several states of each vendor and one job for each, so that a batch of a rebuild holds only some
@@ -152,6 +152,141 @@ async fn a_row_whose_event_was_swept_stays(pool: PgPool) {
     assert_eq!(found(&report, "vendors"), [0, 0, 0]);
     assert_eq!(report[1]["rows_without_event"], 2, "{report:?}");
     assert_eq!(rows(&pool).await, written);
+}
+
+/// How many commands wait for a lock.
+const WAITING: &str = "select count(*) from pg_stat_activity
+     where datname = current_database() and application_name = 'hookctl'
+       and wait_event_type = 'Lock'";
+
+/// A vendor that stays, one whose event is distrusted, and one whose event is erased. The rows of the
+/// latter two are missing.
+async fn store_three_vendors(pool: &PgPool) {
+    let stolen = AcceptedEvent {
+        secret_name: Some("stolen".to_owned()),
+        ..vendor_at("f1", "v1", "forged", 1)
+    };
+    store_events(
+        pool,
+        [
+            vendor_at("m0", "v0", "true", 1),
+            stolen,
+            vendor_at("e1", "v2", "erased", 1),
+        ],
+    )
+    .await;
+    sql(pool, "delete from vendors where id in ('v1', 'v2')").await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_that_is_taken_back_after_it_was_read_sets_no_row(pool: PgPool) {
+    store_three_vendors(&pool).await;
+    let mut holding = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql(
+        "update events set problem = 'distrusted: stolen' where webhook_id = 'f1';
+         update events set event_type = 'erased', payload = null, raw = '', erased_at = now()
+          where webhook_id = 'e1';
+         select from vendors where id = 'v0' for update",
+    )
+    .execute(&mut *holding)
+    .await
+    .expect("locks");
+    let committing = async {
+        until(&pool, &format!("select ({WAITING}) = 1")).await;
+        holding.commit().await.expect("a commit");
+    };
+    let (report, ()) = tokio::join!(rebuild(&pool, &["--yes", "--family=vendor"], 0), committing);
+    assert_eq!(found(&report, "vendors"), [0, 0, 0]);
+    assert!(is(&pool, "select array_agg(id) = array['v0'] from vendors").await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_is_distrusted_or_erased_beside_a_rebuild_leaves_no_row(pool: PgPool) {
+    store_three_vendors(&pool).await;
+    let mut holding = pool.begin().await.expect("a transaction");
+    sqlx::query("select from vendors where id = 'v0' for update")
+        .execute(&mut *holding)
+        .await
+        .expect("a lock");
+    let erasing = ["erase", "--event=e1", "--yes"];
+    let taking_back = async {
+        until(&pool, &format!("select ({WAITING}) = 1")).await;
+        let since = "--since=2025-01-01T00:00:00Z";
+        let distrusting = ["secrets", "distrust", "--secret=stolen", since, "--yes"];
+        let releasing = async {
+            // Each of them waits for the rebuild, or has done its part already.
+            let settled = format!(
+                "select ({WAITING}) + (select count(*) from events
+                                        where problem is not null or erased_at is not null) = 3"
+            );
+            until(&pool, &settled).await;
+            holding.rollback().await.expect("a rollback");
+        };
+        let (mut distrust, mut erase) = (hookctl(&pool, &distrusting), hookctl(&pool, &erasing));
+        tokio::join!(distrust.output(), erase.output(), releasing)
+    };
+    let (_, (distrusted, erased, ())) = tokio::join!(
+        rebuild(&pool, &["--yes", "--family=vendor"], 0),
+        taking_back
+    );
+    let distrusted = distrusted.expect("hookctl runs");
+    assert_eq!(distrusted.status.code(), Some(0), "{}", text(&distrusted));
+    let mut erased = erased.expect("hookctl runs");
+    if erased.status.code() == Some(3) {
+        // A row came meanwhile.
+        erased = hookctl(&pool, &erasing).output().await.expect("it runs");
+    }
+    assert_eq!(erased.status.code(), Some(0), "{}", text(&erased));
+    assert!(is(&pool, "select array_agg(id) = array['v0'] from vendors").await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_row_whose_event_is_not_healthy_any_more_is_computed_again_or_removed(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            vendor_at("a1", "v1", "true", 1),
+            vendor_at("f1", "v1", "forged", 5),
+            vendor_at("f2", "v2", "forged", 5),
+            vendor_at("e1", "v3", "erased", 1),
+            vendor_at("s1", "v4", "swept", 1),
+        ],
+    )
+    .await;
+    sql(
+        &pool,
+        "update events set problem = 'distrusted: stolen' where webhook_id in ('f1', 'f2');
+         update events set event_type = 'erased', payload = null, raw = '', erased_at = now()
+          where webhook_id = 'e1';
+         delete from events where webhook_id = 's1'",
+    )
+    .await;
+    let before = rows(&pool).await;
+    let not_healthy = |report: &[Value]| {
+        let line = report.iter().find(|line| line["table"] == "vendors");
+        ["event_not_healthy", "rows_without_event"]
+            .map(|field| line.expect("a line")[field].clone())
+    };
+    let report = rebuild(&pool, &[], 3).await;
+    assert_eq!(not_healthy(&report), [3, 1]);
+    assert_eq!(rows(&pool).await, before, "a trial changes nothing");
+
+    // The event that says what v1 should be is before the one after which it begins.
+    let report = rebuild(&pool, &["--yes", "--family=vendor", "--after=b"], 0).await;
+    assert_eq!(not_healthy(&report), [3, 1]);
+    let rest = "select array_agg(id || ' ' || name order by id) = array['v1 true', 'v4 swept']
+                  from vendors";
+    assert!(is(&pool, rest).await, "{:?}", rows(&pool).await);
+    assert!(
+        is(
+            &pool,
+            "select sum(changed) = 4 from operator_actions where action = 'rebuild'"
+        )
+        .await,
+        "three were removed and one was written"
+    );
+    let report = rebuild(&pool, &[], 0).await;
+    assert_eq!(not_healthy(&report), [0, 1]);
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

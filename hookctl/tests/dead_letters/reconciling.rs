@@ -437,6 +437,16 @@ async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool
     .await;
     site.reconcile(&["--event-retention", "60d"], 0).await;
     site.reconcile(&["--event-retention", "120d"], 3).await;
+    // If the event is there and not healthy, that is no matter of age.
+    sql(
+        &pool,
+        "update vendors set stored_at = now() - interval '50 days' where id = 'm3';
+         update events set problem = 'distrusted: stolen' where webhook_id = 'm3'",
+    )
+    .await;
+    let report = site.report(&["--event-retention", "60d"], 3).await;
+    let rows = &report["typed_tables"][1]["such_rows"];
+    assert_eq!(*rows, serde_json::json!(["m3"]));
     assert!(is(&pool, "select count(*) = 2 from vendors").await);
     site.clean_up().await;
 }

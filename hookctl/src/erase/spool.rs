@@ -121,6 +121,32 @@ fn read(row: &PgRow) -> Result<(Key, Option<Work>), sqlx::Error> {
     Ok((key, Some(work)))
 }
 
+/// In the order in which a worker stores: the first body under an id leaves its row under that, each
+/// other one under the id that a worker would give it, and then they go.
+const STATEMENTS: [&str; 3] = [
+    "insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at, raw,
+                         erased_at)
+     select s.webhook_id, 'erased', s.body_sha256, s.received_at, s.attempted_at, '', now()
+       from webhook_spool s
+       join unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+         on s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
+      order by s.webhook_id, s.received_at, s.body_sha256
+     on conflict (webhook_id) do nothing",
+    "insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at, raw,
+                         erased_at)
+     select s.webhook_id || '#conflict-' || left(encode(s.body_sha256, 'hex'), 16) as id, 'erased',
+            s.body_sha256, s.received_at, s.attempted_at, '', now()
+       from webhook_spool s
+       join unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+         on s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
+       join events e on e.webhook_id = s.webhook_id and e.body_sha256 <> s.body_sha256
+      order by id
+     on conflict (webhook_id) do nothing",
+    "delete from webhook_spool s
+      using unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+      where s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256",
+];
+
 /// Erases these before they are stored. A worker that has taken one of them finds its id taken, and
 /// stores nothing.
 pub(super) async fn erase(
@@ -132,29 +158,13 @@ pub(super) async fn erase(
         let (ids, hashes): (Vec<&str>, Vec<&[u8]>) =
             (some.iter().map(|key| (&*key.webhook_id, &*key.body_sha256))).unzip();
         let mut transaction = connection.begin(&CHANGING).await?;
-        // A second body under a taken id leaves its row under the id that a worker would give it.
-        sqlx::query(
-            "with gone as (
-                 delete from webhook_spool s
-                  using unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
-                  where s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
-                 returning s.webhook_id, s.body_sha256, s.received_at, s.attempted_at)
-             insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at,
-                                 raw, erased_at)
-             select case when exists (select from events e
-                                       where e.webhook_id = gone.webhook_id
-                                         and e.body_sha256 <> gone.body_sha256)
-                         then webhook_id || '#conflict-' || left(encode(body_sha256, 'hex'), 16)
-                         else webhook_id end as id,
-                    'erased', body_sha256, received_at, attempted_at, '', now()
-               from gone
-              order by id
-             on conflict (webhook_id) do nothing",
-        )
-        .bind(ids)
-        .bind(hashes)
-        .execute(&mut *transaction)
-        .await?;
+        for statement in STATEMENTS {
+            sqlx::query(statement)
+                .bind(&ids)
+                .bind(&hashes)
+                .execute(&mut *transaction)
+                .await?;
+        }
         let changes = some.iter().map(|key| {
             let webhook_id = &key.webhook_id;
             json!({"table": "webhook_spool", "webhook_id": webhook_id, "after": null})

@@ -185,6 +185,29 @@ async fn an_erased_second_body_is_recognised_as_well(pool: PgPool) {
     assert_eq!(everything(&pool).await, after);
 }
 
+/// Two bodies under one id are in the spool where both came while Postgres was away.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn two_bodies_that_wait_under_one_id_are_both_recognised(pool: PgPool) {
+    let bodies = [1, 2, 3].map(|minute| vendor("m1", "v1", minute));
+    for body in &bodies {
+        spool(&pool, body, 0, 0).await;
+    }
+    erase(&pool, &["--company=c1", "--yes"], 0).await;
+    let after = everything(&pool).await;
+    assert!(!after.contains(NAME), "{after}");
+    let under_their_ids = "select count(*) = 3 and count(*) filter (where webhook_id = 'm1') = 1
+                              and bool_and(webhook_id in ('m1', 'm1#conflict-'
+                                               || left(encode(body_sha256, 'hex'), 16)))
+                              and bool_and(erased_at is not null)
+                             from events";
+    assert!(is(&pool, under_their_ids).await, "{after}");
+    for body in bodies {
+        store_events(&pool, [body]).await;
+    }
+    assert_eq!(everything(&pool).await, after);
+    assert_eq!(erase(&pool, &["--company=c1"], 0).await, found(0, 0, 0, 0));
+}
+
 /// What is stored while a company is erased is found by the next run, at the latest.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn beside_workers_another_run_finds_the_rest(pool: PgPool) {

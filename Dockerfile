@@ -22,15 +22,15 @@ WORKDIR /src
 # `dev` compiles faster and runs slower.
 ARG PROFILE=release
 COPY --from=manifests /src .
-RUN cargo build --locked --profile "$PROFILE" --bins -p ingest -p worker -p hookctl
+RUN cargo build --locked --profile "$PROFILE" --bins -p ingest -p worker -p hookctl -p web-console
 COPY . .
 # Files have the time of the checkout, which may be before that of the empty programs. What build
 # scripts have written keeps its time, else dependencies would be compiled again.
 RUN find . -path ./target -prune -o -name '*.rs' -exec touch {} + \
-    && cargo build --locked --profile "$PROFILE" --bins -p ingest -p worker -p hookctl \
+    && cargo build --locked --profile "$PROFILE" --bins -p ingest -p worker -p hookctl -p web-console \
     && case "$PROFILE" in dev) folder=debug ;; *) folder=$PROFILE ;; esac \
     && mkdir /programs \
-    && for program in ingest export-job-worker vendor-worker other-worker hookctl; do \
+    && for program in ingest export-job-worker vendor-worker other-worker hookctl console; do \
          strip --strip-debug -o "/programs/$program" "target/$folder/$program" || exit 1; \
        done
 

@@ -26,11 +26,6 @@ pub fn meaning(kind: &Kind) -> &'static str {
     }
 }
 
-/// Whether a replay takes it only by its id and with `--include-withheld`.
-pub fn is_withheld(kind: Kind) -> bool {
-    matches!(kind, Kind::Conflict | Kind::Unidentified | Kind::Distrusted)
-}
-
 /// What usually helps.
 pub fn advice(kind: &Kind) -> &'static str {
     match kind {
@@ -62,7 +57,7 @@ pub fn advice(kind: &Kind) -> &'static str {
             "Compare both events with what Pleo's API says. A row never changes its company: dismiss this event, or delete the row if that one is wrong, and replay."
         }
         Kind::Misrouted => {
-            "See to the queues' bindings (hookctl doctor), then replay: that stores it as what it is."
+            "See to the queues' bindings (hookctl doctor). Look at the event, then replay it by its id with --include-withheld: that stores it as what it is."
         }
     }
 }

@@ -129,6 +129,15 @@ impl Kind {
         }
     }
 
+    /// Whether more may be wrong than the body shows: a replay takes such events only one by one, as
+    /// somebody has to decide about each.
+    pub const fn is_withheld(self) -> bool {
+        matches!(
+            self,
+            Self::Conflict | Self::Unidentified | Self::Distrusted | Self::Misrouted
+        )
+    }
+
     /// What its problems begin with. Nothing for [`Kind::Refused`]: its problems are all that begin
     /// like no other kind's.
     pub const fn beginnings(self) -> &'static [&'static str] {

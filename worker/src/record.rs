@@ -116,16 +116,26 @@ impl Record {
         }
     }
 
-    /// The event as the worker of `family` may store it: one of another family only with a problem.
+    /// The event as the worker of `family` may store it: one of another family only with a problem that
+    /// withholds it from a replay.
     pub fn taken_by(self, family: Family) -> Self {
-        if self.problem.is_some() || self.event_type.family() == family {
+        if self.is_withheld() || self.event_type.family() == family {
             return self;
         }
+        let misrouted = problem::misrouted(family);
         Self {
-            problem: Some(problem::misrouted(family)),
+            problem: Some(match self.problem {
+                Some(problem) => storable(format!("{misrouted}; besides: {problem}")),
+                None => misrouted,
+            }),
             typed: None,
             ..self
         }
+    }
+
+    fn is_withheld(&self) -> bool {
+        let problem = self.problem.as_deref();
+        problem.is_some_and(|problem| Kind::of(problem).is_withheld())
     }
 
     /// Keeps the body as it came, where Postgres does not take it as JSON after all.
@@ -136,8 +146,13 @@ impl Record {
         }
     }
 
-    /// Gives up what Postgres may have refused, the typed row and the body as JSON, with the reason.
+    /// Gives up what Postgres may have refused, the typed row and the body as JSON, with the reason. What
+    /// withholds the event stays its problem.
     pub fn with_problem(self, work: &Work, problem: String) -> Self {
+        let problem = match &self.problem {
+            Some(known) if self.is_withheld() => format!("{known}; besides: {problem}"),
+            Some(_) | None => problem,
+        };
         Self {
             problem: Some(storable(problem)),
             typed: None,
@@ -547,8 +562,9 @@ mod tests {
             assert!(taken.typed.is_none(), "{taken:?}");
         }
         let no_vendor = event("v1.vendor.created", "{}").taken_by(Family::Other);
-        let problem = no_vendor.problem.expect("its own problem");
-        assert_eq!(Kind::of(&problem), Kind::WrongData);
+        let problem = no_vendor.problem.expect("both problems");
+        assert_eq!(Kind::of(&problem), Kind::Misrouted);
+        assert!(problem.contains("`data.id` is missing"), "{problem}");
     }
 
     #[test]

@@ -298,7 +298,7 @@ fn commands(which: &Which, counted: i64) -> Vec<(&'static str, String)> {
     }
     let dismissal = format!("hookctl dead-letters dismiss{filter}{all} --note 'WHY' --yes");
     let dismissal = ("Dismiss them", dismissal);
-    if which.kind.is_some_and(pages::is_withheld) {
+    if which.kind.is_some_and(Kind::is_withheld) {
         return vec![dismissal];
     }
     let replay = format!("hookctl dead-letters replay{filter}");

@@ -181,7 +181,7 @@ fn commands(event: &Event, kind: Option<Kind>) -> Vec<(&'static str, String)> {
     let id = text::shell(&event.webhook_id);
     let withheld = match kind {
         None => return Vec::new(),
-        Some(kind) if pages::is_withheld(kind) => " --include-withheld",
+        Some(kind) if kind.is_withheld() => " --include-withheld",
         Some(_) => "",
     };
     if event.dismissed_at.is_some() {

@@ -40,7 +40,8 @@ const BATCH: usize = 100;
 /// Without --yes everything is tried and taken back. A replay can be stopped and repeated at any
 /// time, also beside workers and other replays: each event is locked while it is looked at, and no
 /// row gives way to an older state. Second bodies under a taken id, messages that ingest did not
-/// publish, and what a distrusted secret signed are withheld; see --include-withheld.
+/// publish, events from the queue of another family, and what a distrusted secret signed are withheld;
+/// see --include-withheld.
 ///
 /// Exit codes: 0 none is left of those that were asked for, 1 it could not be done, 2 wrong
 /// settings, 3 some still have a problem or are withheld.
@@ -65,8 +66,8 @@ pub(super) struct Args {
     filter: Filter,
 
     /// Treat those given by --id as events of their own even if they are second bodies under a taken
-    /// id, or did not come from ingest, so that nobody has verified them, or were signed with a secret
-    /// that is distrusted
+    /// id, or did not come from ingest, so that nobody has verified them, or came by the queue of another
+    /// family, or were signed with a secret that is distrusted
     #[arg(long, requires = "ids")]
     include_withheld: bool,
 

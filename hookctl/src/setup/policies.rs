@@ -5,6 +5,7 @@
 
 use shared::{Family, Program};
 use sqlx::{AssertSqlSafe, PgConnection};
+use worker::problem::Kind;
 
 use crate::account::{self, identifier};
 
@@ -45,8 +46,9 @@ impl Policy {
     }
 }
 
-/// The policies of all workers. An event of another family is added only with a problem, and then with
-/// the body that its hash is of: what one account stores never counts as the event of another one
+/// The policies of all workers. An event of another family is added only with a problem that withholds
+/// it from a replay, and with the body that its hash is of. So no account makes an event of another
+/// family that an operator would replay with others, and what it stores never counts as another event
 /// whose body is lost.
 fn wanted(prefix: &str) -> Vec<Policy> {
     let workers = Family::ALL.map(|family| {
@@ -57,8 +59,9 @@ fn wanted(prefix: &str) -> Vec<Policy> {
             command: "INSERT".to_owned(),
             sees: None,
             adds: Some(format!(
-                "({} OR ((problem IS NOT NULL) AND (sha256(raw) = body_sha256)))",
-                is_of(family)
+                "({} OR ((problem ~ '{}'::text) AND (sha256(raw) = body_sha256)))",
+                is_of(family),
+                withheld()
             )),
         };
         let spool = Policy {
@@ -71,6 +74,17 @@ fn wanted(prefix: &str) -> Vec<Policy> {
         [events, spool]
     });
     workers.into_iter().flatten().collect()
+}
+
+/// What the problems begin with that a worker withholds from a replay.
+fn withheld() -> String {
+    let kinds = [Kind::Misrouted, Kind::Conflict, Kind::Unidentified];
+    let beginnings: Vec<&str> = kinds
+        .iter()
+        .flat_map(|kind| kind.beginnings())
+        .copied()
+        .collect();
+    format!("^({})", beginnings.join("|"))
 }
 
 /// Whether an event's type is of the family, as [`Family::of`] decides.

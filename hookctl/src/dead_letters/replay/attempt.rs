@@ -173,8 +173,7 @@ impl Attempt {
     /// What this version makes of it. Pure.
     fn judge(&self, letter: Letter, keep_bytes: bool) -> Judgement {
         let kind = Kind::of(&letter.problem);
-        let is_withheld = matches!(kind, Kind::Conflict | Kind::Unidentified | Kind::Distrusted)
-            || problem::known_of(&letter.event).is_some();
+        let is_withheld = kind.is_withheld() || problem::known_of(&letter.event).is_some();
         if is_withheld && !self.include_withheld {
             return Judgement::Left(letter.event.webhook_id, Outcome::Withheld, letter.problem);
         }

@@ -14,7 +14,7 @@ use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
-use shared::{Family, config::DatabaseArgs, shutdown};
+use shared::{config::DatabaseArgs, shutdown};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -28,7 +28,7 @@ use crate::{
     database::{self, Connection, READING},
     output::OutputArgs,
     progress,
-    typed_table::{self, Table},
+    typed_table::Table,
     verdict::{Verdict, WrongSettings},
 };
 
@@ -98,7 +98,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let url = args.database.postgres().map_err(WrongSettings::new)?;
     let stop = shutdown::on_signal()?;
     let mut connection = database::connect_to_tables(&url).await?;
-    let tables = tables(&mut connection).await?;
+    let tables = Table::find_all(&mut *connection.begin(&READING).await?).await?;
     let mut report = Report::look(&mut connection, &args.which, &tables).await?;
     if args.yes {
         Run::check(&mut connection).await?;
@@ -113,18 +113,6 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     }
     args.output.print(&report, Report::text)?;
     Ok(Verdict::of(!args.yes || report.is_complete()))
-}
-
-/// The typed tables, in the order in which workers write them.
-async fn tables(connection: &mut Connection) -> anyhow::Result<Vec<Table>> {
-    let mut looking = connection.begin(&READING).await?;
-    let mut tables = Vec::new();
-    for family in Family::ALL {
-        if typed_table::name(family).is_some() {
-            tables.push(Table::find(&mut looking, family).await?);
-        }
-    }
-    Ok(tables)
 }
 
 impl Which {

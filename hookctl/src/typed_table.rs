@@ -3,7 +3,7 @@
 mod candidate;
 mod change;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -31,6 +31,21 @@ pub(crate) fn key(typed: &Typed) -> (&str, &SortKey, &str) {
         Typed::ExportJob(row) => (row.resource.id().as_str(), &row.sort_key, &row.webhook_id),
         Typed::Vendor(row) => (row.resource.id().as_str(), &row.sort_key, &row.webhook_id),
     }
+}
+
+/// The newest state of each resource, by its id.
+pub(crate) fn newest<'t>(
+    states: impl IntoIterator<Item = &'t Typed>,
+) -> BTreeMap<&'t str, &'t Typed> {
+    let mut newest: BTreeMap<&str, &Typed> = BTreeMap::new();
+    for state in states {
+        let (id, sort_key, _) = key(state);
+        let known = newest.entry(id).or_insert(state);
+        if key(known).1 < sort_key {
+            *known = state;
+        }
+    }
+    newest
 }
 
 /// The typed table of a family.
@@ -77,6 +92,17 @@ impl Table {
                 .with_context(|| format!("there is no table {name}: run `hookctl setup` first"))?,
             pattern,
         })
+    }
+
+    /// All typed tables, in the order in which workers write them.
+    pub(crate) async fn find_all(connection: &mut PgConnection) -> anyhow::Result<Vec<Self>> {
+        let mut tables = Vec::new();
+        for family in Family::ALL {
+            if name(family).is_some() {
+                tables.push(Self::find(&mut *connection, family).await?);
+            }
+        }
+        Ok(tables)
     }
 
     pub(crate) fn family(&self) -> Family {

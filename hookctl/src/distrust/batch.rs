@@ -1,7 +1,7 @@
 //! Some resources in one transaction: their events become dead letters, and their rows are computed
 //! again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use anyhow::ensure;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use super::{Which, set::Group, survivors::Survivors};
 use crate::{
     actions::Run,
     database::{CHANGING, Connection},
-    typed_table::{self, Candidate, Table, key},
+    typed_table::{self, Candidate, Table},
 };
 
 /// How much was done.
@@ -123,7 +123,7 @@ impl Batch<'_> {
             })
             .collect();
         let candidates = self.candidates(connection, place, &rows).await?;
-        let newest = newest(&candidates);
+        let newest = typed_table::newest(candidates.iter().filter_map(|c| c.typed.as_ref().ok()));
         for id in &rows {
             let expected = self
                 .survivors
@@ -167,7 +167,7 @@ impl Batch<'_> {
         })
     }
 
-    /// The healthy events that can set these rows. The rows are locked, so whatever is not stored yet
+    /// The healthy events that can set these rows. The rows are locked, so what is not stored yet
     /// comes after this and compares with the row that this leaves.
     async fn candidates(
         &self,
@@ -206,17 +206,4 @@ struct Recomputed {
     recomputed: usize,
     removed: usize,
     changes: Vec<Value>,
-}
-
-/// The newest state of each resource.
-fn newest(candidates: &[Candidate]) -> BTreeMap<&str, &Typed> {
-    let mut newest: BTreeMap<&str, &Typed> = BTreeMap::new();
-    for typed in candidates.iter().filter_map(|c| c.typed.as_ref().ok()) {
-        let (id, sort_key, _) = key(typed);
-        let known = newest.entry(id).or_insert(typed);
-        if key(known).1 < sort_key {
-            *known = typed;
-        }
-    }
-    newest
 }

@@ -340,15 +340,7 @@ fn judge<'t>(
     current: &HashMap<String, Current>,
     wrong: &HashSet<String>,
 ) -> BTreeMap<&'t str, (&'t Typed, Change)> {
-    let mut newest: BTreeMap<&str, &Typed> = BTreeMap::new();
-    for &typed in typed {
-        let (id, sort_key, _) = key(typed);
-        let known = newest.entry(id).or_insert(typed);
-        if key(known).1 < sort_key {
-            *known = typed;
-        }
-    }
-    newest
+    typed_table::newest(typed.iter().copied())
         .into_iter()
         .filter_map(|(id, typed)| {
             let change = match current.get(id) {

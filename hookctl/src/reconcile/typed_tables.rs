@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use worker::config::EventRetention;
 
 use super::typed_rows::{self, Differing};
-use crate::typed_table::{self, NOT_HEALTHY, Table};
+use crate::typed_table::{NOT_HEALTHY, Table};
 
 /// How a typed table and its family's events agree.
 #[derive(Debug, Serialize)]
@@ -57,10 +56,8 @@ pub(super) async fn compare(
         EventRetention::For(retention) => Some(retention.as_secs_f64()),
     };
     let mut agreements = Vec::new();
-    for family in Family::ALL {
-        let (Some(table), Some(resource)) = (typed_table::name(family), family.resource()) else {
-            continue;
-        };
+    for typed_table in Table::find_all(connection).await? {
+        let table = typed_table.name();
         let events = format!(
             "select count(*) as count, (array_agg(webhook_id order by stored_at))[1:$2] as ids
                from events e
@@ -68,7 +65,7 @@ pub(super) async fn compare(
                 and not exists (select from {table} t where t.id = e.resource_id)"
         );
         let events = sqlx::query(AssertSqlSafe(events))
-            .bind(format!(r"^[^.]*\.{resource}\.[^.]*$"))
+            .bind(typed_table.pattern())
             .bind(i32::try_from(limit).unwrap_or(i32::MAX))
             .fetch_one(&mut *connection)
             .await?;
@@ -87,9 +84,8 @@ pub(super) async fn compare(
             .fetch_one(&mut *connection)
             .await?;
         let ids = |ids: Option<Vec<String>>| ids.unwrap_or_default();
-        let found = Table::find(connection, family).await?;
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
-        let findings = typed_rows::compare(connection, &found, newer_within, most).await?;
+        let findings = typed_rows::compare(connection, &typed_table, newer_within, most).await?;
         agreements.push(Agreement {
             table,
             events_without_row: events.try_get("count")?,

@@ -114,7 +114,7 @@ impl Found {
     async fn look(connection: &mut Connection, subject: &Subject) -> anyhow::Result<Self> {
         let spool = spool::find(connection, subject).await?;
         let mut tables = Vec::new();
-        for table in Table::ALL {
+        for table in Table::all() {
             tables.push((table, table.find(connection, subject).await?));
         }
         Ok(Self { spool, tables })

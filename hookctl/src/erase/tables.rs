@@ -2,12 +2,14 @@
 //! whose rows go.
 
 use serde_json::{Value, json};
+use shared::Family;
 use sqlx::AssertSqlSafe;
 
 use super::matching::Subject;
 use crate::{
     actions::Run,
     database::{CHANGING, Connection, READING},
+    typed_table,
 };
 
 /// The most rows of one transaction: few enough to hold no lock for long.
@@ -17,26 +19,28 @@ const BATCH: usize = 1_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
     Events,
-    ExportJobs,
-    Vendors,
+    /// A family's, by its name.
+    Typed(&'static str),
 }
 
 impl Table {
     /// The typed tables last, so that a row which a worker writes meanwhile is one of a later event.
-    pub(super) const ALL: [Self; 3] = [Self::Events, Self::ExportJobs, Self::Vendors];
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        let typed = Family::ALL.into_iter().filter_map(typed_table::name);
+        std::iter::once(Self::Events).chain(typed.map(Self::Typed))
+    }
 
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Events => "events",
-            Self::ExportJobs => "export_jobs",
-            Self::Vendors => "vendors",
+            Self::Typed(name) => name,
         }
     }
 
     const fn key(self) -> &'static str {
         match self {
             Self::Events => "webhook_id",
-            Self::ExportJobs | Self::Vendors => "id",
+            Self::Typed(_) => "id",
         }
     }
 
@@ -46,9 +50,9 @@ impl Table {
             (Self::Events, Subject::Company(_)) => "company_id = $1 and erased_at is null",
             (Self::Events, Subject::Resource(_)) => "resource_id = $1 and erased_at is null",
             (Self::Events, Subject::Event(_)) => "webhook_id = $1 and erased_at is null",
-            (_, Subject::Company(_)) => "company_id = $1",
-            (_, Subject::Resource(_)) => "id = $1",
-            (_, Subject::Event(_)) => "webhook_id = $1",
+            (Self::Typed(_), Subject::Company(_)) => "company_id = $1",
+            (Self::Typed(_), Subject::Resource(_)) => "id = $1",
+            (Self::Typed(_), Subject::Event(_)) => "webhook_id = $1",
         }
     }
 
@@ -72,9 +76,7 @@ impl Table {
     fn change(self, key: &str) -> Value {
         match self {
             Self::Events => json!({"webhook_id": key, "after": {"event_type": "erased"}}),
-            Self::ExportJobs | Self::Vendors => {
-                json!({"table": self.name(), "id": key, "after": null})
-            }
+            Self::Typed(name) => json!({"table": name, "id": key, "after": null}),
         }
     }
 
@@ -90,17 +92,17 @@ impl Table {
         let (table, key) = (self.name(), self.key());
         let condition = self.condition(subject);
         let change = match self {
-            Self::Events => {
-                "update events e
+            Self::Events => "update events e
                     set event_type = 'erased', event_id = null, company_id = null,
                         resource_id = null, payload = null, raw = '', problem = null,
-                        secret_name = null, secret_companies = null, replayed_problem = null, dismissal_note = null,
-                        erased_at = now()
+                        secret_name = null, secret_companies = null, replayed_problem = null,
+                        dismissal_note = null, erased_at = now()
                    from chosen where e.webhook_id = chosen.key
                  returning e.webhook_id"
+                .to_owned(),
+            Self::Typed(name) => {
+                format!("delete from {name} using chosen where id = chosen.key returning id")
             }
-            Self::ExportJobs => "delete from export_jobs using chosen where id = chosen.key returning id",
-            Self::Vendors => "delete from vendors using chosen where id = chosen.key returning id",
         };
         let sql = format!(
             "with chosen as materialized (

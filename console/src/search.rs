@@ -123,7 +123,7 @@ impl Filter {
             Some(Problem::Any) => {
                 query.push(" and problem is not null");
             }
-            Some(Problem::Of(kind)) => push_kind(kind, query),
+            Some(Problem::Of(kind)) => kind.push_condition(query),
         }
     }
 
@@ -133,22 +133,6 @@ impl Filter {
             None => LONGEST_STRIDE,
         }
     }
-}
-
-/// A kind is told by how its problems begin, and the kind of all others by how none of those does.
-pub(crate) fn push_kind(kind: Kind, query: &mut QueryBuilder<Postgres>) {
-    let (verb, kinds) = match kind {
-        Kind::Refused => (" and problem is not null and not exists", &Kind::ALL[..]),
-        _ => (" and exists", std::slice::from_ref(&kind)),
-    };
-    let beginnings: Vec<String> = kinds
-        .iter()
-        .flat_map(|kind| kind.beginnings())
-        .map(ToString::to_string)
-        .collect();
-    query.push(verb).push(" (select from unnest(");
-    query.push_bind(beginnings);
-    query.push("::text[]) as beginning where starts_with(problem, beginning))");
 }
 
 /// An event without its body.
@@ -185,6 +169,17 @@ pub enum End {
     Full(Key),
     /// Its time was over; it goes on from here.
     Spent(Key),
+}
+
+impl End {
+    /// Where the next page begins, if there is one, and how far back a search came whose time was over.
+    pub fn next(&self) -> (Option<&Key>, Option<DateTime<Utc>>) {
+        match self {
+            Self::All => (None, None),
+            Self::Full(key) => (Some(key), None),
+            Self::Spent(key) => (Some(key), Some(key.at)),
+        }
+    }
 }
 
 /// What a search found.

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use shared::{AcceptedEvent, Family, database::TransactionError};
+use sqlx::{Postgres, QueryBuilder};
 
 /// Of a second body under an id that is taken.
 pub const CONFLICT: &str = "another body was accepted under this webhook id before";
@@ -31,7 +32,7 @@ pub fn known_of(event: &AcceptedEvent) -> Option<String> {
     }
 }
 
-/// Begins that of an event that an operator distrusts, whatever is in it: its secret was stolen.
+/// Begins that of an event that an operator distrusts because its secret was stolen.
 pub const DISTRUSTED: &str = "signed with a secret that is distrusted";
 
 /// Why Postgres refuses an event, in its words. Its data exceptions quote values, as in `invalid input
@@ -154,6 +155,22 @@ impl Kind {
             Self::CompanyChange => &[COMPANY_CHANGE],
             Self::Misrouted => &[MISROUTED],
         }
+    }
+
+    /// Appends to a query on `events` that the problem is of this kind, as [`Kind::of`] tells it.
+    pub fn push_condition(self, query: &mut QueryBuilder<Postgres>) {
+        let (verb, kinds) = match self {
+            Self::Refused => (" and problem is not null and not exists", &Self::ALL[..]),
+            _ => (" and exists", std::slice::from_ref(&self)),
+        };
+        let beginnings: Vec<&str> = kinds
+            .iter()
+            .flat_map(|kind| kind.beginnings())
+            .copied()
+            .collect();
+        query.push(verb).push(" (select from unnest(");
+        query.push_bind(beginnings);
+        query.push("::text[]) as beginning where starts_with(problem, beginning))");
     }
 
     /// The kind of a problem.

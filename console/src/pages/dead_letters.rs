@@ -11,7 +11,7 @@ use crate::{
     error::PageError,
     frame::{Frame, Section, html},
     pages::{self, events},
-    search::{Key, push_kind},
+    search::Key,
     store::Store,
     text, time,
     watch::MOST_COUNTED,
@@ -197,7 +197,7 @@ impl Which {
         query.push(" where problem is not null and dismissed_at is");
         query.push(if self.dismissed { " not null" } else { " null" });
         if let Some(kind) = self.kind {
-            push_kind(kind, query);
+            kind.push_condition(query);
         }
         if !self.event_type.is_empty() {
             query

@@ -70,11 +70,8 @@ pub(crate) async fn page(
     };
     let too_slow = found.is_none();
     let (rows, end) = found.map_or((Vec::new(), End::All), |found| (found.rows, found.end));
-    let (older, looked_back_to) = match end {
-        End::All => (None, None),
-        End::Full(key) => (Some(query.page_before(&key)), None),
-        End::Spent(key) => (Some(query.page_before(&key)), Some(key.at)),
-    };
+    let (next, looked_back_to) = end.next();
+    let older = next.map(|key| query.page_before(key));
     html(&EventsPage {
         frame: Frame::new(&request, &query.title(), Section::Events),
         problems: problems(),

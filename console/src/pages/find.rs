@@ -1,4 +1,4 @@
-//! From an id to whatever has it.
+//! From an id to the event or the resource that has it.
 
 use actix_web::{HttpResponse, http::header, web};
 use serde::Deserialize;

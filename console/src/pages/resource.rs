@@ -98,11 +98,8 @@ pub(crate) async fn page(
             "No event that is stored has this resource.",
         ));
     }
-    let (older, looked_back_to) = match found.end {
-        End::All => (None, None),
-        End::Full(key) => (Some(query.page_before(&key)), None),
-        End::Spent(key) => (Some(query.page_before(&key)), Some(key.at)),
-    };
+    let (next, looked_back_to) = found.end.next();
+    let older = next.map(|key| query.page_before(key));
     let bodies = store
         .look(async |connection| bodies(connection, &found.rows).await)
         .await?;

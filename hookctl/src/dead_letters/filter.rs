@@ -132,15 +132,5 @@ fn push_problem(problem: &str, query: &mut QueryBuilder<Postgres>) {
         query.push(") in lower(problem)) > 0");
         return;
     };
-    let (verb, beginnings) = match kind {
-        Kind::Refused => {
-            let all: Vec<_> = Kind::ALL.iter().flat_map(|k| k.beginnings()).collect();
-            (" and not exists", all)
-        }
-        _ => (" and exists", kind.beginnings().iter().collect()),
-    };
-    let beginnings: Vec<String> = beginnings.into_iter().map(ToString::to_string).collect();
-    query.push(verb).push(" (select from unnest(");
-    query.push_bind(beginnings);
-    query.push("::text[]) as beginning where starts_with(problem, beginning))");
+    kind.push_condition(query);
 }

@@ -2,7 +2,6 @@
 //! Only its commit makes an acknowledgement legitimate.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     time::Duration,
 };
@@ -80,22 +79,20 @@ pub(crate) async fn store(
     batch: &[(&Work, &Record)],
     patience: Patience,
 ) -> Result<Vec<Stored>, TransactionError> {
-    let mut records: Vec<Cow<'_, Record>> =
-        (batch.iter().map(|(_, record)| Cow::Borrowed(*record))).collect();
-    loop {
-        let judged: Vec<(&Work, &Record)> = (batch.iter().zip(&records))
-            .map(|((work, _), record)| (*work, &**record))
-            .collect();
-        match in_one_transaction(pool, &judged, patience).await? {
-            Written::All(stored) => return Ok(stored),
-            // This ends: a record without a typed row is no stranger again.
-            Written::Strangers(positions) => {
-                for i in positions {
-                    records[i] = Cow::Owned(batch[i].1.clone().of_another_company());
-                }
-            }
-        }
+    let strangers = match in_one_transaction(pool, batch, patience).await? {
+        Written::All(stored) => return Ok(stored),
+        Written::Strangers(positions) => positions,
+    };
+    let records: Vec<(usize, Record)> = strangers
+        .into_iter()
+        .map(|i| (i, batch[i].1.clone().of_another_company()))
+        .collect();
+    let mut judged = batch.to_vec();
+    for (i, record) in &records {
+        judged[*i].1 = record;
     }
+    // This ends: a record without a typed row is no stranger again.
+    Box::pin(store(pool, &judged, patience)).await
 }
 
 async fn in_one_transaction(
@@ -361,7 +358,7 @@ async fn insert_conflicts(
 }
 
 /// Of these rows, those whose id is taken by another body. What a worker of another family has stored
-/// is another body whatever its hash says: only this family's workers may store the event itself.
+/// is another body even with the same hash: only this family's workers may store the event itself.
 ///
 /// # Errors
 /// When an id is not there at all: an acknowledgement would lose the event, as a trigger may skip a row

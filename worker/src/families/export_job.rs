@@ -1,7 +1,5 @@
 //! Export jobs: `*.export-job.*` events, table `export_jobs`.
 
-use std::collections::HashMap;
-
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -39,6 +37,8 @@ pub struct ExportJob {
 impl Resource for ExportJob {
     const HARMLESS: &'static str =
         r#"{"id":"rehearsal","companyId":"rehearsal","status":"pending"}"#;
+
+    const COMPANIES: &'static str = "select id, company_id from export_jobs where id = any($1)";
 
     fn id(&self) -> &Text {
         &self.id
@@ -125,17 +125,5 @@ impl Resource for ExportJob {
         .execute(connection)
         .await
         .map(|done| done.rows_affected())
-    }
-
-    async fn companies(
-        connection: &mut PgConnection,
-        ids: &[&str],
-    ) -> Result<HashMap<String, String>, sqlx::Error> {
-        let companies: Vec<(String, String)> =
-            sqlx::query_as("select id, company_id from export_jobs where id = any($1)")
-                .bind(ids)
-                .fetch_all(connection)
-                .await?;
-        Ok(companies.into_iter().collect())
     }
 }

@@ -18,6 +18,10 @@ pub trait Resource: DeserializeOwned + Serialize + Send + Sync {
     /// The `data` of a resource that nothing could be wrong with, for rehearsals.
     const HARMLESS: &'static str;
 
+    /// The statement that gives the ids and the companies of those resources, by their ids, that are in
+    /// the table.
+    const COMPANIES: &'static str;
+
     /// The table's key.
     fn id(&self) -> &Text;
 
@@ -38,12 +42,6 @@ pub trait Resource: DeserializeOwned + Serialize + Send + Sync {
         connection: &mut PgConnection,
         rows: &[&Row<Self>],
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
-
-    /// The companies of those of the resources that are in the table.
-    fn companies(
-        connection: &mut PgConnection,
-        ids: &[&str],
-    ) -> impl Future<Output = Result<HashMap<String, String>, sqlx::Error>> + Send;
 }
 
 /// The state of a resource as one event gives it.
@@ -106,7 +104,7 @@ impl<R: Resource> Row<R> {
             if is_written && rows.iter().all(|row| is_of_one_company(row, &newest)) {
                 break;
             }
-            let companies = R::companies(connection, &ids(&newest)).await?;
+            let companies = companies::<R>(connection, &newest).await?;
             let (others, own): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| {
                 let company = companies.get(row.resource.id().as_str());
                 company.is_some_and(|company| company != row.resource.company_id().as_str())
@@ -144,8 +142,17 @@ fn is_of_one_company<R: Resource>(row: &Row<R>, newest: &[&Row<R>]) -> bool {
         .is_ok_and(|at| newest[at].resource.company_id() == row.resource.company_id())
 }
 
-fn ids<'r, R: Resource>(rows: &[&'r Row<R>]) -> Vec<&'r str> {
-    rows.iter().map(|row| row.resource.id().as_str()).collect()
+/// The companies of those of the resources that are in the table, by their ids.
+async fn companies<R: Resource>(
+    connection: &mut PgConnection,
+    rows: &[&Row<R>],
+) -> Result<HashMap<String, String>, sqlx::Error> {
+    let ids: Vec<&str> = rows.iter().map(|row| row.resource.id().as_str()).collect();
+    let companies: Vec<(String, String)> = sqlx::query_as(R::COMPANIES)
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+    Ok(companies.into_iter().collect())
 }
 
 /// One field of all rows, as the array that a statement takes.

@@ -1,7 +1,5 @@
 //! Vendors: `*.vendor.*` events, table `vendors`.
 
-use std::collections::HashMap;
-
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -39,6 +37,8 @@ pub struct Vendor {
 impl Resource for Vendor {
     const HARMLESS: &'static str =
         r#"{"id":"rehearsal","companyId":"rehearsal","name":"","state":"DRAFT"}"#;
+
+    const COMPANIES: &'static str = "select id, company_id from vendors where id = any($1)";
 
     fn id(&self) -> &Text {
         &self.id
@@ -122,17 +122,5 @@ impl Resource for Vendor {
         .execute(connection)
         .await
         .map(|done| done.rows_affected())
-    }
-
-    async fn companies(
-        connection: &mut PgConnection,
-        ids: &[&str],
-    ) -> Result<HashMap<String, String>, sqlx::Error> {
-        let companies: Vec<(String, String)> =
-            sqlx::query_as("select id, company_id from vendors where id = any($1)")
-                .bind(ids)
-                .fetch_all(connection)
-                .await?;
-        Ok(companies.into_iter().collect())
     }
 }

@@ -38,7 +38,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Refuses an address that others reach where nobody has to sign in.
+    /// Refuses an address that other machines reach unless users sign in.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(
             self.users_file.is_some() || self.listen.ip().is_loopback(),

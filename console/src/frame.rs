@@ -28,7 +28,7 @@ pub struct Frame {
     pub title: String,
     /// Which part it belongs to.
     pub section: Section,
-    /// Who is signed in; nobody has to be on loopback.
+    /// Who is signed in, where users sign in.
     pub user: Option<String>,
     /// Styles and scripts.
     pub assets: &'static Assets,

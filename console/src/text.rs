@@ -96,7 +96,7 @@ pub fn href(path: &str, query: &[(&str, &str)]) -> String {
     href
 }
 
-/// A word for a shell, whatever is in it.
+/// The word as a shell takes it literally.
 pub fn shell(word: &str) -> String {
     let is_plain = !word.is_empty()
         && word.bytes().all(|b| {

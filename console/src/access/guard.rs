@@ -121,7 +121,7 @@ fn admit(request: &ServiceRequest, access: &Access) -> Result<Option<HttpRespons
     }
 }
 
-/// What nobody has to sign in for.
+/// What is shown without signing in.
 fn is_open(path: &str) -> bool {
     path == sign_in::PATH || path.starts_with("/assets/")
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use stack::{
     base::Base,
@@ -90,15 +90,7 @@ impl Browser {
     }
 
     async fn property(&self, path: &str) -> Value {
-        let request = self.client.get(format!("{}{path}", self.session));
-        let answer: Value = request
-            .send()
-            .await
-            .expect("an answer")
-            .json()
-            .await
-            .expect("JSON");
-        answer["value"].clone()
+        answer(self.client.get(format!("{}{path}", self.session))).await["value"].clone()
     }
 
     /// The path of an element that has to be there, in time.
@@ -107,13 +99,7 @@ impl Browser {
         loop {
             let request = self.client.post(format!("{}/element", self.session));
             let request = request.json(&json!({"using": using, "value": value}));
-            let answer: Value = request
-                .send()
-                .await
-                .expect("an answer")
-                .json()
-                .await
-                .expect("JSON");
+            let answer = answer(request).await;
             if let Some(id) = answer["value"][ELEMENT].as_str() {
                 return format!("/element/{id}");
             }
@@ -184,7 +170,7 @@ impl Browser {
             .await;
     }
 
-    /// Types into whatever has the focus.
+    /// Types into the element that has the focus.
     pub(crate) async fn press(&self, keys: &str) {
         let focus = self.property("/element/active").await;
         let id = focus[ELEMENT].as_str().expect("the focus");
@@ -219,4 +205,9 @@ impl Browser {
         let ended = self.client.delete(&self.session).send().await;
         assert!(ended.expect("an answer").status().is_success());
     }
+}
+
+async fn answer(request: RequestBuilder) -> Value {
+    let answer = request.send().await.expect("an answer");
+    answer.json().await.expect("JSON")
 }

@@ -24,7 +24,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// On loopback, with nobody to sign in.
+    /// On loopback, without signing in.
     pub(crate) async fn start(pool: &PgPool) -> Self {
         Self::with(pool.connect_options().to_url_lossy().as_str(), &[]).await
     }

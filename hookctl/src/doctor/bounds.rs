@@ -46,7 +46,7 @@ pub(super) async fn check(
 }
 
 /// What accounts have too much, with their names; nothing where there are no accounts. Only a superuser
-/// can take large objects away, so nobody else is told of them.
+/// can take large objects away, so others are not told of them.
 async fn excesses(
     postgres: &mut PgConnection,
     names: &[String],
@@ -71,7 +71,7 @@ async fn excesses(
     .await
 }
 
-/// Whether events can be swept by those who are to, and by nobody else.
+/// Whether events can be swept by the accounts that have to, and by no others.
 async fn sweeps(
     postgres: &mut PgConnection,
     names: &[String],

@@ -24,7 +24,7 @@ struct Policy {
     command: String,
     /// Which rows it sees, as Postgres prints the expression.
     sees: Option<String>,
-    /// Which rows it adds, likewise.
+    /// Which rows it adds, printed in the same way.
     adds: Option<String>,
 }
 

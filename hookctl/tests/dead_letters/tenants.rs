@@ -44,7 +44,7 @@ async fn rebuild(pool: &PgPool, code: i32) -> Vec<Value> {
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_replay_judges_by_the_companies_again_unless_any_is_to_be_believed(pool: PgPool) {
     store_events(&pool, [tied_to("c2", vendor("foreign"))]).await;
-    // Nobody has read this one, so only a replay can know.
+    // This one was stored unread, so only a replay can know.
     stop_worker(&pool, &tied_to("c2", vendor("stopped"))).await;
     let listed = json(&pool, &["list", "--problem", "foreign-company"], 0).await;
     assert_eq!(listed.len(), 1);

@@ -35,7 +35,7 @@ async fn an_event_carries_the_companies_that_its_secret_is_tied_to(pool: PgPool)
     assert_eq!(queued, expected);
 
     app.stop().await;
-    // Nobody listens there.
+    // No server listens there.
     let nowhere = "amqp://127.0.0.1:1/%2f";
     let app = App::start_with(
         url,

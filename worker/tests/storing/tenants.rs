@@ -190,8 +190,8 @@ async fn two_workers_with_two_companies_of_a_resource_agree_on_one(pool: PgPool)
     }
 }
 
-/// Of whatever companies the events of a resource are, those of the first one's are stored as if there
-/// were no others.
+/// If the events of a resource name several companies, those of the first event's company are stored as if
+/// there were no others.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn the_first_event_decides_whose_a_resource_is(pool: PgPool) {
     let events = vec((0..3_u8, 0..2_u8, 0..3_u8), 1..14).prop_map(|events| {

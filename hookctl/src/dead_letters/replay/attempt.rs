@@ -44,7 +44,7 @@ pub(super) struct Attempt {
     /// Commit and write that down, or take everything back.
     pub(super) run: Option<Run>,
     pub(super) include_withheld: bool,
-    /// Believe events of any company, whatever their secret speaks for.
+    /// Accept events of companies that their secret does not speak for.
     pub(super) any_company: bool,
 }
 

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use askama::filters::Safe;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use shared::hidden_characters::is_hidden;
 
 /// What an address keeps as it is, between the marks that mean something there.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
@@ -72,14 +73,6 @@ fn push(html: &mut String, c: char, multiline: bool) {
         }
         _ => html.push(c),
     }
-}
-
-/// Control characters, those that change directions, and those without a width.
-fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-            | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// An address of this console with a query. What is empty is left out.

@@ -1,16 +1,19 @@
 //! Text of somebody else's on a terminal.
 
-/// The text with its control characters written out, so that none is obeyed. Line ends and tabs stay
-/// where `multiline` says so.
+use shared::hidden_characters::is_hidden;
+
+/// The text with those characters written out that a terminal obeys, that change the direction of
+/// others, or that have no width. Line ends and tabs stay where `multiline` says so.
 pub fn printable(text: &str, multiline: bool) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let harmless = !c.is_control() || multiline && matches!(c, '\n' | '\t');
-            let kept = harmless.then_some(c);
-            let escaped = (!harmless).then(|| c.escape_default());
-            kept.into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect()
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) && !(multiline && matches!(c, '\n' | '\t')) {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable
 }
 
 #[cfg(test)]
@@ -18,8 +21,12 @@ mod tests {
     use super::printable;
 
     #[test]
-    fn control_characters_are_shown_and_not_obeyed() {
+    fn hidden_characters_are_shown_and_not_obeyed() {
         assert_eq!(printable("a\x1b[2Jü\n", false), "a\\u{1b}[2Jü\\n");
         assert_eq!(printable("a\n\tb\r\0", true), "a\n\tb\\r\\u{0}");
+        assert_eq!(
+            printable("a\u{202e}b\u{200b}", false),
+            "a\\u{202e}b\\u{200b}"
+        );
     }
 }

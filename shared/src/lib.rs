@@ -11,6 +11,7 @@ pub mod config;
 pub mod database;
 pub mod envelope;
 pub mod event_type;
+pub mod hidden_characters;
 pub mod message;
 pub mod metrics;
 mod panics;

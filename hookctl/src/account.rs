@@ -71,6 +71,11 @@ impl Permissions {
     }
 }
 
+/// What limits the connections of an account to RabbitMQ by hand.
+pub(crate) fn limit_command(account: &str, connections: u32) -> String {
+    format!("rabbitmqctl set_user_limits '{account}' '{{\"max-connections\": {connections}}}'")
+}
+
 /// A regular expression that matches these names only.
 fn pattern(names: &[String]) -> String {
     let escaped: Vec<_> = names.iter().map(|name| escape(name)).collect();

@@ -109,6 +109,8 @@ struct Setup {
     management: Management,
     stores: StoreLocations,
     terms: Terms,
+    /// How many connections to RabbitMQ each account may have.
+    broker_connections: u32,
     /// `None` for a dry run.
     passwords: Option<Passwords>,
 }
@@ -164,6 +166,7 @@ impl Setup {
                 connections: CONNECTIONS * i64::from(args.account_replicas),
                 event_retention: args.event_retention,
             },
+            broker_connections: u32::from(rabbitmq::CONNECTIONS * args.account_replicas),
             passwords: if args.dry_run {
                 None
             } else {
@@ -215,6 +218,7 @@ impl Setup {
                 passwords
                     .of(program)
                     .context("every account there has a password")?,
+                self.broker_connections,
                 &account::permissions(program, &self.stores.broker.topology()),
             )
             .await?;
@@ -330,12 +334,14 @@ impl Setup {
         writeln!(out, "{}", policies::script(prefix))?;
         writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;
         for program in Program::ALL {
+            let name = account::name(program, prefix);
             let permissions = account::permissions(program, &self.stores.broker.topology());
-            writeln!(
-                out,
-                "-- {}",
-                permissions.command(&self.broker.vhost(), &account::name(program, prefix))
-            )?;
+            for command in [
+                account::limit_command(&name, self.broker_connections),
+                permissions.command(&self.broker.vhost(), &name),
+            ] {
+                writeln!(out, "-- {command}")?;
+            }
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ pub(super) async fn check(
     for (program, user) in Program::ALL.into_iter().zip(users) {
         let name = account::name(program, prefix);
         let path = format!("/api/permissions/{}/{}", encode(vhost), encode(&name));
-        let rights = match user {
+        let rights = match &user {
             Some(_) => management.find(&path).await?,
             None => None,
         };
@@ -51,8 +51,26 @@ pub(super) async fn check(
             judge(user.as_ref(), rights.as_ref(), program, topology),
             &command,
         ));
+        if user.is_some() && !has_a_limit(management, &name).await? {
+            findings.push(Finding::warning(
+                &format!("rabbitmq account {name}"),
+                "may open any number of connections",
+                "run `hookctl setup`",
+            ));
+        }
     }
     Ok(findings)
+}
+
+async fn has_a_limit(management: &Management, account: &str) -> anyhow::Result<bool> {
+    let limits = management
+        .get(&format!("/api/user-limits/{}", encode(account)))
+        .await?;
+    let mut limits = limits.as_array().into_iter().flatten();
+    Ok(limits.any(|user| {
+        let connections = user["value"]["max-connections"].as_i64();
+        connections.is_some_and(|most| most >= 0)
+    }))
 }
 
 /// What is to be said of an account.

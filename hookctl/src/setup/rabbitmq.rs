@@ -1,4 +1,4 @@
-//! Users and permissions in RabbitMQ.
+//! Users, their limits and their permissions in RabbitMQ.
 
 use anyhow::Context;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -11,13 +11,17 @@ use crate::{
     management::{Management, encode},
 };
 
-/// Creates a user without any tag, or takes its tags away, and gives it its password and its
-/// permissions on the virtual host.
+/// A replica has one connection. While RabbitMQ believes in broken ones, it opens others beside them.
+pub(super) const CONNECTIONS: u16 = 4;
+
+/// Creates a user without any tag, or takes its tags away, and gives it its password, its limit of
+/// connections and its permissions on the virtual host.
 pub(super) async fn apply(
     management: &Management,
     vhost: &str,
     name: &str,
     password: &SecretString,
+    connections: u32,
     permissions: &Permissions,
 ) -> anyhow::Result<()> {
     let user = encode(name);
@@ -30,6 +34,11 @@ pub(super) async fn apply(
         .put(&format!("/api/users/{user}"), value)
         .await
         .with_context(|| format!("cannot make the user {name}"))?;
+    let limit = format!("/api/user-limits/{user}/max-connections");
+    management
+        .put(&limit, json!({ "value": connections }))
+        .await
+        .with_context(|| format!("cannot limit the connections of {name}"))?;
     let value = json!({
         "configure": permissions.configure,
         "write": permissions.write,

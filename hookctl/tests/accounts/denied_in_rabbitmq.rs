@@ -16,7 +16,7 @@ use shared::{
 };
 use sqlx::PgPool;
 
-use crate::place::Place;
+use crate::place::{Place, text};
 
 /// Each on a channel of its own, as a refusal closes it.
 async fn assert_refused<T: std::fmt::Debug>(
@@ -267,5 +267,25 @@ async fn a_worker_can_only_read_and_only_its_own_queue(pool: PgPool) {
             .await;
         }
     }
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn one_account_cannot_take_all_connections(pool: PgPool) {
+    let place = Place::new(&pool);
+    let output = place.set_up(&["--account-replicas", "1"]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    let mut open = Vec::new();
+    let refusal = loop {
+        // RabbitMQ counts a connection a moment after it has opened it.
+        match place.rabbitmq(Program::Ingest).await {
+            Ok(connection) => open.push(connection),
+            Err(refusal) => break refusal.to_string(),
+        }
+        assert!(open.len() < 100, "no limit");
+    };
+    assert!(refusal.contains("connection limit"), "{refusal}");
+    assert!(open.len() >= 4, "{} and no more", open.len());
+    drop(open);
     place.clean_up().await;
 }

@@ -370,6 +370,12 @@ async fn rights_on_the_broker_that_differ_are_named_with_their_remedy(pool: PgPo
     for program in Program::ALL {
         assert_eq!(found[&check(program.name())].0, "ok", "{found:#?}");
     }
+    let limit = format!("/api/user-limits/{}-ingest/max-connections", place.prefix);
+    place.management().delete(&limit).await.expect("its limit");
+    let found = place.examine(&[]).await;
+    let (verdict, said) = &found[&check("ingest")];
+    assert_eq!(verdict, "warning", "{said}");
+    assert!(said.contains("any number of connections"), "{said}");
     place.remove_accounts().await;
     place.clean_up().await;
 }

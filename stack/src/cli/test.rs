@@ -1,8 +1,9 @@
 //! `cargo stack test`.
 
 use std::process::ExitCode;
+use std::{env, thread};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use stack::base::{self, Base};
 use stack::chromium;
 use stack::debian_root::Release;
@@ -26,6 +27,12 @@ pub(super) struct Args {
     #[arg(last = true)]
     cargo: Vec<String>,
 }
+
+/// How many tests run at once, if the caller does not say. cargo reads it.
+const THREADS: &str = "RUST_TEST_THREADS";
+
+/// Most tests wait for stores most of their time, so that a processor has time for two.
+const TESTS_PER_PROCESSOR: usize = 2;
 
 /// Without it, tests would live on if cargo was killed together with a killed stack.
 const RUNNER: &str = r#"target."cfg(unix)".runner = ["setpriv", "--pdeathsig", "KILL", "--"]"#;
@@ -75,6 +82,10 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
         .args(["--profile", programs.profile(), "--config", RUNNER])
         .args((scope == Scope::Everything).then_some("--workspace"))
         .args(args.cargo.iter());
+    let cargo = match env::var_os(THREADS) {
+        Some(_) => cargo,
+        None => cargo.env(THREADS, threads()?.to_string()),
+    };
     // Some tests start stores of their own.
     let cargo = args
         .stores
@@ -86,6 +97,11 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
         .code()
         .and_then(|code| u8::try_from(code).ok())
         .map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+fn threads() -> Result<usize> {
+    let processors = thread::available_parallelism().context("how many processors there are")?;
+    Ok(TESTS_PER_PROCESSOR * processors.get())
 }
 
 /// Cargo takes `--workspace` and single packages together, and then runs them all.

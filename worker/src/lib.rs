@@ -1,7 +1,7 @@
 //! From a queue, and from due rows of the spool, to Postgres: each batch is one transaction, and a
 //! message is acknowledged only after its commit.
 //!
-//! The way of an event: [`consumer`] or [`spool_reader`] → [`record`] (pure: bytes to rows, with
+//! The way of an event: [`consumer`] and [`subscription`], or [`spool_reader`] → [`record`] (pure: bytes to rows, with
 //! [`families`]) → [`persistence`] and `groups` (retries, deferral), with [`judge`] (pure) → [`store`] (the transaction).
 //!
 //! Each worker writes the table of its family. An event of another family that comes by its queue is kept
@@ -26,4 +26,5 @@ pub mod service;
 pub mod spool_reader;
 pub mod spool_writer;
 pub mod store;
+pub mod subscription;
 pub mod work;

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config, consumer::Consumer, housekeeping::Housekeeping, ledger::Ledger,
-    metrics::Metrics, persistence::Persistence, spool_reader::SpoolReader,
+    metrics::Metrics, persistence::Persistence, spool_reader::SpoolReader, subscription::Batching,
 };
 
 /// How often the spool's state is measured.
@@ -57,9 +57,11 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
         family,
         persistence: Arc::clone(&persistence),
         metrics: metrics.clone(),
-        batch_size: config.batch_size,
-        batches_in_flight: config.batches_in_flight,
-        linger: config.batch_linger,
+        batching: Batching {
+            size: config.batch_size,
+            in_flight: config.batches_in_flight,
+            linger: config.batch_linger,
+        },
     };
     let spool_reader = SpoolReader {
         pool: pool.clone(),

@@ -53,7 +53,7 @@ pub(super) async fn check(
         ));
         if user.is_some() && !has_a_limit(management, &name).await? {
             findings.push(Finding::warning(
-                &format!("rabbitmq account {name}"),
+                format!("rabbitmq account {name}"),
                 "may open any number of connections",
                 "run `hookctl setup`",
             ));

@@ -199,6 +199,38 @@ async fn a_row_can_be_neither_forged_nor_changed(pool: PgPool) {
     }
 }
 
+/// A trigger's function runs with the search path of the session that fires it.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_schema_of_the_operators_forges_no_row(pool: PgPool) {
+    sql(
+        &pool,
+        "create schema forger;
+         create function forger.now() returns timestamptz language sql return timestamptz '2000-01-01';
+         set search_path = forger, pg_catalog, public;
+         insert into operator_actions (run, action, filter, changed, changes)
+         values (gen_random_uuid(), 'dead-letters dismiss', '{}', 0, '[]');
+         reset search_path",
+    )
+    .await;
+    assert!(
+        is(
+            &pool,
+            "select at > now() - interval '1 hour' from operator_actions"
+        )
+        .await
+    );
+    // No trigger's function of a later migration may forget it either.
+    assert!(
+        is(
+            &pool,
+            "select count(*) = 2 and bool_and(proconfig::text like '%search_path=pg_catalog, pg_temp%')
+               from pg_proc
+              where prorettype = 'trigger'::regtype and pronamespace = 'public'::regnamespace"
+        )
+        .await
+    );
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn nothing_is_changed_that_cannot_be_written_down(pool: PgPool) {
     store_events(&pool, [nameless("m1"), event("m2", "no json")]).await;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use hyper::Uri;
 use shared::{broker::BrokerUrl, config::StoreLocations, database::DatabaseUrl};
-use worker::config::{EventRetention, parse_event_retention};
+use worker::config::RetentionArgs;
 
 use self::finding::Finding;
 use crate::{
@@ -65,9 +65,9 @@ pub struct Args {
     #[arg(long, default_value = "5m", value_parser = duration::parse)]
     pub overdue: Duration,
 
-    /// How long the workers keep events, if not forever: only then may other-worker sweep them
-    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
-    pub event_retention: EventRetention,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub retention: RetentionArgs,
 
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -95,6 +95,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 impl<'a> Checkup<'a> {
     fn new(args: &'a Args) -> anyhow::Result<Self> {
+        args.retention.check()?;
         let broker = args.stores.broker.broker()?;
         let management = args
             .rabbitmq_management_url
@@ -114,7 +115,7 @@ impl<'a> Checkup<'a> {
             &self.database,
             &self.args.stores.broker.topology_prefix,
             self.args.overdue,
-            self.args.event_retention,
+            self.args.retention,
         )
         .await;
         findings.extend(encryption::check(&self.database));

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use shared::{config::StoreLocations, database::TransactionMode};
 
-use worker::config::{EventRetention, parse_event_retention};
+use worker::config::{Retention, parse_retention};
 
 use self::{ledger::Ledger, queues::Queues, report::Report};
 use crate::{
@@ -51,8 +51,8 @@ pub struct Args {
     pub limit: u32,
 
     /// How long the workers keep events, if not forever: the events of older typed rows may be gone
-    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
-    pub event_retention: EventRetention,
+    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_retention)]
+    pub event_retention: Retention,
 
     /// Look for newer states than those of the typed rows only among events that were received within
     /// this time, such as 7d [default: among all]

@@ -26,7 +26,7 @@ use shared::{
     topology::{Declare, Drift, Sight},
 };
 use tokio::time::{Instant, sleep};
-use worker::config::{EventRetention, parse_event_retention};
+use worker::config::RetentionArgs;
 
 use self::{
     postgres::{Login, Place, Terms},
@@ -87,9 +87,9 @@ pub struct Args {
     #[arg(long, env = "ACCOUNT_REPLICAS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     pub account_replicas: u16,
 
-    /// How long the workers keep events, if not forever: only then may other-worker sweep them
-    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
-    pub event_retention: EventRetention,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub retention: RetentionArgs,
 
     /// Change nothing: print the SQL and the permissions. Needs no passwords and shows none
     #[arg(long)]
@@ -156,6 +156,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 impl Setup {
     fn new(args: &Args) -> anyhow::Result<Self> {
         let broker = args.stores.broker.broker()?;
+        args.retention.check()?;
         account::check_prefix(&args.stores.broker.topology_prefix)?;
         Ok(Self {
             database: args.stores.database.postgres()?,
@@ -164,7 +165,7 @@ impl Setup {
             stores: args.stores.clone(),
             terms: Terms {
                 connections: CONNECTIONS * i64::from(args.account_replicas),
-                event_retention: args.event_retention,
+                retention: args.retention,
             },
             broker_connections: u32::from(rabbitmq::CONNECTIONS * args.account_replicas),
             passwords: if args.dry_run {

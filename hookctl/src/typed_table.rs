@@ -9,18 +9,10 @@ use anyhow::Context;
 use serde_json::Value;
 use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+pub(crate) use worker::families::table as name;
 use worker::families::{Resource as _, SortKey, Typed};
 
 pub(crate) use self::{candidate::Candidate, change::describe};
-
-/// The table with the newest state of the family's resources; `None` for the family without one.
-pub fn name(family: Family) -> Option<&'static str> {
-    match family {
-        Family::ExportJob => Some("export_jobs"),
-        Family::Vendor => Some("vendors"),
-        Family::Other => None,
-    }
-}
 
 /// Of an event `e`: it sets no row. A dead letter does not, and what was erased says nothing any more.
 pub(crate) const NOT_HEALTHY: &str = "(e.problem is not null or e.event_type = 'erased')";

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use clap::Parser;
 use shared::config::{DAY, ProcessArgs, SECOND, StoreArgs, parse_duration_in, parse_in_range};
 
@@ -36,37 +37,75 @@ pub struct Config {
 
     /// How long receipts of stored events are kept to recognise repetitions, 4d to 3650d
     /// (other-worker)
-    #[arg(long, env = "RECEIPT_RETENTION", default_value = "7d", value_parser = parse_retention)]
+    #[arg(long, env = "RECEIPT_RETENTION", default_value = "7d", value_parser = parse_receipt_retention)]
     pub receipt_retention: Duration,
 
-    /// How long events are kept that are no dead letters: forever, or 30d to 36500d (other-worker)
-    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_event_retention)]
-    pub event_retention: EventRetention,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub retention: RetentionArgs,
 }
 
-/// How long events are kept that are no dead letters.
+/// How long rows are kept that hold what was sent. `hookctl setup` and `hookctl doctor` take them too, as
+/// other-worker has a right to sweep only where they are set.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct RetentionArgs {
+    /// How long events are kept that are no dead letters: forever, or 30d to 36500d. Only then may
+    /// other-worker sweep them, so the workers, setup and doctor need the same
+    #[arg(long, env = "EVENT_RETENTION", default_value = "forever", value_parser = parse_retention)]
+    pub event_retention: Retention,
+
+    /// How long rows of export_jobs and vendors are kept after their last change, if no event of their
+    /// resource is left: forever, or 30d to 36500d. Needs EVENT_RETENTION, and is set in the same places
+    #[arg(long, env = "TYPED_ROW_RETENTION", default_value = "forever", value_parser = parse_retention)]
+    pub typed_row_retention: Retention,
+}
+
+impl RetentionArgs {
+    /// Refuses a retention that could never take effect.
+    pub fn check(self) -> anyhow::Result<()> {
+        ensure!(
+            self.typed_row_retention == Retention::Forever
+                || self.event_retention != Retention::Forever,
+            "TYPED_ROW_RETENTION needs EVENT_RETENTION: a typed row is swept only once the events of its \
+             resource are"
+        );
+        Ok(())
+    }
+}
+
+/// How long rows of a kind are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventRetention {
+pub enum Retention {
     /// Until somebody else deletes them.
     Forever,
-    /// For at least this long after their receipt.
+    /// For at least this long after they came.
     For(Duration),
 }
 
+impl Retention {
+    /// `None` for ever.
+    pub const fn duration(self) -> Option<Duration> {
+        match self {
+            Self::Forever => None,
+            Self::For(retention) => Some(retention),
+        }
+    }
+}
+
 /// Senders repeat a webhook for up to 75 hours.
-fn parse_retention(text: &str) -> Result<Duration, String> {
+fn parse_receipt_retention(text: &str) -> Result<Duration, String> {
     parse_duration_in::<{ 4 * DAY }, { 3_650 * DAY }>(text)
         .map_err(|error| format!("{error}; senders repeat a webhook for days"))
 }
 
-/// Reads `forever` or a duration of 30 days to 100 years; the function in the database that deletes events
-/// refuses less as well.
-pub fn parse_event_retention(text: &str) -> Result<EventRetention, String> {
+/// Reads `forever` or a duration of 30 days to 100 years; the functions in the database that delete rows
+/// refuse less as well.
+pub fn parse_retention(text: &str) -> Result<Retention, String> {
     if text == "forever" {
-        return Ok(EventRetention::Forever);
+        return Ok(Retention::Forever);
     }
     parse_duration_in::<{ 30 * DAY }, { 36_500 * DAY }>(text)
-        .map(EventRetention::For)
+        .map(Retention::For)
         .map_err(|error| format!("{error}, or `forever`"))
 }
 
@@ -76,16 +115,30 @@ mod tests {
 
     #[test]
     fn events_are_kept_for_a_month_at_least() {
+        assert_eq!(parse_retention("forever"), Ok(Retention::Forever));
         assert_eq!(
-            parse_event_retention("forever"),
-            Ok(EventRetention::Forever)
-        );
-        assert_eq!(
-            parse_event_retention("30d"),
-            Ok(EventRetention::For(Duration::from_secs(2_592_000)))
+            parse_retention("30d"),
+            Ok(Retention::For(Duration::from_secs(2_592_000)))
         );
         for bad in ["", "29d", "0s", "never", "30", "101years"] {
-            assert!(parse_event_retention(bad).is_err(), "{bad}");
+            assert!(parse_retention(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn typed_rows_are_not_swept_before_their_events() {
+        let month = Retention::For(Duration::from_secs(2_592_000));
+        for (event_retention, typed_row_retention, expected) in [
+            (Retention::Forever, Retention::Forever, true),
+            (month, Retention::Forever, true),
+            (month, month, true),
+            (Retention::Forever, month, false),
+        ] {
+            let retention = RetentionArgs {
+                event_retention,
+                typed_row_retention,
+            };
+            assert_eq!(retention.check().is_ok(), expected, "{retention:?}");
         }
     }
 }

@@ -24,6 +24,15 @@ pub use vendor::Vendor;
 
 use crate::problem::{NO_DATA, WRONG_DATA};
 
+/// The table with the newest state of the family's resources; `None` for the family without one.
+pub const fn table(family: Family) -> Option<&'static str> {
+    match family {
+        Family::ExportJob => Some("export_jobs"),
+        Family::Vendor => Some("vendors"),
+        Family::Other => None,
+    }
+}
+
 /// A statement that fails unless the family's typed table can be written now, and writes nothing.
 /// `None` for a family without one.
 pub const fn probe(family: Family) -> Option<&'static str> {

@@ -1,18 +1,19 @@
-//! The sweeps of what is old: receipts, and events where the operator asks for that. One worker does
-//! it for all, that of the `other` family; several replicas of it leave each other's rows alone.
+//! The sweeps of what is old: receipts, and where the operator asks for that events and the typed rows
+//! that outlived theirs. One worker does it for all, that of the `other` family; several replicas of it leave each other's rows alone.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::{IntCounterVec, Opts};
 use shared::{
+    Family,
     database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
     metrics::ServiceMetrics,
 };
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use crate::{config::EventRetention, floor::Floor};
+use crate::{config::RetentionArgs, families, floor::Floor};
 
 const INTERVAL: Duration = Duration::from_secs(15);
 
@@ -40,20 +41,29 @@ pub enum Table {
     Receipts,
     /// Events that are no dead letters.
     Events,
+    /// Rows of the typed table of this name whose resource has no event any more.
+    Typed(&'static str),
 }
 
 impl Table {
-    const ALL: [Self; 2] = [Self::Receipts, Self::Events];
+    /// Events before the typed tables, whose rows stay until theirs are gone.
+    fn all() -> impl Iterator<Item = Self> {
+        let typed = Family::ALL.into_iter().filter_map(families::table);
+        [Self::Receipts, Self::Events]
+            .into_iter()
+            .chain(typed.map(Self::Typed))
+    }
 
     const fn name(self) -> &'static str {
         match self {
             Self::Receipts => "webhook_receipts",
             Self::Events => "events",
+            Self::Typed(name) => name,
         }
     }
 
-    /// Looks at the `$3` oldest rows that were received after `$1` and are older than `$2` seconds, and
-    /// deletes those that nothing needs. Answers with the number of rows looked at, that of deleted
+    /// Looks at the `$3` oldest rows that came after `$1` and are older than `$2` seconds, and deletes those
+    /// that nothing needs. `$4` is the name of a typed table. Answers with the number of rows looked at, that of deleted
     /// ones, and the time up to which it looked. Rows that somebody else has locked are left for later.
     const fn statement(self) -> &'static str {
         match self {
@@ -82,15 +92,19 @@ impl Table {
                 "select looked_at, swept, reached
                    from sweep_events($1, now() - make_interval(secs => $2), $3)"
             }
+            Self::Typed(_) => {
+                "select looked_at, swept, reached
+                   from sweep_typed_rows($4, $1, now() - make_interval(secs => $2), $3)"
+            }
         }
     }
 }
 
-/// Sweeps both tables.
+/// Sweeps all tables that are swept by age.
 pub struct Housekeeping {
     pool: Pool,
     receipts: Duration,
-    events: EventRetention,
+    retention: RetentionArgs,
     swept: IntCounterVec,
 }
 
@@ -100,7 +114,7 @@ impl Housekeeping {
         pool: impl Into<Pool>,
         metrics: &ServiceMetrics,
         receipts: Duration,
-        events: EventRetention,
+        retention: RetentionArgs,
     ) -> Self {
         let swept = metrics.counters(
             Opts::new(
@@ -109,20 +123,22 @@ impl Housekeeping {
             ),
             "table",
         );
-        for table in Table::ALL {
+        for table in Table::all() {
             swept.with_label_values(&[table.name()]);
         }
         Self {
             pool: pool.into(),
             receipts,
-            events,
+            retention,
             swept,
         }
     }
 
     /// Sweeps again and again, for ever. It may be cancelled anywhere.
     pub async fn run(self) {
-        let mut floors = Table::ALL.map(|table| (table, Floor::new(FROM_THE_BEGINNING_EVERY)));
+        let mut floors: Vec<_> = Table::all()
+            .map(|table| (table, Floor::new(FROM_THE_BEGINNING_EVERY)))
+            .collect();
         loop {
             for (table, floor) in &mut floors {
                 let table = *table;
@@ -141,10 +157,13 @@ impl Housekeeping {
     }
 
     async fn sweep_from(&self, table: Table, floor: &mut Floor) -> Result<(), TransactionError> {
-        let retention = match (table, self.events) {
-            (Table::Receipts, _) => self.receipts,
-            (Table::Events, EventRetention::For(retention)) => retention,
-            (Table::Events, EventRetention::Forever) => return Ok(()),
+        let retention = match table {
+            Table::Receipts => Some(self.receipts),
+            Table::Events => self.retention.event_retention.duration(),
+            Table::Typed(_) => self.retention.typed_row_retention.duration(),
+        };
+        let Some(retention) = retention else {
+            return Ok(());
         };
         let mut start = floor.start(Instant::now());
         loop {
@@ -176,12 +195,15 @@ impl Housekeeping {
         let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
         let (looked_at, swept, reached) = transaction
             .run(async |connection| {
-                sqlx::query_as(table.statement())
+                let query = sqlx::query_as(table.statement())
                     .bind(start)
                     .bind(retention.as_secs_f64())
-                    .bind(BATCH)
-                    .fetch_one(connection)
-                    .await
+                    .bind(BATCH);
+                let query = match table {
+                    Table::Typed(name) => query.bind(name),
+                    Table::Receipts | Table::Events => query,
+                };
+                query.fetch_one(connection).await
             })
             .await?;
         transaction.commit().await?;

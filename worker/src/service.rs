@@ -44,6 +44,7 @@ pub async fn main(family: Family) -> ExitCode {
 /// Works until `stop`, then finishes what is in hand. An error means that this took longer than the
 /// shutdown deadline; nothing is lost by that.
 pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
+    config.retention.check()?;
     let metrics = Metrics::new(family);
     let name = Program::Worker(family).name();
     // The batches, the spool reader, and two for probes, measurements and sweeps.
@@ -95,7 +96,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
             pool,
             &metrics.service,
             config.receipt_retention,
-            config.event_retention,
+            config.retention,
         );
         looks.spawn(housekeeping.run());
     }

@@ -3,7 +3,7 @@
 
 use shared::Program;
 use sqlx::PgConnection;
-use worker::config::EventRetention;
+use worker::config::{Retention, RetentionArgs};
 
 use super::finding::Finding;
 use crate::{account, setup::policies};
@@ -15,7 +15,7 @@ const REMEDY: &str = "run `hookctl setup` as the owner of the database";
 pub(super) async fn check(
     postgres: &mut PgConnection,
     prefix: &str,
-    event_retention: EventRetention,
+    retention: RetentionArgs,
 ) -> Result<Vec<Finding>, sqlx::Error> {
     let names = Program::ALL.map(|program| account::name(program, prefix));
     let excesses = excesses(postgres, &names).await?;
@@ -38,7 +38,9 @@ pub(super) async fn check(
         );
         findings.push(Finding::warning(CHECK, found, REMEDY));
     }
-    findings.extend(sweeps(postgres, &names, event_retention).await?);
+    for sweep in Sweep::all(retention) {
+        findings.extend(sweep.check(postgres, &names).await?);
+    }
     if findings.is_empty() {
         findings.push(Finding::ok(CHECK, "no account can do more than its work"));
     }
@@ -71,47 +73,88 @@ async fn excesses(
     .await
 }
 
-/// Whether events can be swept by the accounts that have to, and by no others.
-async fn sweeps(
-    postgres: &mut PgConnection,
-    names: &[String],
-    event_retention: EventRetention,
-) -> Result<Vec<Finding>, sqlx::Error> {
-    let (accounts, superusers): (Vec<String>, Vec<String>) = sqlx::query_as(
-        "select coalesce(array_agg(distinct rolname::text), '{}'),
-                coalesce(array_agg(distinct pg_get_userbyid(proowner)::text)
-                             filter (where (select rolsuper from pg_roles o where o.oid = proowner)),
-                         '{}')
-           from pg_roles r
-           join pg_proc p on p.proname = 'sweep_events'
-                         and p.pronamespace = current_schema()::regnamespace
-                         and has_function_privilege(r.oid, p.oid, 'execute')
-          where rolname = any($1)",
-    )
-    .bind(names)
-    .fetch_one(postgres)
-    .await?;
-    let who = accounts.join(", ");
-    Ok(match event_retention {
-        EventRetention::For(_) if accounts.is_empty() => vec![Finding::problem(
-            CHECK,
-            "no account may sweep old events, although EVENT_RETENTION is set",
-            "run `hookctl setup` with the EVENT_RETENTION of the workers",
-        )],
-        EventRetention::Forever if !accounts.is_empty() => vec![Finding::warning(
-            CHECK,
-            format!("{who}: may sweep old events, although EVENT_RETENTION is not set here"),
-            "run `hookctl setup`, and this, with the EVENT_RETENTION of the workers",
-        )],
-        EventRetention::For(_) if !superusers.is_empty() => vec![Finding::warning(
-            CHECK,
-            format!(
-                "{who}: sweeps old events by a function that has the rights of a superuser, {}",
-                superusers.join(", ")
-            ),
-            "where you can, let an owner of the tables that is no superuser own sweep_events as well \
-             (docs/retention.md)",
-        )],
-        EventRetention::For(_) | EventRetention::Forever => Vec::new(),
-    })
+/// What other-worker sweeps only where a setting says so.
+struct Sweep {
+    function: &'static str,
+    /// Of what.
+    rows: &'static str,
+    setting: &'static str,
+    retention: Retention,
+}
+
+impl Sweep {
+    const fn all(retention: RetentionArgs) -> [Self; 2] {
+        [
+            Self {
+                function: "sweep_events",
+                rows: "old events",
+                setting: "EVENT_RETENTION",
+                retention: retention.event_retention,
+            },
+            Self {
+                function: "sweep_typed_rows",
+                rows: "old typed rows",
+                setting: "TYPED_ROW_RETENTION",
+                retention: retention.typed_row_retention,
+            },
+        ]
+    }
+
+    /// Whether it can be done by the accounts that have to, and by no others.
+    async fn check(
+        &self,
+        postgres: &mut PgConnection,
+        names: &[String],
+    ) -> Result<Option<Finding>, sqlx::Error> {
+        let (accounts, superusers): (Vec<String>, Vec<String>) = sqlx::query_as(
+            "select coalesce(array_agg(distinct rolname::text), '{}'),
+                    coalesce(array_agg(distinct pg_get_userbyid(proowner)::text)
+                                 filter (where (select rolsuper from pg_roles o where o.oid = proowner)),
+                             '{}')
+               from pg_roles r
+               join pg_proc p on p.proname = $2
+                             and p.pronamespace = current_schema()::regnamespace
+                             and has_function_privilege(r.oid, p.oid, 'execute')
+              where rolname = any($1)",
+        )
+        .bind(names)
+        .bind(self.function)
+        .fetch_one(postgres)
+        .await?;
+        Ok(self.judge(&accounts.join(", "), &superusers.join(", ")))
+    }
+
+    /// By the names of the accounts that may, and of the superusers whose rights they have meanwhile.
+    fn judge(&self, accounts: &str, superusers: &str) -> Option<Finding> {
+        let Self {
+            function,
+            rows,
+            setting,
+            retention,
+        } = self;
+        match retention {
+            Retention::For(_) if accounts.is_empty() => Some(Finding::problem(
+                CHECK,
+                format!("no account may sweep {rows}, although {setting} is set"),
+                format!("run `hookctl setup` with the {setting} of the workers"),
+            )),
+            Retention::Forever if !accounts.is_empty() => Some(Finding::warning(
+                CHECK,
+                format!("{accounts}: may sweep {rows}, although {setting} is not set here"),
+                format!("run `hookctl setup`, and this, with the {setting} of the workers"),
+            )),
+            Retention::For(_) if !superusers.is_empty() => Some(Finding::warning(
+                CHECK,
+                format!(
+                    "{accounts}: sweeps {rows} by a function that has the rights of a superuser, \
+                     {superusers}"
+                ),
+                format!(
+                    "where you can, let an owner of the tables that is no superuser own {function} as \
+                     well (docs/retention.md)"
+                ),
+            )),
+            Retention::For(_) | Retention::Forever => None,
+        }
+    }
 }

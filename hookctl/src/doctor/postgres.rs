@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use shared::database::{DatabaseUrl, TransactionMode};
 use sqlx::PgConnection;
-use worker::config::EventRetention;
+use worker::config::RetentionArgs;
 
 use super::{backlog, bounds, clocks, durability, finding::Finding, grants, schema, settings};
 use crate::database::{self, Connection, READING, TABLES_REMEDY};
@@ -20,7 +20,7 @@ pub(super) async fn check(
     options: &DatabaseUrl,
     prefix: &str,
     overdue: Duration,
-    event_retention: EventRetention,
+    retention: RetentionArgs,
 ) -> Vec<Finding> {
     let mut connection = match database::connect(options).await {
         Ok(connection) => connection,
@@ -40,7 +40,7 @@ pub(super) async fn check(
     let postgres = &mut connection;
     let mut findings = look(postgres, "postgres", version).await;
     findings.extend(look(postgres, "clock of postgres", clocks::postgres).await);
-    findings.extend(check_tables(postgres, prefix, overdue, event_retention).await);
+    findings.extend(check_tables(postgres, prefix, overdue, retention).await);
     let settings = async |connection: &mut PgConnection| settings::check(connection, prefix).await;
     findings.extend(look(postgres, "settings", settings).await);
     findings.extend(look(postgres, "durability", durability::settings).await);
@@ -54,7 +54,7 @@ async fn check_tables(
     postgres: &mut Connection,
     prefix: &str,
     overdue: Duration,
-    event_retention: EventRetention,
+    retention: RetentionArgs,
 ) -> Vec<Finding> {
     match postgres.lacks_tables().await {
         Ok(None) => {}
@@ -69,9 +69,8 @@ async fn check_tables(
     let mut findings = look(postgres, "schema", schema::check).await;
     let grants = async |connection: &mut PgConnection| grants::check(connection, prefix).await;
     findings.extend(look(postgres, "accounts", grants).await);
-    let bounds = async |connection: &mut PgConnection| {
-        bounds::check(connection, prefix, event_retention).await
-    };
+    let bounds =
+        async |connection: &mut PgConnection| bounds::check(connection, prefix, retention).await;
     findings.extend(look(postgres, "bounds of accounts", bounds).await);
     findings.extend(look(postgres, "dead letters", backlog::dead_letters).await);
     let spool = async |connection: &mut PgConnection| backlog::spool(connection, overdue).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
-use worker::config::EventRetention;
+use worker::config::Retention;
 
 use super::typed_rows::{self, Differing};
 use crate::typed_table::{NOT_HEALTHY, Table};
@@ -47,13 +47,13 @@ impl Agreement {
 /// there and not healthy is always one too many.
 pub(super) async fn compare(
     connection: &mut PgConnection,
-    event_retention: EventRetention,
+    event_retention: Retention,
     newer_within: Option<Duration>,
     limit: u32,
 ) -> anyhow::Result<Vec<Agreement>> {
     let retention_seconds = match event_retention {
-        EventRetention::Forever => None,
-        EventRetention::For(retention) => Some(retention.as_secs_f64()),
+        Retention::Forever => None,
+        Retention::For(retention) => Some(retention.as_secs_f64()),
     };
     let mut agreements = Vec::new();
     for typed_table in Table::find_all(connection).await? {

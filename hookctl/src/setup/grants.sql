@@ -14,7 +14,8 @@ revoke all on
     written_off_receipts, operator_actions, sweeps, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 revoke all on function
-    sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer)
+    sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer),
+    sweep_typed_rows(text, timestamptz, timestamptz, integer)
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 revoke all on schema :"schema"
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";

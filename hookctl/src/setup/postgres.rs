@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use shared::{Program, database::TransactionMode};
 use sqlx::{AssertSqlSafe, PgConnection};
-use worker::config::EventRetention;
+use worker::config::{Retention, RetentionArgs};
 
 use super::{policies, record::State};
 use crate::{
@@ -24,6 +24,9 @@ pub(crate) const GRANTS: &str = include_str!("grants.sql");
 /// What comes to it where old events are to be swept.
 const SWEEP_GRANT: &str = include_str!("sweep_grant.sql");
 
+/// What comes to it where typed rows are to be swept.
+const TYPED_ROW_SWEEP: &str = include_str!("typed_row_sweep.sql");
+
 /// Only one set-up of a database at a time; any number will do that nobody else uses.
 const LOCK: &str = "select pg_advisory_xact_lock(7236839910421)";
 
@@ -36,8 +39,8 @@ const APPLYING: TransactionMode = CHANGING.lock_timeout(Duration::from_millis(50
 pub(super) struct Terms {
     /// How many connections each may have.
     pub(super) connections: i64,
-    /// Whether old events are to be swept.
-    pub(super) event_retention: EventRetention,
+    /// What is to be swept.
+    pub(super) retention: RetentionArgs,
 }
 
 /// Where the accounts get their rights.
@@ -278,11 +281,13 @@ fn with_password(role: String, password: &SecretString) -> String {
 
 /// The grants, ready to be run.
 pub(super) fn grants(place: &Place, prefix: &str, terms: Terms) -> String {
-    let sweep = match terms.event_retention {
-        EventRetention::Forever => "",
-        EventRetention::For(_) => SWEEP_GRANT,
+    let sweep = |retention: Retention, sql| match retention {
+        Retention::Forever => "",
+        Retention::For(_) => sql,
     };
-    let mut sql = format!("{GRANTS}\n{sweep}")
+    let events = sweep(terms.retention.event_retention, SWEEP_GRANT);
+    let typed_rows = sweep(terms.retention.typed_row_retention, TYPED_ROW_SWEEP);
+    let mut sql = format!("{GRANTS}\n{events}{typed_rows}")
         .replace(":\"schema\"", &identifier(&place.schema))
         .replace(":\"database\"", &identifier(&place.database));
     for program in Program::WITH_CONSOLE {
@@ -321,7 +326,10 @@ mod tests {
         };
         let terms = Terms {
             connections: 9,
-            event_retention: EventRetention::For(Duration::ZERO),
+            retention: RetentionArgs {
+                event_retention: Retention::For(Duration::ZERO),
+                typed_row_retention: Retention::For(Duration::ZERO),
+            },
         };
         let sql = grants(&place, "x.y", terms);
         assert!(!sql.contains(":\""), "{sql}");

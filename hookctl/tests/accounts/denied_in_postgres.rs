@@ -10,7 +10,7 @@ const VENDOR: Program = Program::Worker(Family::Vendor);
 const OTHER: Program = Program::Worker(Family::Other);
 
 /// Nobody but the owner.
-const OWNERS_ONLY: [&str; 26] = [
+const OWNERS_ONLY: [&str; 30] = [
     "truncate events",
     "truncate webhook_receipts",
     "truncate webhook_spool",
@@ -37,6 +37,10 @@ const OWNERS_ONLY: [&str; 26] = [
     "drop policy everybody on webhook_spool",
     "select * from sweeps",
     "select note_sweep(now(), 1)",
+    "select note_sweep('vendors', now(), 1)",
+    "select is_indexed('events', 'resource_id')",
+    "select is_typed_table('vendors')",
+    "select sweep_typed_rows('vendors', null, '-infinity', 1)",
 ];
 
 /// Events never change, and what operators did is theirs alone.
@@ -250,6 +254,70 @@ async fn no_sweep_takes_a_young_event_and_each_is_on_record(pool: PgPool) {
         &mut other,
         "other-worker",
         &["select sweep_events(null, '-infinity', 1)"],
+    )
+    .await;
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
+async fn no_sweep_takes_a_young_typed_row_and_each_is_on_record(pool: PgPool) {
+    let place = Place::new(&pool);
+    let flags = ["--event-retention", "400d", "--typed-row-retention", "400d"];
+    let output = place.set_up(&flags[2..]).await;
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output));
+    assert!(text(&output).contains("needs EVENT_RETENTION"));
+    // A second time, as its indexes are there by then.
+    for _ in 0..2 {
+        let output = place.set_up(&flags).await;
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    place
+        .sql(
+            "insert into vendors (id, company_id, name, state, sort_key, webhook_id, stored_at)
+             select 'v' || n, 'c', 'n', 'DRAFT', '', 'm', now() - n * interval '200 days'
+               from generate_series(1, 4) n",
+        )
+        .await;
+    let mut other = place.postgres(OTHER).await.expect("it logs in");
+    assert_denied(
+        &mut other,
+        "other-worker",
+        &[
+            "select sweep_typed_rows('vendors', null, now(), 1)",
+            "select sweep_typed_rows('vendors', null, 'infinity', 1)",
+            "select sweep_typed_rows('events', null, now() - interval '400 days', 1)",
+            "delete from vendors",
+            "select from vendors",
+        ],
+    )
+    .await;
+    sqlx::raw_sql("select sweep_typed_rows('vendors', null, now() - interval '500 days', 1000)")
+        .execute(&mut other)
+        .await
+        .expect("its right");
+    let recorded: Vec<(String, String, i64)> =
+        sqlx::query_as("select account, table_name, swept from sweeps")
+            .fetch_all(&pool)
+            .await
+            .expect("the sweeps");
+    assert_eq!(recorded, [(place.name(OTHER), "vendors".to_owned(), 2)]);
+    let indexes: i64 = sqlx::query_scalar(
+        "select count(*) from pg_indexes
+          where indexname in ('events_resource_id_idx', 'export_jobs_stored_at_idx',
+                              'vendors_stored_at_idx')",
+    )
+    .fetch_one(&pool)
+    .await
+    .expect("the catalog");
+    assert_eq!(indexes, 3);
+
+    // Without retention the right goes again.
+    let output = place.set_up(&flags[..2]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    assert_denied(
+        &mut other,
+        "other-worker",
+        &["select sweep_typed_rows('vendors', null, '-infinity', 1)"],
     )
     .await;
     place.clean_up().await;

@@ -413,6 +413,11 @@ async fn what_an_account_can_do_beyond_its_work_is_found(pool: PgPool) {
             r#"grant execute on function sweep_events(timestamptz, integer) to "{0}-other-worker""#,
             "{0}-other-worker: may sweep old events",
         ),
+        (
+            r#"grant execute on function sweep_typed_rows(text, timestamptz, timestamptz, integer)
+                  to "{0}-other-worker""#,
+            "{0}-other-worker: may sweep old typed rows",
+        ),
     ] {
         let database: String = sqlx::query_scalar("select quote_ident(current_database())")
             .fetch_one(&pool)

@@ -8,7 +8,7 @@ use shared::{AcceptedEvent, Family, Program, metrics::ServiceMetrics};
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::time::timeout;
 use worker::{
-    config::EventRetention,
+    config::{Retention, RetentionArgs},
     housekeeping::{Housekeeping, Table},
     ledger::Ledger,
 };
@@ -21,14 +21,14 @@ fn metrics() -> ServiceMetrics {
     ServiceMetrics::new(Program::Worker(Family::Other))
 }
 
-/// Sweeps receipts after a week and events after a month.
+/// Sweeps receipts after a week, events and typed rows after a month.
 fn housekeeping(pool: &PgPool, metrics: &ServiceMetrics) -> Housekeeping {
-    Housekeeping::new(
-        pool.clone(),
-        metrics,
-        7 * DAY,
-        EventRetention::For(30 * DAY),
-    )
+    let month = Retention::For(30 * DAY);
+    let retention = RetentionArgs {
+        event_retention: month,
+        typed_row_retention: month,
+    };
+    Housekeeping::new(pool.clone(), metrics, 7 * DAY, retention)
 }
 
 async fn sweep(pool: &PgPool, table: Table) {
@@ -149,13 +149,165 @@ async fn old_events_are_swept_but_dead_letters_and_what_has_a_receipt_stay(pool:
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn events_are_kept_for_ever_unless_asked_otherwise(pool: PgPool) {
-    persist(&pool, [received_days_ago(10_000, vendor("old"))]).await;
-    Housekeeping::new(pool.clone(), &metrics(), 7 * DAY, EventRetention::Forever)
-        .sweep(Table::Events)
-        .await
-        .expect("nothing to do");
+async fn events_and_typed_rows_are_kept_for_ever_unless_asked_otherwise(pool: PgPool) {
+    persist(&pool, [vendor("old")]).await;
+    sql(&pool, "update events set received_at = '2000-01-01'").await;
+    let retention = RetentionArgs {
+        event_retention: Retention::Forever,
+        typed_row_retention: Retention::Forever,
+    };
+    let housekeeping = Housekeeping::new(pool.clone(), &metrics(), 7 * DAY, retention);
+    housekeeping.sweep(Table::Events).await.expect("nothing");
     assert_eq!(count(&pool, "select count(*) from events").await, 1);
+    sql(
+        &pool,
+        "delete from events; update vendors set stored_at = '2000-01-01'",
+    )
+    .await;
+    housekeeping.sweep(VENDORS).await.expect("nothing");
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 1);
+}
+
+const VENDORS: Table = Table::Typed("vendors");
+
+/// As `hookctl setup` makes them where typed rows are to be swept.
+const INDEXES: &str =
+    "create index on events (resource_id); create index on export_jobs (stored_at);
+                       create index on vendors (stored_at)";
+
+/// The ids of the vendors that there are.
+async fn vendors(pool: &PgPool) -> Vec<String> {
+    sqlx::query_scalar("select id from vendors order by id")
+        .fetch_all(pool)
+        .await
+        .expect("vendors")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn typed_rows_are_swept_when_they_are_old_and_no_event_of_theirs_is_left(pool: PgPool) {
+    let of = |id: &str, webhook_id: &str, time: &str| {
+        event(webhook_id, vendor_body(id, "Name", "DRAFT", time))
+    };
+    persist(
+        &pool,
+        [
+            received_days_ago(31, of("old", "m1", "2025-02-21T10:05:43Z")),
+            received_days_ago(31, of("changed", "m2", "2025-02-21T10:05:43Z")),
+            received_days_ago(31, of("told-late", "m3", "2025-02-21T10:05:43Z")),
+            received_days_ago(29, of("event-is-young", "m4", "2025-02-21T10:05:43Z")),
+            received_days_ago(31, of("has-dead-letter", "m5", "2025-02-21T10:05:43Z")),
+        ],
+    )
+    .await;
+    // An older state that came later, which sets no row, and one that cannot be read.
+    let late = received_days_ago(2, of("told-late", "m6", "2025-01-01T00:00:00Z"));
+    let dead = r#"{"eventType":"v1.vendor.created","data":{"id":"has-dead-letter"}}"#;
+    persist(&pool, [late, received_days_ago(31, event("m7", dead))]).await;
+    sql(&pool, INDEXES).await;
+    sql(
+        &pool,
+        "update vendors set stored_at = now() - interval '31 days' where id <> 'changed'",
+    )
+    .await;
+    // Nothing goes before its events.
+    sweep(&pool, VENDORS).await;
+    assert_eq!(vendors(&pool).await.len(), 5);
+    sweep(&pool, Table::Events).await;
+    sweep(&pool, VENDORS).await;
+    let left = ["changed", "event-is-young", "has-dead-letter", "told-late"];
+    assert_eq!(vendors(&pool).await, left);
+    let noted = "select count(*) from sweeps where swept = 1 and table_name = 'vendors'
+                    and account = session_user and older_than < now() - interval '29 days'";
+    assert_eq!(count(&pool, noted).await, 1);
+    assert_eq!(count(&pool, "select count(*) from sweeps").await, 2);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn typed_rows_are_swept_by_batches_and_counted_by_table(pool: PgPool) {
+    sql(&pool, INDEXES).await;
+    sql(
+        &pool,
+        "insert into vendors (id, company_id, name, state, sort_key, webhook_id, stored_at)
+         select 'v' || n, 'c', 'n', 'DRAFT', '', 'gone', now() - interval '40 days'
+           from generate_series(1, 2500) n;
+         insert into export_jobs (id, company_id, status, sort_key, webhook_id, stored_at)
+         values ('j', 'c', 'pending', '', 'gone', now() - interval '40 days')",
+    )
+    .await;
+    let batch = "select looked_at * 10000 + swept
+                   from sweep_typed_rows('vendors', null, now() - interval '30 days', 2)";
+    assert_eq!(count(&pool, batch).await, 20_002);
+    let metrics = metrics();
+    let housekeeping = housekeeping(&pool, &metrics);
+    for table in [Table::Typed("export_jobs"), VENDORS] {
+        housekeeping.sweep(table).await.expect("a sweep");
+    }
+    assert_eq!(vendors(&pool).await, [""; 0]);
+    assert_eq!(count(&pool, "select count(*) from export_jobs").await, 0);
+    let exposed = exposed(&metrics);
+    for line in [
+        "pleo_housekeeping_swept_total{table=\"vendors\"} 2498",
+        "pleo_housekeeping_swept_total{table=\"export_jobs\"} 1",
+    ] {
+        assert!(exposed.contains(line), "{line}: {exposed}");
+    }
+    let noted = "select sum(swept)::bigint from sweeps where table_name = 'vendors'";
+    assert_eq!(count(&pool, noted).await, 2500);
+}
+
+/// A worker has stored an older state of a resource whose row is about to go, and not committed yet.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_typed_row_that_a_worker_has_locked_stays(pool: PgPool) {
+    persist(&pool, ["free", "locked"].map(vendor)).await;
+    sql(&pool, INDEXES).await;
+    sql(
+        &pool,
+        "delete from events; update vendors set stored_at = '2000-01-01'",
+    )
+    .await;
+    let mut worker = pool.begin().await.expect("a transaction");
+    sqlx::query("select from vendors where webhook_id = 'locked' for update")
+        .execute(&mut *worker)
+        .await
+        .expect("a lock");
+    timeout(SOON, sweep(&pool, VENDORS))
+        .await
+        .expect("no waiting");
+    assert_eq!(vendors(&pool).await.len(), 1);
+    worker.rollback().await.expect("the end");
+    sweep(&pool, VENDORS).await;
+    assert_eq!(vendors(&pool).await, [""; 0]);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn no_sweep_of_typed_rows_reads_whole_tables_or_touches_others(pool: PgPool) {
+    let sweep = async |table: &str, age: &str| {
+        let swept: Result<i64, _> = sqlx::query_scalar(
+            "select swept from sweep_typed_rows($1, null, now() - $2::text::interval, 10)",
+        )
+        .bind(table)
+        .bind(age)
+        .fetch_one(&pool)
+        .await;
+        swept.map_err(|error| error.to_string())
+    };
+    let refused = sweep("vendors", "30 days").await.expect_err("no index");
+    assert!(refused.contains("run `hookctl setup`"), "{refused}");
+    sql(&pool, INDEXES).await;
+    assert_eq!(sweep("vendors", "30 days").await, Ok(0));
+    let refused = sweep("vendors", "29 days").await.expect_err("too young");
+    assert!(refused.contains("30 days at least"), "{refused}");
+    for table in [
+        "events",
+        "operator_actions",
+        "latest_events",
+        "pg_class",
+        "v; --",
+        "",
+    ] {
+        let refused = sweep(table, "30 days").await.expect_err(table);
+        assert!(refused.contains("only typed tables"), "{table}: {refused}");
+    }
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

@@ -6,7 +6,7 @@ use prometheus::TextEncoder;
 use shared::{Family, Program, metrics::ServiceMetrics};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 use worker::{
-    config::EventRetention,
+    config::{Retention, RetentionArgs},
     housekeeping::{Housekeeping, Table},
 };
 
@@ -64,7 +64,10 @@ async fn work_through(pool: &PgPool, admin: &mut PgConnection, round: usize) {
         fresh.clone(),
         &metrics,
         Duration::ZERO,
-        EventRetention::For(Duration::from_secs(30 * 24 * 3_600)),
+        RetentionArgs {
+            event_retention: Retention::For(Duration::from_secs(30 * 24 * 3_600)),
+            typed_row_retention: Retention::For(Duration::from_secs(30 * 24 * 3_600)),
+        },
     );
     for table in [Table::Receipts, Table::Events] {
         housekeeping.sweep(table).await.expect("a sweep");

@@ -3,6 +3,7 @@
 pub mod dead_letters;
 pub mod event;
 pub mod events;
+pub mod export;
 pub mod find;
 pub mod overview;
 pub mod receipts;

@@ -200,52 +200,99 @@ pub async fn find(
     budget: Duration,
 ) -> Result<Found, StoreError> {
     let deadline = Instant::now() + budget;
-    let end = Key::before(filter.to.unwrap_or(DateTime::<Utc>::MAX_UTC));
-    let mut at = match before {
-        Some(before) if before.at < end.at => before,
-        _ => end,
-    };
-    let mut length = FIRST_STRIDE.min(filter.longest_stride());
+    let mut walk = Walk::new(filter.clone(), before, FIRST_STRIDE);
     let mut rows: Vec<Summary> = Vec::new();
     for stride in 0.. {
         let wanted = limit + 1 - rows.len();
-        let looked = store
-            .look(async |connection| look(connection, filter, &at, length, wanted).await)
-            .await;
-        let looked = match looked {
+        match walk.stride(store, wanted).await {
             Err(StoreError::TooSlow) if stride > 0 => break,
-            looked => looked?,
-        };
-        rows.extend(looked.rows);
+            found => rows.extend(found?),
+        }
         if rows.len() > limit {
             rows.truncate(limit);
-            let last = rows.last().map_or(at, Summary::key);
+            let last = rows.last().map_or(walk.at, Summary::key);
             return Ok(Found {
                 rows,
                 end: End::Full(last),
             });
         }
-        match looked.reach {
-            Some(reach) if looked.count == length => at = reach,
-            _ => {
-                return Ok(Found {
-                    rows,
-                    end: End::All,
-                });
-            }
+        if walk.is_over {
+            return Ok(Found {
+                rows,
+                end: End::All,
+            });
         }
         if Instant::now() >= deadline {
             break;
         }
-        length = (length * 4).min(filter.longest_stride());
     }
     Ok(Found {
         rows,
-        end: End::Spent(at),
+        end: End::Spent(walk.at),
     })
 }
 
-/// One stretch of the walk.
+/// A walk back in time.
+#[derive(Debug)]
+pub struct Walk {
+    filter: Filter,
+    /// Everything from here on was looked at.
+    at: Key,
+    /// How many events the next stride looks at.
+    length: i64,
+    is_over: bool,
+}
+
+impl Walk {
+    /// Begins before a place, or at the end of the filter's times. `length` is that of the first stride.
+    pub fn new(filter: Filter, before: Option<Key>, length: i64) -> Self {
+        let end = Key::before(filter.to.unwrap_or(DateTime::<Utc>::MAX_UTC));
+        Self {
+            at: match before {
+                Some(before) if before.at < end.at => before,
+                _ => end,
+            },
+            length: length.min(filter.longest_stride()),
+            is_over: false,
+            filter,
+        }
+    }
+
+    /// Whether there is nothing before.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Finds at most `wanted` events on the next stretch, the newest first. It goes on behind the last of
+    /// them, or behind the stretch if it has no more. One that was too slow may be tried again: the
+    /// next one is shorter.
+    pub async fn stride(
+        &mut self,
+        store: &Store,
+        wanted: usize,
+    ) -> Result<Vec<Summary>, StoreError> {
+        let looked = store
+            .look(async |connection| {
+                look(connection, &self.filter, &self.at, self.length, wanted).await
+            })
+            .await;
+        if matches!(looked, Err(StoreError::TooSlow)) {
+            self.length = (self.length / 4).max(1);
+        }
+        let looked = looked?;
+        match (looked.rows.last(), looked.reach) {
+            (Some(last), _) if looked.rows.len() == wanted => self.at = last.key(),
+            (_, Some(reach)) if looked.count == self.length => {
+                self.at = reach;
+                self.length = (self.length * 4).min(self.filter.longest_stride());
+            }
+            _ => self.is_over = true,
+        }
+        Ok(looked.rows)
+    }
+}
+
+/// One stretch of a walk.
 struct Looked {
     rows: Vec<Summary>,
     count: i64,

@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     error::PageError,
     metrics::Metrics,
-    pages,
+    pages::{self, export::Exports},
     store::Store,
     watch::Watch,
 };
@@ -46,12 +46,14 @@ pub struct Parts {
 
 /// Binds the port and says where. The server runs when it is awaited or spawned.
 pub fn bind(config: &Config, parts: Parts) -> anyhow::Result<(Server, SocketAddr)> {
+    let exports = Exports::default();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(parts.store.clone()))
             .app_data(web::Data::new(parts.watch.clone()))
             .app_data(web::Data::new(parts.access.clone()))
             .app_data(web::Data::new(parts.metrics.clone()))
+            .app_data(web::Data::new(exports.clone()))
             .app_data(QueryConfig::default().error_handler(|_, _| {
                 PageError::BadAddress("The address has fields that cannot be read.".to_owned())
                     .into()
@@ -83,6 +85,7 @@ fn routes(app: &mut web::ServiceConfig) {
     app.route("/", web::get().to(pages::overview::page))
         .route("/overview/figures", web::get().to(pages::overview::figures))
         .route("/events", web::get().to(pages::events::page))
+        .route("/events/export", web::get().to(pages::export::export))
         .route("/event", web::get().to(pages::event::page))
         .route("/event/body", web::get().to(pages::event::body))
         .route("/resource", web::get().to(pages::resource::page))

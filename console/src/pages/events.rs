@@ -97,7 +97,8 @@ fn problems() -> Vec<(&'static str, &'static str)> {
 }
 
 impl Query {
-    fn filter(&self) -> Result<Filter, String> {
+    /// What an event has to be.
+    pub(super) fn filter(&self) -> Result<Filter, String> {
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let at = |name: &str, text: &str| match text {
             "" => Ok(None),
@@ -141,8 +142,17 @@ impl Query {
     }
 
     fn page_from(&self, before: &str) -> String {
+        self.address("/events", ("before", before))
+    }
+
+    /// All of it as a file.
+    fn export(&self, format: &str) -> String {
+        self.address("/events/export", ("format", format))
+    }
+
+    fn address(&self, path: &str, last: (&str, &str)) -> String {
         text::href(
-            "/events",
+            path,
             &[
                 ("type", &self.event_type),
                 ("company", &self.company),
@@ -153,7 +163,7 @@ impl Query {
                 ("value", &self.value),
                 ("from", &self.from),
                 ("to", &self.to),
-                ("before", before),
+                last,
             ],
         )
     }

@@ -3,6 +3,7 @@
 mod app;
 mod documentation;
 mod events;
+mod export;
 mod hostile;
 
 mod outage;

@@ -8,7 +8,6 @@
 mod batch;
 mod report;
 mod set;
-mod survivors;
 
 use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
@@ -20,15 +19,14 @@ use tokio_util::sync::CancellationToken;
 use self::{
     batch::{Batch, Done},
     report::Report,
-    set::Set,
-    survivors::Survivors,
+    set::{LONG, Set},
 };
 use crate::{
     actions::Run,
     database::{self, Connection, READING},
     output::OutputArgs,
     progress,
-    typed_table::Table,
+    typed_table::{Survivors, Table},
     verdict::{Verdict, WrongSettings},
 };
 
@@ -131,7 +129,7 @@ struct Distrust<'a> {
 impl Distrust<'_> {
     async fn all(&self, connection: &mut Connection) -> anyhow::Result<Done> {
         let set = Set::find(connection, self.which, self.tables).await?;
-        let survivors = Survivors::find(connection, self.which, self.tables, &set).await?;
+        let survivors = self.survivors(connection, &set).await?;
         let bar = progress::bar(set.len() as u64);
         let mut done = Done::default();
         for groups in set.batches() {
@@ -153,5 +151,22 @@ impl Distrust<'_> {
         }
         bar.finish_and_clear();
         Ok(done)
+    }
+
+    /// The events that can set the rows instead, by the places of the tables.
+    async fn survivors(
+        &self,
+        connection: &mut Connection,
+        set: &Set,
+    ) -> anyhow::Result<Vec<Survivors>> {
+        let mut transaction = connection.begin(&LONG).await?;
+        let mut survivors = Vec::new();
+        for (place, table) in self.tables.iter().enumerate() {
+            let trust = |query: &mut _| self.which.push_others(query);
+            let resources = set.resources(place);
+            let found = Survivors::find(&mut transaction, table, &resources, &trust).await?;
+            survivors.push(found);
+        }
+        Ok(survivors)
     }
 }

@@ -3,8 +3,8 @@
 //! It goes through the healthy events of a family in the order of their ids, a batch in each
 //! transaction, and writes a row where it is missing, older than the event, or not what its own event
 //! says. Workers go on meanwhile: rows are locked in their order, and the newer state wins by their
-//! rule. A row whose event is there and no longer healthy is removed first, and the other events of its
-//! resource then write it again. A row whose event was swept stays.
+//! rule. A row whose event is there and no longer healthy is computed again first, from the other events of
+//! its resource and as `secrets distrust` does it. A row whose event was swept stays.
 
 mod batch;
 mod report;
@@ -146,10 +146,7 @@ struct Rebuild<'a> {
 impl Rebuild<'_> {
     async fn passes(&self, pool: &Pool, table: &Table, totals: &mut Totals) -> anyhow::Result<()> {
         let mut after = self.args.after.clone().unwrap_or_default();
-        if self.remove_not_healthy(pool, table, totals).await? {
-            // What these rows should be may be said by events before that one.
-            after = String::new();
-        }
+        let refused = self.replace_not_healthy(pool, table, totals).await?;
         let bar = progress::bar(count_events(pool, table).await?);
         for _ in 0..PASSES {
             bar.reset();
@@ -162,34 +159,48 @@ impl Rebuild<'_> {
             }
         }
         bar.finish_and_clear();
+        for (webhook_id, reason) in refused {
+            totals.problem(webhook_id, reason);
+        }
         totals.rows_without_event = count_rows_without_event(pool, table).await?;
         Ok(())
     }
 
-    /// Removes the rows whose event is not healthy any more: their sort key would hide the other events
-    /// of their resource. Answers whether there were any to remove.
-    async fn remove_not_healthy(
+    /// Computes the rows again whose event is not healthy any more: their sort key would hide the other
+    /// events of their resource. Answers with the events whose rows Postgres refuses to replace, and why.
+    async fn replace_not_healthy(
         &self,
         pool: &Pool,
         table: &Table,
         totals: &mut Totals,
-    ) -> anyhow::Result<bool> {
+    ) -> anyhow::Result<Vec<(String, String)>> {
         let found = find_not_healthy(pool, table).await?;
-        for rows in found.chunks(BATCH as usize) {
-            let Some(run) = self.run else {
-                for (id, _) in rows {
-                    totals.change(id, Change::NotHealthy);
-                }
-                continue;
-            };
-            let removed = self
-                .patiently(async || self.writer.remove(run, rows).await)
-                .await?;
-            for id in &removed {
+        let mut refused = Vec::new();
+        let Some(run) = self.run else {
+            for (id, _) in &found {
                 totals.change(id, Change::NotHealthy);
             }
+            return Ok(refused);
+        };
+        let mut groups: Vec<&[_]> = found.chunks(BATCH as usize).rev().collect();
+        while let Some(group) = groups.pop() {
+            let replaced = self
+                .patiently(async || or_refusal(self.writer.replace(run, group).await))
+                .await?;
+            match (replaced, group) {
+                (Ok(ids), _) => {
+                    for id in &ids {
+                        totals.change(id, Change::NotHealthy);
+                    }
+                }
+                (Err(reason), [(_, event)]) => refused.push((event.clone(), reason)),
+                (Err(_), _) => {
+                    let (first, second) = group.split_at(group.len() / 2);
+                    groups.extend([second, first]);
+                }
+            }
         }
-        Ok(self.run.is_some() && !found.is_empty())
+        Ok(refused)
     }
 
     async fn pass(
@@ -239,11 +250,7 @@ impl Rebuild<'_> {
         let mut groups = vec![batch];
         while let Some(group) = groups.pop() {
             let written = self
-                .patiently(async || match self.writer.write(group).await {
-                    Err(error) if is_a_rows_fault(&error) => Ok(Err(problem::refusal(&error))),
-                    Err(error) => Err(error),
-                    Ok(changes) => Ok(Ok(changes)),
-                })
+                .patiently(async || or_refusal(self.writer.write(group).await))
                 .await?;
             match (written, group) {
                 (Ok(written), _) => {
@@ -280,6 +287,14 @@ impl Rebuild<'_> {
             }
         }
         work().await.context("postgres does not take it")
+    }
+}
+
+/// Tells what Postgres refuses, with its words, from what may go better at another time.
+fn or_refusal<T>(done: Result<T, TransactionError>) -> Result<Result<T, String>, TransactionError> {
+    match done {
+        Err(error) if is_a_rows_fault(&error) => Ok(Err(problem::refusal(&error))),
+        other => other.map(Ok),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod candidate;
 mod change;
+mod survivors;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +13,11 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 pub(crate) use worker::families::table as name;
 use worker::families::{Resource as _, SortKey, Typed};
 
-pub(crate) use self::{candidate::Candidate, change::describe};
+pub(crate) use self::{
+    candidate::Candidate,
+    change::describe,
+    survivors::{Ended, Recomputed, Recomputing, Survivors, lock_events},
+};
 
 /// Of an event `e`: it sets no row. A dead letter does not, and what was erased says nothing any more.
 pub(crate) const NOT_HEALTHY: &str = "(e.problem is not null or e.event_type = 'erased')";

@@ -3,20 +3,17 @@
 
 use std::collections::HashSet;
 
-use anyhow::ensure;
+use anyhow::bail;
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection, QueryBuilder};
-use worker::{
-    families::{self, Typed},
-    problem::DISTRUSTED,
-};
+use sqlx::{PgConnection, QueryBuilder};
+use worker::problem::DISTRUSTED;
 
-use super::{Which, set::Group, survivors::Survivors};
+use super::{Which, set::Group};
 use crate::{
     actions::Run,
     database::{CHANGING, Connection},
-    typed_table::{self, Candidate, Table},
+    typed_table::{Ended, Recomputed, Recomputing, Survivors, Table, lock_events},
 };
 
 /// How much was done.
@@ -38,33 +35,68 @@ impl Done {
     }
 }
 
+/// Another one means that events of these resources come faster than they can be locked.
+const TRIES: usize = 10;
+
 /// What changes in one transaction.
 pub(super) struct Batch<'a> {
     pub(super) which: &'a Which,
     pub(super) tables: &'a [Table],
-    pub(super) survivors: &'a Survivors,
+    /// By the places of the tables.
+    pub(super) survivors: &'a [Survivors],
     pub(super) run: &'a Run,
     pub(super) groups: &'a [Group],
 }
 
 impl Batch<'_> {
-    /// The rows of `events` are locked first, as a replay does, then the typed rows as workers do.
     pub(super) async fn apply(&self, connection: &mut Connection) -> anyhow::Result<Done> {
+        let mut locked: HashSet<String> = self.ids().map(str::to_owned).collect();
+        for (place, id) in self.groups.iter().filter_map(|g| g.resource.as_ref()) {
+            locked.extend(self.survivors[*place].ids(id).map(str::to_owned));
+        }
+        for _ in 0..TRIES {
+            match self.attempt(connection, &locked).await? {
+                Ok(done) => return Ok(done),
+                Err(NotLocked(ids)) => locked.extend(ids),
+            }
+        }
+        bail!("more events of the same resources come all the time; run it again")
+    }
+
+    /// All rows of `events` that say what is written are locked first, as a replay does, then the typed
+    /// rows as workers do.
+    async fn attempt(
+        &self,
+        connection: &mut Connection,
+        locked: &HashSet<String>,
+    ) -> anyhow::Result<Result<Done, NotLocked>> {
         let mut transaction = connection.begin(&CHANGING).await?;
+        let ids: Vec<&str> = locked.iter().map(String::as_str).collect();
+        lock_events(&mut transaction, &ids).await?;
         let mut changes = self.mark(&mut transaction).await?;
         let mut done = Done {
             distrusted: changes.len(),
             ..Done::default()
         };
         for place in 0..self.tables.len() {
-            let rows = self.recompute(&mut transaction, place).await?;
+            let rows = match self.recompute(&mut transaction, place, locked).await? {
+                Ended::Done(rows) => rows,
+                Ended::NotLocked(ids) => {
+                    transaction.rollback().await?;
+                    return Ok(Err(NotLocked(ids)));
+                }
+                Ended::Outdated(id) => bail!(
+                    "events of {} {id} changed meanwhile; run it again",
+                    self.tables[place].name()
+                ),
+            };
             done.recomputed += rows.recomputed;
             done.removed += rows.removed;
             changes.extend(rows.changes);
         }
         self.run.record(&mut transaction, changes).await?;
         transaction.commit().await?;
-        Ok(done)
+        Ok(Ok(done))
     }
 
     fn ids(&self) -> impl Iterator<Item = &str> {
@@ -100,7 +132,8 @@ impl Batch<'_> {
         &self,
         connection: &mut PgConnection,
         place: usize,
-    ) -> anyhow::Result<Recomputed> {
+        locked: &HashSet<String>,
+    ) -> Result<Ended, sqlx::Error> {
         let table = &self.tables[place];
         let resources: Vec<&str> = self
             .groups
@@ -110,7 +143,7 @@ impl Batch<'_> {
             .map(|(_, id)| id.as_str())
             .collect();
         if resources.is_empty() {
-            return Ok(Recomputed::default());
+            return Ok(Ended::Done(Recomputed::default()));
         }
         let current = table.lock(connection, &resources).await?;
         let events: HashSet<&str> = self.ids().collect();
@@ -122,88 +155,15 @@ impl Batch<'_> {
                     .is_some_and(|row| events.contains(&*row.webhook_id))
             })
             .collect();
-        let candidates = self.candidates(connection, place, &rows).await?;
-        let newest = typed_table::newest(candidates.iter().filter_map(|c| c.typed.as_ref().ok()));
-        for id in &rows {
-            let expected = self
-                .survivors
-                .of(place, id)
-                .and_then(|known| known.newest());
-            ensure!(
-                expected.is_none_or(|id| candidates.iter().any(|c| c.webhook_id == id)),
-                "events of {} {id} changed meanwhile; run it again",
-                table.name()
-            );
-        }
-        let typed: Vec<&Typed> = newest.values().copied().collect();
-        let (kept, companies): (Vec<&str>, Vec<&str>) = (newest.iter())
-            .map(|(id, typed)| (*id, typed.company_id()))
-            .unzip();
-        let removed: Vec<&str> = (rows.iter().copied())
-            .filter(|id| !newest.contains_key(id))
-            .collect();
-        // Any state of the same company replaces one with the least of all keys.
-        let least = format!(
-            "update {} t set sort_key = '', company_id = kept.company_id
-               from unnest($1::text[], $2::text[]) as kept (id, company_id) where t.id = kept.id",
-            table.qualified()
-        );
-        sqlx::query(AssertSqlSafe(least))
-            .bind(&kept)
-            .bind(companies)
-            .execute(&mut *connection)
-            .await?;
-        let delete = format!("delete from {} where id = any($1)", table.qualified());
-        sqlx::query(AssertSqlSafe(delete))
-            .bind(&removed)
-            .execute(&mut *connection)
-            .await?;
-        families::upsert(connection, &typed).await?;
-        table.date(connection, &typed).await?;
-        Ok(Recomputed {
-            recomputed: kept.len(),
-            removed: removed.len(),
-            changes: typed_table::describe(connection, table, &current, &rows).await?,
-        })
-    }
-
-    /// The healthy events that can set these rows. The rows are locked, so what is not stored yet
-    /// comes after this and compares with the row that this leaves.
-    async fn candidates(
-        &self,
-        connection: &mut PgConnection,
-        place: usize,
-        rows: &[&str],
-    ) -> Result<Vec<Candidate>, sqlx::Error> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
-        }
-        let known: Vec<&str> = rows
-            .iter()
-            .filter_map(|id| self.survivors.of(place, id))
-            .flat_map(|known| known.ids())
-            .collect();
-        let select = format!("select {} from events e where ", Candidate::COLUMNS);
-        let mut query = QueryBuilder::new(&select);
-        query.push("e.webhook_id = any(").push_bind(known);
-        query.push(") and e.problem is null");
-        self.which.push_others(&mut query);
-        query.push(" union all ").push(&select);
-        // Transactions that began before the look and committed after it are not minutes long.
-        query.push("e.stored_at > ").push_bind(self.survivors.as_of);
-        query.push(" - interval '5 minutes' and e.problem is null and e.resource_id = any(");
-        query.push_bind(rows).push(") and e.event_type ~ ");
-        query.push_bind(self.tables[place].pattern());
-        self.which.push_others(&mut query);
-        let found = query.build().fetch_all(connection).await?;
-        found.iter().map(Candidate::read).collect()
+        let recomputing = Recomputing {
+            table,
+            survivors: &self.survivors[place],
+            trust: &|query| self.which.push_others(query),
+            locked,
+        };
+        recomputing.apply(connection, &current, &rows).await
     }
 }
 
-/// What became of one table's rows.
-#[derive(Default)]
-struct Recomputed {
-    recomputed: usize,
-    removed: usize,
-    changes: Vec<Value>,
-}
+/// These events have to be locked as well.
+struct NotLocked(Vec<String>);

@@ -50,6 +50,14 @@ impl Which {
         query.push(" and (e.problem is null or not starts_with(e.problem, ");
         query.push_bind(DISTRUSTED).push("))");
     }
+
+    /// Appends that an event `e` is not distrusted, neither by this run nor by one before.
+    pub(super) fn push_others(&self, query: &mut QueryBuilder<Postgres>) {
+        query.push(" and (");
+        self.push(query);
+        query.push(") is not true and (e.problem is null or not starts_with(e.problem, ");
+        query.push_bind(DISTRUSTED).push("))");
+    }
 }
 
 impl Set {

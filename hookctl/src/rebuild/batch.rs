@@ -21,10 +21,16 @@ use super::report::Change;
 use crate::{
     actions::Run,
     database::{READING, STORING},
-    typed_table::{self, Candidate, Current, NOT_HEALTHY, Table, key},
+    typed_table::{
+        self, Candidate, Current, Ended, NOT_HEALTHY, Recomputing, Survivors, Table, key,
+        lock_events,
+    },
 };
 
 const DEADLINE: Duration = Duration::from_secs(40);
+
+/// Another try finds what has come.
+const MEANWHILE: &str = "events of these rows changed meanwhile";
 
 const WHOLE_TABLE_DEADLINE: Duration = Duration::from_secs(1_800);
 
@@ -164,34 +170,51 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Removes these rows where their event is still not healthy, and answers with the ids of those.
-    pub(super) async fn remove(
+    /// Gives these rows, where their event is still not healthy, the newest state of the healthy events
+    /// of their resource, or removes them if there is none. Answers with their ids.
+    pub(super) async fn replace(
         &self,
         run: &Run,
         rows: &[Named],
     ) -> Result<Vec<String>, TransactionError> {
+        let (ids, setters): (Vec<&str>, Vec<&str>) =
+            rows.iter().map(|(id, event)| (&**id, &**event)).unzip();
+        let survivors = read_all(self.pool, async |connection| {
+            Survivors::find(connection, self.table, &ids, &|_| {}).await
+        })
+        .await?;
         let mut transaction = self.begin().await?;
-        let removed = transaction
+        let replaced = transaction
             .run(async |connection| {
-                let events = rows.iter().map(|(_, event)| &**event).collect();
-                let events = self.hold(connection, events, false).await?;
-                let ids: Vec<&str> = rows.iter().map(|(id, _)| &**id).collect();
+                let mut events = setters.clone();
+                events.extend(ids.iter().flat_map(|id| survivors.ids(id)));
+                lock_events(connection, &events).await?;
+                let setters = self.hold(connection, setters, false).await?;
                 let mut before = self.table.lock(connection, &ids).await?;
-                before.retain(|_, row| events.contains(&row.webhook_id));
+                before.retain(|_, row| setters.contains(&row.webhook_id));
                 let mut ids: Vec<&str> = before.keys().map(|id| &**id).collect();
                 ids.sort_unstable();
-                let delete = format!("delete from {} where id = any($1)", self.table.qualified());
-                sqlx::query(AssertSqlSafe(delete))
-                    .bind(&ids)
-                    .execute(&mut *connection)
-                    .await?;
-                let changes = typed_table::describe(connection, self.table, &before, &ids).await?;
-                run.record(connection, changes).await?;
-                Ok::<_, sqlx::Error>(ids.into_iter().map(str::to_owned).collect())
+                let recomputing = Recomputing {
+                    table: self.table,
+                    survivors: &survivors,
+                    trust: &|_| {},
+                    locked: &events.into_iter().map(str::to_owned).collect(),
+                };
+                let ended = recomputing.apply(connection, &before, &ids).await?;
+                let Ended::Done(done) = ended else {
+                    return Err(sqlx::Error::Protocol(MEANWHILE.to_owned()));
+                };
+                run.record(connection, done.changes).await?;
+                Ok(ids.into_iter().map(str::to_owned).collect())
             })
-            .await?;
-        transaction.commit().await?;
-        Ok(removed)
+            .await;
+        match replaced {
+            Ok(replaced) => transaction.commit().await.map(|()| replaced),
+            Err(error) => {
+                transaction.rollback().await?;
+                Err(error)
+            }
+        }
     }
 
     /// Those of the events that are healthy, or those that are not. They stay so until the transaction

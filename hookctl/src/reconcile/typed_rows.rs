@@ -138,14 +138,15 @@ async fn differing(
     Ok(differing.collect())
 }
 
-/// The ids of the rows that have an older state than a healthy event.
+/// The ids of the rows that have an older state than a healthy event of their company. A row never takes
+/// another company's state.
 async fn outdated(
     connection: &mut PgConnection,
     table: &Table,
     newer_within: Option<Duration>,
 ) -> Result<BTreeSet<String>, sqlx::Error> {
     let sql = format!(
-        "select t.id, t.sort_key, {} from events e
+        "select t.id, t.sort_key, t.company_id as row_company, {} from events e
            join {} t on t.id = e.resource_id and t.webhook_id <> e.webhook_id
           where e.webhook_id > $1 and e.problem is null and e.event_type ~ $2
             and ($3::float8 is null or e.received_at > now() - make_interval(secs => $3))
@@ -168,6 +169,7 @@ async fn outdated(
             let candidate = Candidate::read(row)?;
             if let Ok(typed) = &candidate.typed
                 && sort_key.as_slice() < key(typed).1.as_bytes()
+                && row.try_get::<&str, _>("row_company")? == typed.company_id()
             {
                 outdated.insert(row.try_get("id")?);
             }

@@ -357,3 +357,112 @@ async fn workers_store_newer_and_older_states_meanwhile(pool: PgPool) {
     );
     assert_rows_follow_from_events(&pool).await;
 }
+
+/// How many commands wait for a lock.
+const WAITING: &str = "select count(*) from pg_stat_activity
+                        where datname = current_database() and application_name = 'hookctl'
+                          and wait_event_type = 'Lock'";
+
+/// The state is read when the row is computed, and is to be erased before that is committed.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_state_that_is_erased_meanwhile_does_not_come_back(pool: PgPool) {
+    store_events(
+        &pool,
+        [
+            vendor_at("m1", "v1", "Jane Doe", 1),
+            forged(vendor_at("f1", "v1", "forged", 5)),
+        ],
+    )
+    .await;
+    sql(
+        &pool,
+        "create function wait() returns trigger language plpgsql as
+             $$ begin perform pg_advisory_xact_lock(1); return new; end $$;
+         create trigger wait before update on vendors for each row execute function wait()",
+    )
+    .await;
+    let mut holding = pool.begin().await.expect("a transaction");
+    sqlx::query("select pg_advisory_xact_lock(1)")
+        .execute(&mut *holding)
+        .await
+        .expect("a lock");
+    let erasing = ["erase", "--event=m1", "--yes"];
+    let meanwhile = async {
+        until(&pool, &format!("select ({WAITING}) = 1")).await;
+        let releasing = async {
+            let settled = format!(
+                "select ({WAITING}) + (select count(*) from events where erased_at is not null) = 2"
+            );
+            until(&pool, &settled).await;
+            holding.rollback().await.expect("a rollback");
+        };
+        let mut erase = hookctl(&pool, &erasing);
+        tokio::join!(erase.output(), releasing).0
+    };
+    let (_, erased) = tokio::join!(report(&pool, &["--yes"], 0), meanwhile);
+    let mut erased = erased.expect("hookctl runs");
+    if erased.status.code() == Some(3) {
+        // The row came meanwhile.
+        erased = hookctl(&pool, &erasing).output().await.expect("it runs");
+    }
+    assert_eq!(erased.status.code(), Some(0), "{}", text(&erased));
+    assert!(is(&pool, "select not exists (select from vendors)").await);
+}
+
+/// A vendor of the company `c2`, and else as [`vendor_at`].
+fn of_c2(id: &str, vendor: &str, minute: u8) -> AcceptedEvent {
+    let body = vendor_at(id, vendor, "Other", minute).body;
+    let body = String::from_utf8(body.to_vec()).expect("text");
+    event(
+        id,
+        body.replace(r#""companyId":"c1""#, r#""companyId":"c2""#),
+    )
+}
+
+/// Both vendors were the company `c1`'s until their rows were erased. `v1` has a healthy event of `c2`
+/// besides the forged one, and `v2` has none.
+async fn fill_two_companies(pool: &PgPool) {
+    for vendor in ["v1", "v2"] {
+        let id = |name: &str| format!("{name} of {vendor}");
+        store_events(pool, [vendor_at(&id("a1"), vendor, "Own", 7)]).await;
+        store_events(pool, [vendor_at(&id("a2"), vendor, "Own", 8)]).await;
+        let erasing = format!("--event={}", id("a2"));
+        let erased = hookctl(pool, &["erase", &erasing, "--yes"]).output().await;
+        assert_eq!(erased.expect("it runs").status.code(), Some(0));
+    }
+    store_events(pool, [of_c2("b1", "v1", 1)]).await;
+    for vendor in ["v1", "v2"] {
+        store_events(pool, [forged(of_c2(&format!("f of {vendor}"), vendor, 2))]).await;
+    }
+}
+
+const KEPT_COMPANIES: &str =
+    "select array_agg(id || ' ' || company_id || ' ' || webhook_id order by id)
+                                = array['v1 c2 b1', 'v2 c1 a1 of v2'] from vendors";
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_row_keeps_its_company_if_a_healthy_event_of_that_is_left(pool: PgPool) {
+    fill_two_companies(&pool).await;
+    let done = report(&pool, &["--yes"], 0).await;
+    assert_eq!(
+        done["done"],
+        json!({"distrusted": 2, "recomputed": 2, "removed": 0})
+    );
+    assert!(is(&pool, KEPT_COMPANIES).await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_rebuild_computes_rows_of_distrusted_events_as_distrust_does(pool: PgPool) {
+    fill_two_companies(&pool).await;
+    sql(
+        &pool,
+        "update events set problem = 'distrusted: stolen' where secret_name = 'stolen'",
+    )
+    .await;
+    // The other company's older event of v1 is named.
+    let output = hookctl(&pool, &["rebuild", "--yes"]).output().await;
+    let output = output.expect("it runs");
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    assert!(text(&output).contains("a1 of v1"), "{}", text(&output));
+    assert!(is(&pool, KEPT_COMPANIES).await);
+}

@@ -476,6 +476,15 @@ async fn a_row_that_is_not_what_its_event_says_is_named(pool: PgPool) {
     fill(&pool).await;
     sql(&pool, "create table before as select * from vendors").await;
     store_events(&pool, [vendor_at("m6", "v1", "new", 2)]).await;
+    // A newer state of another company, as is left where a row of that company was erased.
+    let body = vendor_at("m7", "v2", "another", 9).body;
+    let body = String::from_utf8(body.to_vec()).expect("text");
+    store_events(&pool, [event("m7", body.replace(r#""c1""#, r#""c2""#))]).await;
+    sql(
+        &pool,
+        "update events set problem = null where webhook_id = 'm7'",
+    )
+    .await;
     site.reconcile(&[], 0).await;
 
     sql(

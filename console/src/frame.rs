@@ -18,6 +18,7 @@ pub enum Section {
     Events,
     DeadLetters,
     Receipts,
+    Record,
     /// A page that the menu does not have.
     None,
 }
@@ -59,12 +60,13 @@ impl Frame {
     }
 
     /// The menu: where, what, and whether this is where one is.
-    pub fn menu(&self) -> [(&'static str, &'static str, bool); 4] {
+    pub fn menu(&self) -> [(&'static str, &'static str, bool); 5] {
         [
             ("/", "Overview", Section::Overview),
             ("/events", "Events", Section::Events),
             ("/dead-letters", "Dead letters", Section::DeadLetters),
             ("/receipts", "Receipts", Section::Receipts),
+            ("/record", "Record", Section::Record),
         ]
         .map(|(href, name, section)| (href, name, section == self.section))
     }

@@ -7,14 +7,16 @@ use shared::{
 };
 
 /// The pages, as labels, by the patterns of their addresses.
-const PAGES: [(&str, &str); 8] = [
+const PAGES: [(&str, &str); 10] = [
     ("/", "overview"),
     ("/events", "events"),
+    ("/events/export", "export"),
     ("/event", "event"),
     ("/event/body", "body"),
     ("/resource", "resource"),
     ("/dead-letters", "dead-letters"),
     ("/receipts", "receipts"),
+    ("/record", "record"),
     ("/sign-in", "sign-in"),
 ];
 

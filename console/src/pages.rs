@@ -7,6 +7,7 @@ pub mod export;
 pub mod find;
 pub mod overview;
 pub mod receipts;
+pub mod record;
 pub mod resource;
 
 use worker::problem::Kind;

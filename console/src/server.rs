@@ -91,6 +91,7 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/resource", web::get().to(pages::resource::page))
         .route("/dead-letters", web::get().to(pages::dead_letters::page))
         .route("/receipts", web::get().to(pages::receipts::page))
+        .route("/record", web::get().to(pages::record::page))
         .route("/find", web::get().to(pages::find::find))
         .route("/sign-in", web::get().to(sign_in::form))
         .route("/sign-in", web::post().to(sign_in::sign_in))

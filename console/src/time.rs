@@ -88,6 +88,16 @@ pub fn parse(text: &str) -> Option<DateTime<Utc>> {
     .filter(|at| (1..=9_999).contains(&chrono::Datelike::year(at)))
 }
 
+/// What a field of the address with this name says, in words if it is no time. Empty is none.
+pub fn parse_field(name: &str, text: &str) -> Result<Option<DateTime<Utc>>, String> {
+    match text {
+        "" => Ok(None),
+        _ => parse(text)
+            .map(Some)
+            .ok_or_else(|| format!("`{name}` is no time: write it as 2026-11-26T17:30, in UTC")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;

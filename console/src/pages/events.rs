@@ -100,12 +100,6 @@ impl Query {
     /// What an event has to be.
     pub(super) fn filter(&self) -> Result<Filter, String> {
         let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-        let at = |name: &str, text: &str| match text {
-            "" => Ok(None),
-            _ => time::parse(text).map(Some).ok_or_else(|| {
-                format!("`{name}` is no time: write it as 2026-11-26T17:30, in UTC")
-            }),
-        };
         let problem = match self.problem.as_str() {
             "" => None,
             "none" => Some(Problem::None),
@@ -127,8 +121,8 @@ impl Query {
             secret: given(&self.secret),
             problem,
             field,
-            from: at("from", &self.from)?,
-            to: at("to", &self.to)?,
+            from: time::parse_field("from", &self.from)?,
+            to: time::parse_field("to", &self.to)?,
         })
     }
 

@@ -47,7 +47,11 @@ impl Scene {
              insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
                                         has_receipt, due_at, attempts, last_error)
              values ('msg_spooled', '', 'vendor', 'v1.vendor.created', '', now(), true,
-                     now() + interval '1 hour', 3, 'rabbitmq was away')",
+                     now() + interval '1 hour', 3, 'rabbitmq was away');
+             insert into operator_actions (run, action, filter, changed, changes)
+             select gen_random_uuid(), 'dead-letters dismiss', '{\"id\": \"msg_dismissed\"}', 1,
+                    '[{\"webhook_id\": \"msg_dismissed\", \"before\": null, \"after\": \"dismissed\"}]'
+               from generate_series(1, 3)",
         )
         .await;
         let app = App::start(pool).await;
@@ -73,6 +77,8 @@ impl Scene {
             "/dead-letters?state=dismissed",
             "/dead-letters?company=nobody",
             "/receipts",
+            "/record",
+            "/record?who=nobody",
             "/nowhere",
             "/events?before=edited",
         ];

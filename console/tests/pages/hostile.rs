@@ -52,12 +52,22 @@ async fn nothing_that_was_sent_runs_or_breaks_a_page(pool: PgPool) {
     .execute(&pool)
     .await
     .expect("a row of the spool");
+    sqlx::query(
+        "insert into operator_actions (run, person, action, filter, changed, changes)
+         values (gen_random_uuid(), $1, $1, jsonb_build_object($1, $1), 1,
+                 jsonb_build_array(jsonb_build_object($1, $1)))",
+    )
+    .bind(&text)
+    .execute(&pool)
+    .await
+    .expect("an action");
     let app = App::start(&pool).await;
     let events = app.page(&href("/events", &[("company", &text)])).await;
     let mut paths = vec![
         "/events".to_owned(),
         "/dead-letters".to_owned(),
         "/receipts".to_owned(),
+        "/record".to_owned(),
         href(
             "/events",
             &[("field", &format!("data.{text}")), ("value", &text)],

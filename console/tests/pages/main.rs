@@ -9,6 +9,7 @@ mod hostile;
 mod outage;
 mod overview;
 mod problems;
+mod record;
 mod resource;
 mod sample;
 mod signing_in;

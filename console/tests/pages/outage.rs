@@ -38,6 +38,8 @@ async fn while_postgres_is_away_the_overview_shows_what_was_known(pool: PgPool) 
         "/resource?id=v-1",
         "/dead-letters",
         "/receipts",
+        "/record",
+        "/events/export?format=csv",
     ] {
         let page = app.page_with(path, 503).await;
         assert!(

@@ -86,7 +86,7 @@ grant select (event_type) on dead_letters to :"other_worker";
 -- account cannot log in unless it was given a password.
 grant select
    on events, export_jobs, vendors, dead_letters, dismissed_dead_letters, unstored_receipts,
-      written_off_receipts
+      written_off_receipts, operator_actions
    to :"console";
 grant select (webhook_id, received_at, published_at, written_off_at) on webhook_receipts to :"console";
 grant select (webhook_id, family, event_type, received_at, attempts, claims, due_at, last_error, spooled_at)

@@ -31,7 +31,7 @@ use crate::{
 /// moment, is not seen yet: run it again until it finds nothing. Backups are yours to erase.
 ///
 /// Exit codes: 0 nothing is left, 1 it could not be done, 2 wrong settings, 3 there is something to
-/// erase (without --yes), or something came meanwhile.
+/// erase (without --yes), something came meanwhile, or rows of the spool were not read.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -63,7 +63,8 @@ pub struct SubjectArgs {
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     pub resource: Option<String>,
 
-    /// One event, by its webhook id, and the typed row that it has set
+    /// One event, by its webhook id, with the second bodies that came under the same id, and the typed
+    /// rows that they have set
     #[arg(long, value_name = "WEBHOOK_ID", value_parser = NonEmptyStringValueParser::new())]
     pub event: Option<String>,
 }
@@ -89,7 +90,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let found = Found::look(&mut connection, &subject).await?;
     print(args.output, &found, args.yes)?;
     if !args.yes || found.is_empty() {
-        return Ok(Verdict::of(found.is_empty()));
+        return Ok(Verdict::of(found.is_nothing()));
     }
     let run = Run::new("erase", subject.describe(), None);
     found.erase(&mut connection, &subject, &run).await?;
@@ -97,10 +98,10 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     if !left.is_empty() {
         writeln!(
             io::stderr(),
-            "more came meanwhile, which is not erased; run it again"
+            "more came meanwhile, or a worker has it, which is not erased; run it again"
         )?;
     }
-    Ok(Verdict::of(left.is_empty()))
+    Ok(Verdict::of(left.is_nothing()))
 }
 
 /// What there is of a subject.
@@ -122,6 +123,11 @@ impl Found {
 
     fn is_empty(&self) -> bool {
         self.spool.rows.is_empty() && self.tables.iter().all(|(_, ids)| ids.is_empty())
+    }
+
+    /// Whether nothing is left. What was not read may be about the subject.
+    fn is_nothing(&self) -> bool {
+        self.is_empty() && self.spool.unread == 0
     }
 
     /// In the same order, so that nothing gets from where it was not looked yet to where it was.

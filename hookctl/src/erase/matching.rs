@@ -10,7 +10,7 @@ pub(super) enum Subject {
     Company(String),
     /// By `data.id`.
     Resource(String),
-    /// By its webhook id.
+    /// By its webhook id: also second bodies that came under it.
     Event(String),
 }
 
@@ -31,12 +31,23 @@ impl Subject {
         }
     }
 
+    /// Whether the webhook id alone says that an event is about it.
+    pub(super) fn is_named_by(&self, webhook_id: &str) -> bool {
+        match self {
+            Self::Company(_) | Self::Resource(_) => false,
+            Self::Event(id) => {
+                let rest = webhook_id.strip_prefix(&**id);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("#conflict-"))
+            }
+        }
+    }
+
     /// Whether an event that is not stored yet is about it.
     pub(super) fn includes(&self, record: &Record) -> bool {
         match self {
             Self::Company(id) => Text::as_optional(&record.company_id) == Some(id),
             Self::Resource(id) => Text::as_optional(&record.resource_id) == Some(id),
-            Self::Event(id) => record.webhook_id == *id,
+            Self::Event(_) => self.is_named_by(&record.webhook_id),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What waits in `webhook_spool`. Only the body says whose it is, so each row is read as a worker does.
 
+use std::collections::HashSet;
+
 use serde_json::json;
 use shared::{AcceptedEvent, EventType, message::Receipt};
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
@@ -19,7 +21,7 @@ use crate::{
 const BATCH: usize = 200;
 
 /// The key of a row.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     webhook_id: String,
     body_sha256: Vec<u8>,
@@ -61,7 +63,7 @@ pub(super) async fn find(
         };
         last = end.clone();
         let about_it = page.into_iter().filter(|(key, work)| match subject {
-            Subject::Event(id) => key.webhook_id == *id,
+            Subject::Event(_) => subject.is_named_by(&key.webhook_id),
             Subject::Company(_) | Subject::Resource(_) => {
                 (work.as_ref()).is_some_and(|work| subject.includes(&Record::new(work)))
             }
@@ -121,15 +123,40 @@ fn read(row: &PgRow) -> Result<(Key, Option<Work>), sqlx::Error> {
     Ok((key, Some(work)))
 }
 
+/// Which of `$1`, `$2` would be stored as second bodies of others that stay in the spool: those have
+/// come earlier, are due earlier, or a worker has taken them already.
+const PRECEDED: &str = "
+    select s.webhook_id, s.body_sha256
+      from webhook_spool s
+      join unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+        on s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
+     where not exists (select from events e where e.webhook_id = s.webhook_id)
+       and exists (select from webhook_spool o
+                    where o.webhook_id = s.webhook_id and o.body_sha256 <> s.body_sha256
+                      and ((o.received_at, o.body_sha256) < (s.received_at, s.body_sha256)
+                           or o.due_at < s.due_at or o.claims > s.claims)
+                      and not exists (select from unnest($1::text[], $2::bytea[]) as k (id, hash)
+                                       where k.id = o.webhook_id and k.hash = o.body_sha256))";
+
+/// Keeps workers from taking these. Those that a worker has taken are left out: it may be storing them
+/// under their first id at this moment, where the row of a second body would not stop it.
+const KEEP: &str = "
+    select webhook_id, body_sha256 from webhook_spool s
+     where (webhook_id, body_sha256) in (select * from unnest($1::text[], $2::bytea[]))
+       and not (claims > 0 and due_at > now())
+     order by webhook_id, body_sha256 for update skip locked";
+
 /// In the order in which a worker stores: the first body under an id leaves its row under that, each
-/// other one under the id that a worker would give it, and then they go.
+/// other one under the id that a worker would give it, and then they go. `$3` says which are second
+/// bodies of others that are not stored yet.
 const STATEMENTS: [&str; 3] = [
     "insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at, raw,
                          erased_at)
      select s.webhook_id, 'erased', s.body_sha256, s.received_at, s.attempted_at, '', now()
        from webhook_spool s
-       join unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+       join unnest($1::text[], $2::bytea[], $3::bool[]) as key (webhook_id, body_sha256, is_second)
          on s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
+      where not is_second
       order by s.webhook_id, s.received_at, s.body_sha256
      on conflict (webhook_id) do nothing",
     "insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at, raw,
@@ -137,13 +164,15 @@ const STATEMENTS: [&str; 3] = [
      select s.webhook_id || '#conflict-' || left(encode(s.body_sha256, 'hex'), 16) as id, 'erased',
             s.body_sha256, s.received_at, s.attempted_at, '', now()
        from webhook_spool s
-       join unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+       join unnest($1::text[], $2::bytea[], $3::bool[]) as key (webhook_id, body_sha256, is_second)
          on s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256
-       join events e on e.webhook_id = s.webhook_id and e.body_sha256 <> s.body_sha256
+      where is_second or exists (select from events e
+                                  where e.webhook_id = s.webhook_id
+                                    and e.body_sha256 <> s.body_sha256)
       order by id
      on conflict (webhook_id) do nothing",
     "delete from webhook_spool s
-      using unnest($1::text[], $2::bytea[]) as key (webhook_id, body_sha256)
+      using unnest($1::text[], $2::bytea[], $3::bool[]) as key (webhook_id, body_sha256, is_second)
       where s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256",
 ];
 
@@ -155,17 +184,23 @@ pub(super) async fn erase(
     run: &Run,
 ) -> anyhow::Result<()> {
     for some in rows.chunks(BATCH) {
-        let (ids, hashes): (Vec<&str>, Vec<&[u8]>) =
-            (some.iter().map(|key| (&*key.webhook_id, &*key.body_sha256))).unzip();
         let mut transaction = connection.begin(&CHANGING).await?;
+        let preceded = select(&mut transaction, PRECEDED, some.iter()).await?;
+        let kept = select(&mut transaction, KEEP, preceded.iter()).await?;
+        let erased: Vec<&Key> = (some.iter())
+            .filter(|key| !preceded.contains(key) || kept.contains(key))
+            .collect();
+        let (ids, hashes) = columns(erased.iter().copied());
+        let are_second: Vec<bool> = erased.iter().map(|key| kept.contains(key)).collect();
         for statement in STATEMENTS {
             sqlx::query(statement)
                 .bind(&ids)
                 .bind(&hashes)
+                .bind(&are_second)
                 .execute(&mut *transaction)
                 .await?;
         }
-        let changes = some.iter().map(|key| {
+        let changes = erased.iter().map(|key| {
             let webhook_id = &key.webhook_id;
             json!({"table": "webhook_spool", "webhook_id": webhook_id, "after": null})
         });
@@ -173,4 +208,25 @@ pub(super) async fn erase(
         transaction.commit().await?;
     }
     Ok(())
+}
+
+/// Those of the rows that a statement chooses.
+async fn select<'k>(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    keys: impl Iterator<Item = &'k Key>,
+) -> Result<HashSet<Key>, sqlx::Error> {
+    let (ids, hashes) = columns(keys);
+    let query = sqlx::query_as(statement).bind(ids).bind(hashes);
+    let found: Vec<(String, Vec<u8>)> = query.fetch_all(connection).await?;
+    let key = |(webhook_id, body_sha256)| Key {
+        webhook_id,
+        body_sha256,
+    };
+    Ok(found.into_iter().map(key).collect())
+}
+
+fn columns<'k>(keys: impl Iterator<Item = &'k Key>) -> (Vec<&'k str>, Vec<&'k [u8]>) {
+    keys.map(|key| (&*key.webhook_id, &*key.body_sha256))
+        .unzip()
 }

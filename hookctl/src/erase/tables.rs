@@ -15,6 +15,15 @@ use crate::{
 /// The most rows of one transaction: few enough to hold no lock for long.
 const BATCH: usize = 1_000;
 
+/// That a webhook id is `$1`, or that of a second body under it. The range is what an index can find, in
+/// any collation: after the mark come hexadecimal digits.
+macro_rules! of_event {
+    () => {
+        "(webhook_id = $1 or (webhook_id > $1 || '#conflict-' and webhook_id < $1 || '#conflict-g'
+                              and starts_with(webhook_id, $1 || '#conflict-')))"
+    };
+}
+
 /// A table with rows of its own about a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
@@ -49,10 +58,10 @@ impl Table {
         match (self, subject) {
             (Self::Events, Subject::Company(_)) => "company_id = $1 and erased_at is null",
             (Self::Events, Subject::Resource(_)) => "resource_id = $1 and erased_at is null",
-            (Self::Events, Subject::Event(_)) => "webhook_id = $1 and erased_at is null",
+            (Self::Events, Subject::Event(_)) => concat!(of_event!(), " and erased_at is null"),
             (Self::Typed(_), Subject::Company(_)) => "company_id = $1",
             (Self::Typed(_), Subject::Resource(_)) => "id = $1",
-            (Self::Typed(_), Subject::Event(_)) => "webhook_id = $1",
+            (Self::Typed(_), Subject::Event(_)) => of_event!(),
         }
     }
 

@@ -1,13 +1,14 @@
 //! `hookctl erase`
 
+use chrono::TimeDelta;
 use serde_json::Value;
 use shared::AcceptedEvent;
 use sqlx::PgPool;
 use worker::work::{Source, Work};
 
 use crate::place::{
-    event, hookctl, is, lines, nameless, run, spool, sql, store, store_events, text, vendor_at,
-    work,
+    RECEIVED_AT, event, hookctl, is, lines, nameless, read_spool, run, spool, sql, store,
+    store_events, text, vendor_at, work,
 };
 
 /// The vendor's name is what must not be left anywhere.
@@ -208,6 +209,107 @@ async fn two_bodies_that_wait_under_one_id_are_both_recognised(pool: PgPool) {
     assert_eq!(erase(&pool, &["--company=c1"], 0).await, found(0, 0, 0, 0));
 }
 
+/// Another company's event came first under the id, so it is stored under that.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_erased_second_body_takes_no_id_from_a_first_one_that_waits(pool: PgPool) {
+    let second = AcceptedEvent {
+        received_at: RECEIVED_AT + TimeDelta::seconds(1),
+        ..vendor("m1", "v1", 1)
+    };
+    let first = job("m1", "c2");
+    spool(&pool, &second, 0, 0).await;
+    spool(&pool, &first, 0, 0).await;
+    sql(
+        &pool,
+        "update webhook_spool set due_at = now() + interval '1 hour'",
+    )
+    .await;
+    erase(&pool, &["--company=c1", "--yes"], 0).await;
+    let after = everything(&pool).await;
+    assert!(!after.contains(NAME), "{after}");
+    sql(&pool, "update webhook_spool set due_at = now()").await;
+    read_spool(&pool).await;
+    let is_healthy = "select count(*) = 1 from export_jobs j
+                        join events e using (webhook_id) where webhook_id = 'm1' and problem is null";
+    assert!(is(&pool, is_healthy).await, "{}", everything(&pool).await);
+    store_events(&pool, [second]).await;
+    assert!(
+        is(
+            &pool,
+            "select count(*) = 2 and not exists (select from dead_letters) from events"
+        )
+        .await
+    );
+}
+
+/// Its row under the id of a second body would not stop the worker, which takes the first id.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_second_body_that_a_worker_has_taken_before_the_first_one_is_left(pool: PgPool) {
+    let second = AcceptedEvent {
+        received_at: RECEIVED_AT + TimeDelta::seconds(1),
+        ..vendor("m1", "v1", 1)
+    };
+    spool(&pool, &job("m1", "c2"), 0, 0).await;
+    spool(&pool, &second, 0, 1).await;
+    sql(
+        &pool,
+        "update webhook_spool set due_at = now() + interval '1 minute'",
+    )
+    .await;
+    erase(&pool, &["--company=c1", "--yes"], 3).await;
+    assert!(is(&pool, "select count(*) = 2 from webhook_spool").await);
+    // The worker is gone.
+    sql(&pool, "update webhook_spool set due_at = now()").await;
+    erase(&pool, &["--company=c1", "--yes"], 0).await;
+    assert!(
+        is(
+            &pool,
+            "select array_agg(family) = array['export-job'] from webhook_spool"
+        )
+        .await
+    );
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn it_does_not_say_that_nothing_is_left_where_rows_were_not_read(pool: PgPool) {
+    store_events(&pool, [vendor("m1", "v1", 1)]).await;
+    spool(&pool, &vendor("stops", "v2", 1), 0, 5).await;
+    erase(&pool, &["--company=c1", "--yes"], 3).await;
+    for flags in [&["--company=c1"][..], &["--company=c1", "--yes"]] {
+        assert_eq!(erase(&pool, flags, 3).await, found(0, 0, 0, 0));
+    }
+    assert_eq!(
+        erase(&pool, &["--event=stops", "--yes"], 0).await,
+        found(1, 0, 0, 0)
+    );
+    erase(&pool, &["--company=c1"], 0).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_is_erased_with_the_second_bodies_under_its_id(pool: PgPool) {
+    for minute in [1, 2] {
+        store_events(&pool, [vendor("m1", "v1", minute)]).await;
+        spool(&pool, &vendor("m1", "v1", 4 + minute), 0, 0).await;
+    }
+    // As ingest spools a second body when it knows the first one.
+    spool(&pool, &vendor("m1", "v1", 9).into_conflict(), 0, 0).await;
+    // Neither is a second body of the event.
+    store_events(
+        &pool,
+        [vendor("m1#conflict", "v2", 1), vendor("m12", "v3", 1)],
+    )
+    .await;
+    assert_eq!(
+        erase(&pool, &["--event=m1", "--yes"], 0).await,
+        found(3, 2, 0, 1)
+    );
+    let rest = "select count(*) = 7 and count(*) filter (where erased_at is null) = 2
+                       and not exists (select from webhook_spool)
+                       and (select array_agg(id order by id) from vendors) = array['v2', 'v3']
+                  from events";
+    assert!(is(&pool, rest).await, "{}", everything(&pool).await);
+}
+
 /// What is stored while a company is erased is found by the next run, at the latest.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn beside_workers_another_run_finds_the_rest(pool: PgPool) {
@@ -229,7 +331,7 @@ async fn beside_workers_another_run_finds_the_rest(pool: PgPool) {
         }
     };
     tokio::join!(storing, erasing);
-    crate::place::read_spool(&pool).await;
+    read_spool(&pool).await;
     erase(&pool, &["--company=c1", "--yes"], 0).await;
     let rest = everything(&pool).await;
     assert!(!rest.contains(NAME) && !rest.contains(r#""c1""#), "{rest}");

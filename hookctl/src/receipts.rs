@@ -270,19 +270,23 @@ impl Change<'_> {
             return Ok(());
         }
         Run::check(&mut connection).await?;
-        let receipts = self.apply(&mut connection, which, from).await?;
+        let (receipts, left_out) = self.apply(&mut connection, which, from).await?;
         which.output.print_rows(&receipts)?;
+        for (webhook_id, reason) in left_out {
+            eprintln!("{}: {reason}", printable(&webhook_id, false));
+        }
         eprintln!("{} {verb}", receipts.len());
         Ok(())
     }
 
-    /// Leaves out what ingest has published anew since it was chosen: that is on its way again.
+    /// Leaves out what ingest has published anew since it was chosen, as that is on its way again, and
+    /// what somebody else has written off or restored. Says which those are, and why.
     async fn apply(
         self,
         connection: &mut Connection,
         which: &Which,
         from: State,
-    ) -> Result<Vec<Receipt>, sqlx::Error> {
+    ) -> Result<(Vec<Receipt>, Vec<(String, &'static str)>), sqlx::Error> {
         let mut query = QueryBuilder::new(
             "with chosen as materialized (
                  select webhook_id as id, published_at as published, written_off_at as was_at,
@@ -291,7 +295,7 @@ impl Change<'_> {
                   where webhook_id in (",
         );
         which.push(from, &mut query);
-        query.push(") order by webhook_id) update webhook_receipts set ");
+        query.push(") order by webhook_id), changed as (update webhook_receipts set ");
         match self {
             Self::WriteOff(reason) => query
                 .push("written_off_at = now(), written_off_by = session_user, write_off_reason = ")
@@ -302,6 +306,7 @@ impl Change<'_> {
         };
         query.push(format!(
             " from chosen where webhook_id = id and published_at is not distinct from published
+                            and written_off_at is not distinct from was_at
              returning {COLUMNS},
              jsonb_build_object(
                  'webhook_id', webhook_id,
@@ -309,18 +314,49 @@ impl Change<'_> {
                                               'write_off_reason', was_reason),
                  'after', jsonb_build_object('written_off_at', written_off_at,
                                              'written_off_by', written_off_by,
-                                             'write_off_reason', write_off_reason)) as change"
+                                             'write_off_reason', write_off_reason)) as change)
+             select chosen.id, changed.* from chosen left join changed on webhook_id = id"
         ));
         let mut transaction = connection.begin(&CHANGING).await?;
         let rows = query.build().fetch_all(&mut *transaction).await?;
-        let changes: Result<_, _> = rows.iter().map(|row| row.try_get("change")).collect();
+        let mut receipts = Vec::new();
+        let mut changes = Vec::new();
+        let mut left_out: Vec<String> = Vec::new();
+        for row in &rows {
+            match row.try_get("change")? {
+                None => left_out.push(row.try_get("id")?),
+                Some(change) => {
+                    changes.push(change);
+                    receipts.push(Receipt::read(row)?);
+                }
+            }
+        }
+        let left_out = self.explain(&mut transaction, left_out).await?;
         let action = match self {
             Self::WriteOff(_) => "receipts write-off",
             Self::Restore => "receipts restore",
         };
         let run = Run::new(action, which.describe(), None);
-        run.record(&mut transaction, changes?).await?;
+        run.record(&mut transaction, changes).await?;
         transaction.commit().await?;
-        rows.iter().map(Receipt::read).collect()
+        Ok((receipts, left_out))
+    }
+
+    /// Why these were left out, as far as they are still there.
+    async fn explain(
+        self,
+        connection: &mut PgConnection,
+        left_out: Vec<String>,
+    ) -> Result<Vec<(String, &'static str)>, sqlx::Error> {
+        let sql = "select webhook_id, written_off_at is not null from webhook_receipts
+                    where webhook_id = any($1) order by webhook_id";
+        let query = sqlx::query_as(sql).bind(left_out);
+        let found: Vec<(String, bool)> = query.fetch_all(connection).await?;
+        let explain = |(id, is_written_off)| match (self, is_written_off) {
+            (Self::WriteOff(_), true) => (id, "somebody else has written it off meanwhile"),
+            (Self::Restore, false) => (id, "somebody else has restored it meanwhile"),
+            (_, _) => (id, "it was accepted again, or changed, meanwhile"),
+        };
+        Ok(found.into_iter().map(explain).collect())
     }
 }

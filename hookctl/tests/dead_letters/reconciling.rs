@@ -602,3 +602,58 @@ async fn a_receipt_that_is_written_off_counts_no_more_until_that_is_taken_back(p
     );
     site.clean_up().await;
 }
+
+/// Both find the receipt before either of them has written it off.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn of_two_write_offs_at_once_the_second_leaves_the_reason_of_the_first(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         values ('m1', '', now() - interval '1 day', now() - interval '1 day')",
+    )
+    .await;
+    let mut holding = pool.begin().await.expect("a transaction");
+    sqlx::query("select from webhook_receipts for update")
+        .execute(&mut *holding)
+        .await
+        .expect("a lock");
+    let releasing = async {
+        until(
+            &pool,
+            "select count(*) = 2 from pg_stat_activity
+              where datname = current_database() and application_name = 'hookctl'
+                and wait_event_type = 'Lock'",
+        )
+        .await;
+        holding.rollback().await.expect("a rollback");
+    };
+    let write_off = |reason: &'static str| {
+        let mut command = hookctl(
+            &pool,
+            &[
+                "receipts",
+                "write-off",
+                "--id=m1",
+                "--yes",
+                "--reason",
+                reason,
+            ],
+        );
+        async move { command.output().await.expect("it runs") }
+    };
+    let (one, other, ()) = tokio::join!(write_off("one"), write_off("other"), releasing);
+    let (done, late) = match text(&one).contains("1 written off") {
+        true => ("one", text(&other)),
+        false => ("other", text(&one)),
+    };
+    assert!(late.contains("0 written off"), "{late}");
+    assert!(
+        late.contains("m1: somebody else has written it off"),
+        "{late}"
+    );
+    let kept = format!(
+        "select write_off_reason = '{done}' and (select count(*) = 1 from operator_actions)
+           from webhook_receipts"
+    );
+    assert!(is(&pool, &kept).await);
+}

@@ -25,7 +25,7 @@ use crate::{
     actions::Run,
     database::{self, Connection, READING},
     output::OutputArgs,
-    progress,
+    progress, time,
     typed_table::{Survivors, Table},
     verdict::{Verdict, WrongSettings},
 };
@@ -75,11 +75,11 @@ struct Which {
     secret: String,
 
     /// Only events that ingest received at this time or later, such as 2026-11-26T10:00:00Z
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
     since: DateTime<Utc>,
 
     /// Only events that ingest received before this time [default: all since then]
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
     until: Option<DateTime<Utc>>,
 }
 

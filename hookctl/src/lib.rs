@@ -31,5 +31,6 @@ pub mod secrets;
 pub mod send;
 pub mod setup;
 pub mod tail;
+mod time;
 pub mod typed_table;
 pub mod verdict;

@@ -466,3 +466,24 @@ async fn a_rebuild_computes_rows_of_distrusted_events_as_distrust_does(pool: PgP
     assert!(text(&output).contains("a1 of v1"), "{}", text(&output));
     assert!(is(&pool, KEPT_COMPANIES).await);
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_time_that_the_tables_cannot_hold_is_a_wrong_setting(pool: PgPool) {
+    for since in [
+        "-4800-01-01T00:00:00Z",
+        "1969-12-31T23:59:59Z",
+        "+10000-01-01T00:00:00Z",
+        "+262142-01-01T00:00:00Z",
+        "yesterday",
+    ] {
+        let output = distrust(&pool, &[&format!("--since={since}")], 2).await;
+        assert!(text(&output).contains("--since"), "{}", text(&output));
+        let until = format!("--until={since}");
+        distrust(&pool, &["--since=2025-01-01T00:00:00Z", &until], 2).await;
+    }
+    let all = [
+        "--since=1970-01-01T00:00:00Z",
+        "--until=9999-12-31T23:59:59Z",
+    ];
+    distrust(&pool, &all, 0).await;
+}

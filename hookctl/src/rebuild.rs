@@ -51,6 +51,8 @@ const PASSES: usize = 3;
 /// In a row, for a deadlock, a lock that is held, or a restart of Postgres.
 const TRIES: usize = 10;
 
+const REFUSED: &str = "postgres does not take it";
+
 /// Compute the typed tables anew from `events`: rows that are missing, too old or wrong, or whose event
 /// is not healthy any more.
 ///
@@ -123,6 +125,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
         };
         let mut totals = Totals::new(table.name());
         let ended = rebuild.passes(&pool, &table, &mut totals).await;
+        totals.is_finished = ended.is_ok();
         all.push(totals);
         if let Err(error) = ended {
             // What was done is shown, however it ended.
@@ -278,15 +281,19 @@ impl Rebuild<'_> {
     ) -> anyhow::Result<T> {
         let mut delays = reconnect_delays();
         for _ in 1..TRIES {
-            if let Ok(done) = work().await {
-                return Ok(done);
+            match work().await {
+                Ok(done) => return Ok(done),
+                Err(error) if is_for_an_operator(&error) => {
+                    return Err(error).context(REFUSED);
+                }
+                Err(_) => {}
             }
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 () = sleep(delays.next().unwrap_or_default()) => {}
             }
         }
-        work().await.context("postgres does not take it")
+        work().await.context(REFUSED)
     }
 }
 
@@ -296,6 +303,12 @@ fn or_refusal<T>(done: Result<T, TransactionError>) -> Result<Result<T, String>,
         Err(error) if is_a_rows_fault(&error) => Ok(Err(problem::refusal(&error))),
         other => other.map(Ok),
     }
+}
+
+/// A missing right or an older schema, which no waiting mends.
+fn is_for_an_operator(error: &TransactionError) -> bool {
+    let sqlstate = error.sqlstate();
+    sqlstate.is_some_and(|sqlstate| sqlstate.starts_with("42"))
 }
 
 fn is_a_rows_fault(error: &TransactionError) -> bool {

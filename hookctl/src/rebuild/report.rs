@@ -41,6 +41,8 @@ pub(super) struct Totals {
     examples: Vec<(String, String)>,
     /// Rows that were left as they are, as their event is not there.
     pub(super) rows_without_event: i64,
+    /// Whether all events were looked at.
+    pub(super) is_finished: bool,
 }
 
 impl Totals {
@@ -53,6 +55,7 @@ impl Totals {
             problems: 0,
             examples: Vec::new(),
             rows_without_event: 0,
+            is_finished: false,
         }
     }
 
@@ -101,6 +104,7 @@ impl Totals {
             event_not_healthy: self.count(Change::NotHealthy),
             problems: self.problems,
             rows_without_event: self.rows_without_event,
+            finished: self.is_finished,
         }
     }
 }
@@ -115,6 +119,7 @@ struct Line {
     event_not_healthy: usize,
     problems: u64,
     rows_without_event: i64,
+    finished: bool,
 }
 
 impl Row for Line {
@@ -163,14 +168,23 @@ pub(super) fn print(output: OutputArgs, all: &[Totals], kept: bool) -> io::Resul
             )?;
         }
     }
+    writeln!(out, "{}", last_line(all, kept))
+}
+
+fn last_line(all: &[Totals], kept: bool) -> String {
     let changed = all.iter().any(|totals| !totals.changed.is_empty());
-    writeln!(
-        out,
-        "{}",
-        match (changed, kept) {
-            (true, true) => "written: the rows are what their events say",
-            (true, false) => "nothing was changed; do it with --yes",
-            (false, _) => "nothing to write: the rows are what their events say",
-        }
-    )
+    if let Some(totals) = all.iter().find(|totals| !totals.is_finished) {
+        let rest = match (kept, changed) {
+            (true, true) => "what was written stays written",
+            (true, false) => "no row is known to be written",
+            (false, _) => "nothing was changed",
+        };
+        return format!("{}: not finished; {rest}", totals.table);
+    }
+    let line = match (changed, kept) {
+        (true, true) => "written: the rows are what their events say",
+        (true, false) => "nothing was changed; do it with --yes",
+        (false, _) => "nothing to write: the rows are what their events say",
+    };
+    line.to_owned()
 }

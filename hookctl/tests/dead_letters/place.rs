@@ -81,6 +81,43 @@ pub(crate) fn work(event: AcceptedEvent) -> Work {
     }
 }
 
+/// An export job as it was at a minute.
+pub(crate) fn job_at(id: &str, job: &str, minute: u8) -> AcceptedEvent {
+    let data = format!(
+        r#"{{"id":"{job}","companyId":"c1","status":"pending","createdAt":"2025-02-21T10:{minute:02}:00Z"}}"#
+    );
+    event(
+        id,
+        format!(r#"{{"eventType":"v1.export-job.created","data":{data}}}"#),
+    )
+}
+
+/// Adds a row as a worker's account can: with any text in any column that no policy is about. A healthy
+/// one has its body as JSON, any other one as bytes.
+pub(crate) async fn forge(
+    pool: &PgPool,
+    event: &AcceptedEvent,
+    event_type: &str,
+    problem: Option<&str>,
+) {
+    sqlx::query(
+        "insert into events (webhook_id, event_type, company_id, resource_id, received_at, payload, raw,
+                             body_sha256, secret_name, problem)
+         select $1, $2, b.body->'data'->>'companyId', b.body->'data'->>'id', $3,
+                case when $4 is null then b.body end,
+                case when $4 is not null then $5 end, sha256($5), 'stolen', $4
+           from (select convert_from($5, 'utf8')::jsonb as body) as b",
+    )
+    .bind(&event.webhook_id)
+    .bind(event_type)
+    .bind(event.received_at)
+    .bind(problem)
+    .bind(&event.body[..])
+    .execute(pool)
+    .await
+    .expect("a row");
+}
+
 fn persistence(pool: &PgPool, family: Family) -> Arc<Persistence> {
     Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
 }
@@ -249,4 +286,23 @@ pub(crate) fn sorted(rows: &[Value], field: &str) -> Vec<String> {
 pub(crate) fn text(output: &Output) -> String {
     let bytes = [&output.stdout[..], &output.stderr].concat();
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The role for the people on call that the documentation describes, and connections as it.
+pub(crate) async fn documented_role(pool: &PgPool) -> (String, PgPool) {
+    let documentation = include_str!("../../../docs/dead-letters.md");
+    let (_, grants) = documentation.split_once("```sql\n").expect("the grants");
+    let (grants, _) = grants.split_once("```").expect("their end");
+    let role = format!("test_{:016x}", rand::random::<u64>());
+    let grants = grants.replace("mender", &role);
+    sql(
+        pool,
+        &format!("{grants}; alter role {role} password 'test'"),
+    )
+    .await;
+    let options = sqlx::postgres::PgConnectOptions::clone(&pool.connect_options());
+    let theirs = PgPool::connect_with(options.username(&role).password("test"))
+        .await
+        .expect("it logs in");
+    (role, theirs)
 }

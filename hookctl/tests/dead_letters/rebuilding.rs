@@ -8,7 +8,8 @@ use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
 use crate::place::{
-    SOON, event, hookctl, is, lines, read_spool, sql, store_events, text, until, vendor_at,
+    SOON, documented_role, event, hookctl, is, lines, read_spool, sql, store_events, text, until,
+    vendor_at,
 };
 
 /// Several states of each vendor and one job for each, so that a batch of a rebuild holds only some
@@ -374,4 +375,35 @@ async fn a_rebuild_that_was_stopped_says_how_to_go_on(pool: PgPool) {
     rebuild(&pool, &["--yes", "--family=vendor", "--after", after], 0).await;
     rebuild(&pool, &["--yes"], 0).await;
     assert_eq!(rows(&pool).await, written);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_rebuild_that_fails_calls_nothing_right(pool: PgPool) {
+    store_events(
+        &pool,
+        [job("msg_1", "j1"), vendor_at("msg_2", "v1", "n", 1)],
+    )
+    .await;
+    // As `hookctl setup` leaves the database.
+    sql(
+        &pool,
+        "do $$ begin execute format('revoke temporary on database %I from public', current_database());
+         end $$",
+    )
+    .await;
+    let (role, theirs) = documented_role(&pool).await;
+    for flags in [&["rebuild", "--yes"][..], &["rebuild"]] {
+        let output = hookctl(&theirs, flags).output().await.expect("it runs");
+        let shown = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{shown}");
+        assert!(shown.contains("temporary tables"), "{shown}");
+        assert!(shown.contains("export_jobs: not finished"), "{shown}");
+        assert!(!shown.contains("what their events say"), "{shown}");
+    }
+    let flags = ["rebuild", "--yes", "--json"];
+    let output = hookctl(&theirs, &flags).output().await.expect("it runs");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert_eq!(lines(&output)[0]["finished"], false);
+    theirs.close().await;
+    sql(&pool, &format!("drop owned by {role}; drop role {role}")).await;
 }

@@ -30,6 +30,7 @@ pub mod sample;
 pub mod secrets;
 pub mod send;
 pub mod setup;
+mod stored_type;
 pub mod tail;
 mod time;
 pub mod typed_table;

@@ -19,9 +19,6 @@ pub(crate) use self::{
     survivors::{Ended, Recomputed, Recomputing, Survivors, lock_events},
 };
 
-/// Of an event `e`: it sets no row. A dead letter does not, and what was erased says nothing any more.
-pub(crate) const NOT_HEALTHY: &str = "(e.problem is not null or e.event_type = 'erased')";
-
 /// The row's key and its place among the states of its resource.
 pub(crate) fn key(typed: &Typed) -> (&str, &SortKey, &str) {
     match typed {
@@ -117,6 +114,15 @@ impl Table {
     /// A regular expression of the family's types.
     pub(crate) fn pattern(&self) -> &str {
         &self.pattern
+    }
+
+    /// Of an event `e`: it sets no row of this table. A dead letter does not, and neither does what is
+    /// stored under another family, such as what was erased.
+    pub(crate) fn not_set_by(&self) -> String {
+        format!(
+            "(e.problem is not null or e.event_type !~ '{}')",
+            self.pattern
+        )
     }
 
     pub(crate) fn qualified(&self) -> String {

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use shared::EventType;
+use shared::Family;
 use sqlx::{Row as _, postgres::PgRow};
 use worker::problem::Kind;
 
@@ -80,10 +80,7 @@ impl Dismissal {
 
 /// The family of a stored type.
 pub(super) fn family(event_type: &str) -> &'static str {
-    EventType::parse(event_type)
-        .unwrap_or_else(EventType::unknown)
-        .family()
-        .name()
+    Family::of(event_type).name()
 }
 
 impl Row for Letter {

@@ -3,9 +3,12 @@
 
 mod attempt;
 mod child;
+mod letter;
+mod mended;
 mod outcome;
+mod trial;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, io, io::Write, sync::Mutex, time::Duration};
 
 use anyhow::Context;
 use indicatif::ProgressBar;
@@ -34,14 +37,18 @@ use crate::{
 /// The most events in one transaction: few enough to hold no lock for long.
 const BATCH: usize = 100;
 
+/// A trial of one in a process of its own knows nothing of what the others would have stored.
+const TRIED_ALONE: &str = "what stopped a worker was tried as if the other events were not replayed; with \
+                           --yes one of them may turn out to be of another company than theirs";
+
 /// Replay dead letters: read them again with this version's code, and store the typed row of each
 /// that has no problem any more.
 ///
 /// Without --yes everything is tried and taken back. A replay can be stopped and repeated at any
 /// time, also beside workers and other replays: each event is locked while it is looked at, and no
 /// row gives way to an older state. Second bodies under a taken id, messages that ingest did not
-/// publish, events from the queue of another family, and what a distrusted secret signed are withheld;
-/// see --include-withheld.
+/// publish, events from the queue of another family or with a body of one, and what a distrusted secret
+/// signed are withheld; see --include-withheld.
 ///
 /// Exit codes: 0 none is left of those that were asked for, 1 it could not be done, 2 wrong
 /// settings, 3 some still have a problem or are withheld.
@@ -67,7 +74,7 @@ pub(super) struct Args {
 
     /// Treat those given by --id as events of their own even if they are second bodies under a taken
     /// id, or did not come from ingest, so that nobody has verified them, or came by the queue of another
-    /// family, or were signed with a secret that is distrusted
+    /// family, or were stored without a known type, or were signed with a secret that is distrusted
     #[arg(long, requires = "ids")]
     include_withheld: bool,
 
@@ -109,16 +116,21 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
             run: args.yes.then_some(run),
             include_withheld: args.include_withheld,
             any_company: args.any_company,
+            trial: Mutex::default(),
         },
         args,
         bar: progress::bar(letters.len() as u64),
     };
+    let tried_alone = !args.yes && !letters.dangerous.is_empty() && letters.len() > 1;
     let mut totals = Totals::default();
     let ended = replay.all(letters, &stop, &mut totals).await;
     replay.bar.finish_and_clear();
     // What was done is shown, however it ended.
     if !args.json {
-        totals.print(args.yes)?;
+        totals.print(args.yes, matches!(ended, Ok(0)))?;
+        if tried_alone {
+            writeln!(io::stdout().lock(), "{TRIED_ALONE}")?;
+        }
     }
     let rest = ended?;
     anyhow::ensure!(
@@ -206,6 +218,7 @@ impl Replay<'_> {
         let child = Child {
             database: &self.args.database,
             run: self.attempt.run.as_ref(),
+            include_withheld: self.args.include_withheld,
             any_company: self.args.any_company,
         };
         child.replay(webhook_id).await

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sqlx::{PgConnection, QueryBuilder};
 use worker::problem::DISTRUSTED;
 
-use super::{Which, set::Group};
+use super::{BEFORE, Which, set::Group};
 use crate::{
     actions::Run,
     database::{CHANGING, Connection},
@@ -117,8 +117,9 @@ impl Batch<'_> {
         self.which.push_trusted(&mut query);
         query.push(" order by e.webhook_id for update) update events set problem = ");
         query.push_bind(format!("{DISTRUSTED}: {}", self.which.secret));
+        query.push(" || coalesce(").push_bind(BEFORE);
         query.push(
-            " || coalesce('; before that: ' || was, '') from chosen where webhook_id = id
+            " || was, '') from chosen where webhook_id = id
               returning jsonb_build_object(
                   'webhook_id', webhook_id,
                   'before', jsonb_build_object('problem', was),

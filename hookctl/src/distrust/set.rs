@@ -1,9 +1,9 @@
 //! The events that are to be distrusted, and those whose rows are still to be taken back, by the
 //! resources that they are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use shared::{EventType, database::TransactionMode};
+use shared::{Family, database::TransactionMode};
 use sqlx::{Postgres, QueryBuilder};
 use worker::problem::DISTRUSTED;
 
@@ -66,37 +66,46 @@ impl Set {
         which: &Which,
         tables: &[Table],
     ) -> anyhow::Result<Self> {
+        let mut transaction = connection.begin(&LONG.in_one_snapshot()).await?;
+        let mut resources: BTreeMap<(usize, String), BTreeSet<String>> = BTreeMap::new();
+        let mut named = HashSet::new();
+        // Whatever the event says of itself, its row is to be taken back, also if the event was distrusted
+        // before, such as after a restore of the table.
+        for (place, table) in tables.iter().enumerate() {
+            let mut query = QueryBuilder::new(format!(
+                "select t.id, e.webhook_id from {} t join events e on e.webhook_id = t.webhook_id where ",
+                table.qualified()
+            ));
+            which.push(&mut query);
+            let rows: Vec<(String, String)> =
+                query.build_query_as().fetch_all(&mut *transaction).await?;
+            for (id, webhook_id) in rows {
+                named.insert(webhook_id.clone());
+                resources.entry((place, id)).or_default().insert(webhook_id);
+            }
+        }
         let mut query = QueryBuilder::new(
             "select e.webhook_id, e.event_type, e.resource_id from events e where ",
         );
         which.push_trusted(&mut query);
-        // A row may name one that was distrusted before, such as after a restore of the table.
-        for table in tables {
-            query.push(format!(
-                " union all select e.webhook_id, e.event_type, e.resource_id
-                    from {} t join events e on e.webhook_id = t.webhook_id
-                   where starts_with(e.problem, ",
-                table.qualified()
-            ));
-            query.push_bind(DISTRUSTED).push(") and ");
-            which.push(&mut query);
-        }
-        let mut transaction = connection.begin(&LONG).await?;
-        let found: Vec<(String, String, Option<String>)> =
+        let events: Vec<(String, String, Option<String>)> =
             query.build_query_as().fetch_all(&mut *transaction).await?;
-        let mut resources: BTreeMap<(usize, String), Vec<String>> = BTreeMap::new();
         let mut others = Vec::new();
-        for (webhook_id, event_type, resource_id) in found {
-            let family = EventType::parse(&event_type).map(|event_type| event_type.family());
-            let table = tables.iter().position(|t| Some(t.family()) == family);
+        for (webhook_id, event_type, resource_id) in events {
+            let family = Family::of(&event_type);
+            let table = tables.iter().position(|t| t.family() == family);
             match table.zip(resource_id) {
-                Some(resource) => resources.entry(resource).or_default().push(webhook_id),
+                // It is taken back with its row.
+                _ if named.contains(&webhook_id) => {}
+                Some(resource) => {
+                    resources.entry(resource).or_default().insert(webhook_id);
+                }
                 None => others.push(webhook_id),
             }
         }
         let resources = resources.into_iter().map(|(resource, ids)| Group {
             resource: Some(resource),
-            ids,
+            ids: ids.into_iter().collect(),
         });
         let others = others.chunks(BATCH).map(|ids| Group {
             resource: None,

@@ -107,8 +107,9 @@ fn misrouted(metrics: &str, place: &str) -> Option<Finding> {
             format!(
                 "{count} event(s) came by the queue of another family since its start, and are dead letters"
             ),
-            "see which binding is missing above: `hookctl setup` adds it; then replay them with \
-             `hookctl dead-letters replay --problem misrouted`",
+            "see which binding is missing above: `hookctl setup` adds it; then look at those of \
+             `hookctl dead-letters list --problem misrouted`, and replay what is true with `hookctl \
+             dead-letters replay --include-withheld --id …`",
         )
     })
 }

@@ -22,8 +22,7 @@ use crate::{
     actions::Run,
     database::{READING, STORING},
     typed_table::{
-        self, Candidate, Current, Ended, NOT_HEALTHY, Recomputing, Survivors, Table, key,
-        lock_events,
+        self, Candidate, Current, Ended, Recomputing, Survivors, Table, key, lock_events,
     },
 };
 
@@ -83,9 +82,10 @@ pub(super) type Named = (String, String);
 pub(super) async fn find_not_healthy(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
     let query = format!(
         "select t.id, e.webhook_id from {} t join {}.events e on e.webhook_id = t.webhook_id
-          where {NOT_HEALTHY} order by e.webhook_id",
+          where {} order by e.webhook_id",
         table.qualified(),
-        table.schema()
+        table.schema(),
+        table.not_set_by()
     );
     let query = sqlx::query_as(AssertSqlSafe(query));
     let found = read_all(pool, async |connection| query.fetch_all(connection).await).await;
@@ -229,7 +229,8 @@ impl<'a> Writer<'a> {
         let lock = self.run.map_or("", |_| "for share");
         let held: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
             "select webhook_id from events e
-              where webhook_id = any($1) and {NOT_HEALTHY} <> $2 order by webhook_id {lock}"
+              where webhook_id = any($1) and {} <> $2 order by webhook_id {lock}",
+            self.table.not_set_by()
         )))
         .bind(ids)
         .bind(healthy)

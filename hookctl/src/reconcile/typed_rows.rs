@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use crate::typed_table::{Candidate, NOT_HEALTHY, Table, key};
+use crate::typed_table::{Candidate, Table, key};
 
 /// Rows or events of one statement.
 const BATCH: i64 = 1_000;
@@ -59,10 +59,11 @@ async fn compare_with_own_events(
 ) -> Result<(), sqlx::Error> {
     let sql = format!(
         "select t.id, {} from {} t
-           join events e on e.webhook_id = t.webhook_id and not {NOT_HEALTHY}
+           join events e on e.webhook_id = t.webhook_id and not {}
           where t.id > $1 order by t.id limit $2",
         Candidate::COLUMNS,
-        table.qualified()
+        table.qualified(),
+        table.not_set_by()
     );
     let mut after = String::new();
     loop {

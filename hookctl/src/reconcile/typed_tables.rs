@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use worker::config::Retention;
 
 use super::typed_rows::{self, Differing};
-use crate::typed_table::{NOT_HEALTHY, Table};
+use crate::typed_table::Table;
 
 /// How a typed table and its family's events agree.
 #[derive(Debug, Serialize)]
@@ -73,10 +73,11 @@ pub(super) async fn compare(
             "select count(*) as count, (array_agg(id order by stored_at))[1:$2] as ids
                from (select t.id, t.stored_at
                        from {table} t left join events e on e.webhook_id = t.webhook_id
-                      where {NOT_HEALTHY}
+                      where {}
                          or (e.webhook_id is null
                              and ($1::float8 is null
-                                  or t.stored_at > now() - make_interval(secs => $1 / 2)))) as found"
+                                  or t.stored_at > now() - make_interval(secs => $1 / 2)))) as found",
+            typed_table.not_set_by()
         );
         let rows = sqlx::query(AssertSqlSafe(rows))
             .bind(retention_seconds)

@@ -8,6 +8,8 @@ use worker::{
     work::{Source, Work},
 };
 
+use crate::stored_type;
+
 /// An event, and the row that this version makes of it.
 pub(crate) struct Candidate {
     pub(crate) webhook_id: String,
@@ -46,9 +48,11 @@ impl Candidate {
             problem: None,
             source: Source::Queue,
         });
-        let typed = match (record.typed, record.problem) {
-            (Some(typed), _) => Ok(typed),
-            (None, problem) => Err(problem.unwrap_or_else(|| "its type has no table".to_owned())),
+        let disagreement = stored_type::disagreement(event_type, &record);
+        let typed = match (disagreement, record.typed, record.problem) {
+            (None, Some(typed), _) => Ok(typed),
+            (Some(reason), _, _) | (None, None, Some(reason)) => Err(reason),
+            (None, None, None) => Err("its type has no table".to_owned()),
         };
         Ok(Self { webhook_id, typed })
     }

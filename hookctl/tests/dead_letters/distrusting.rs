@@ -8,8 +8,8 @@ use shared::AcceptedEvent;
 use sqlx::PgPool;
 
 use crate::place::{
-    RECEIVED_AT, event, hookctl, is, json as dead_letters, lines, nameless, read_spool, spool, sql,
-    store_events, text, until, vendor_at,
+    RECEIVED_AT, event, forge, hookctl, is, job_at, json as dead_letters, lines, nameless,
+    read_spool, spool, sql, store_events, text, until, vendor_at,
 };
 
 /// Beginning and end of the time in which the secret was somebody else's.
@@ -26,16 +26,6 @@ fn forged(event: AcceptedEvent) -> AcceptedEvent {
         secret_name: Some("stolen".to_owned()),
         ..event
     }
-}
-
-fn job(id: &str, job: &str, minute: u8) -> AcceptedEvent {
-    let data = format!(
-        r#"{{"id":"{job}","companyId":"c1","status":"pending","createdAt":"2025-02-21T10:{minute:02}:00Z"}}"#
-    );
-    event(
-        id,
-        format!(r#"{{"eventType":"v1.export-job.created","data":{data}}}"#),
-    )
 }
 
 async fn distrust(pool: &PgPool, flags: &[&str], code: i32) -> Output {
@@ -87,8 +77,8 @@ async fn fill(pool: &PgPool) {
             forged(vendor_at("f3", "v2", "forged", 5)),
             forged(vendor_at("f4", "v4", "forged and outdated", 1)),
             vendor_at("m4", "v4", "true", 2),
-            job("m5", "j1", 1),
-            forged(job("f5", "j1", 2)),
+            job_at("m5", "j1", 1),
+            forged(job_at("f5", "j1", 2)),
             forged(event("f6", r#"{"eventType":"v1.card.created","data":{}}"#)),
             forged(nameless("f7")),
             later,
@@ -237,6 +227,52 @@ async fn a_replay_leaves_distrusted_events_out_unless_told_so(pool: PgPool) {
     let replayed = dead_letters(&pool, &told, 0).await;
     assert_eq!(replayed[0]["outcome"], "newest");
     assert_rows_follow_from_events(&pool).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_row_of_another_table_than_its_event_is_of_is_taken_back(pool: PgPool) {
+    store_events(&pool, [job_at("m1", "j1", 1)]).await;
+    let newer = job_at("f1", "j1", 2);
+    forge(&pool, &newer, "v1.vendor.created", None).await;
+    forge(&pool, &job_at("f2", "j2", 1), "v1.card.created", None).await;
+    // As versions wrote them that went by the body alone.
+    sql(
+        &pool,
+        "insert into export_jobs (id, company_id, status, sort_key, webhook_id)
+              values ('j2', 'c1', 'forged', '\\xff', 'f2');
+         update export_jobs set webhook_id = 'f1', status = 'forged', sort_key = '\\xff' where id = 'j1'",
+    )
+    .await;
+    let done = report(&pool, &["--yes"], 0).await;
+    assert_eq!(
+        done["done"],
+        json!({"distrusted": 2, "recomputed": 1, "removed": 1})
+    );
+    assert!(
+        is(
+            &pool,
+            "select array_agg(webhook_id || status) = array['m1pending'] from export_jobs"
+        )
+        .await
+    );
+    assert_rows_follow_from_events(&pool).await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_was_healthy_is_what_it_was_when_it_is_replayed(pool: PgPool) {
+    // Of a doubled key the stored JSON has only the last value, and the columns have none.
+    let doubled = r#"{"data":{"id":"r1","companyId":"c1","companyId":"c2"},
+                      "eventType":"v1.receipt.created","eventId":"e1"}"#;
+    store_events(&pool, [forged(event("f1", doubled))]).await;
+    let columns = "select company_id is null and resource_id is null and event_id = 'e1'
+                      and event_type = 'v1.receipt.created' and raw is null
+                      and payload->'data'->>'companyId' = 'c2' from events";
+    assert!(is(&pool, columns).await);
+    report(&pool, &["--yes"], 0).await;
+    let told = ["replay", "--yes", "--id", "f1", "--include-withheld"];
+    let replayed = dead_letters(&pool, &told, 0).await;
+    assert_eq!(replayed[0]["outcome"], "untyped");
+    assert!(is(&pool, columns).await);
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

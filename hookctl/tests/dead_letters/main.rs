@@ -5,6 +5,7 @@ mod acting;
 mod dismissing;
 mod distrusting;
 mod erasing;
+mod families;
 mod listing;
 mod place;
 mod rebuilding;

@@ -26,8 +26,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::place::{
-    SOON, event, hookctl, is, lines, nameless, spool, sql, store, store_events, text, until,
-    vendor, vendor_at, work,
+    SOON, event, forge, hookctl, is, job_at, lines, nameless, spool, sql, store, store_events,
+    text, until, vendor, vendor_at, work,
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -448,6 +448,23 @@ async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool
     let rows = &report["typed_tables"][1]["such_rows"];
     assert_eq!(*rows, serde_json::json!(["m3"]));
     assert!(is(&pool, "select count(*) = 2 from vendors").await);
+    site.clean_up().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_under_another_family_than_its_body_is_of_says_nothing_of_a_row(pool: PgPool) {
+    let site = Site::new(&pool).await;
+    store_events(&pool, [job_at("m1", "j1", 1)]).await;
+    let newer = job_at("f1", "j1", 2);
+    forge(&pool, &newer, "v1.vendor.created", None).await;
+    let report = site.report(&[], 3).await;
+    let [jobs, vendors] = [0, 1].map(|i| &report["typed_tables"][i]);
+    assert_eq!(vendors["such_events"], serde_json::json!(["f1"]));
+    assert_eq!(jobs["outdated_rows"], 0);
+    sql(&pool, "update export_jobs set webhook_id = 'f1'").await;
+    let report = site.report(&[], 3).await;
+    let jobs = &report["typed_tables"][0];
+    assert_eq!(jobs["such_rows"], serde_json::json!(["j1"]));
     site.clean_up().await;
 }
 

@@ -6,8 +6,8 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::place::{
-    event, foreign, hookctl, is, json, lines, nameless, refuse, run, sql, stop_worker, store,
-    store_events, text, until, vendor, vendor_at,
+    documented_role, event, foreign, hookctl, is, json, lines, nameless, refuse, run, sql,
+    stop_worker, store, store_events, text, until, vendor, vendor_at,
 };
 
 /// Postgres refuses the vendor `poison`, until [`MEND`].
@@ -365,24 +365,11 @@ async fn a_body_that_jsonb_refuses_after_all_stays_bytes(pool: PgPool) {
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn the_documented_rights_are_enough_for_every_command(pool: PgPool) {
-    let documentation = include_str!("../../../docs/dead-letters.md");
-    let (_, grants) = documentation.split_once("```sql\n").expect("the grants");
-    let (grants, _) = grants.split_once("```").expect("their end");
-    let role = format!("test_{:016x}", rand::random::<u64>());
-    let grants = grants.replace("mender", &role);
-    sql(
-        &pool,
-        &format!("{grants}; alter role {role} password 'test'"),
-    )
-    .await;
     sql(&pool, BREAK).await;
     refuse(&pool, &vendor("poison")).await;
     sql(&pool, MEND).await;
     store_events(&pool, [nameless("m1")]).await;
-    let options = sqlx::postgres::PgConnectOptions::clone(&pool.connect_options());
-    let theirs = PgPool::connect_with(options.username(&role).password("test"))
-        .await
-        .expect("it logs in");
+    let (role, theirs) = documented_role(&pool).await;
     run(&theirs, &["list"], 0).await;
     run(&theirs, &["show", "poison"], 0).await;
     run(&theirs, &["show", "nobody"], 1).await;
@@ -457,4 +444,16 @@ async fn an_event_that_stopped_workers_is_read_in_a_process_of_its_own(pool: PgP
             and (select array_agg(webhook_id) from dead_letters) = array['killer']",
     )
     .await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_replay_that_fails_says_neither_that_it_is_done_nor_that_there_is_nothing(pool: PgPool) {
+    store_events(&pool, [vendor("m1")]).await;
+    sql(&pool, UNREADABLE_BEFORE).await;
+    sql(&pool, "alter table vendors rename column name to title").await;
+    for flags in [vec!["replay"], vec!["replay", "--yes"]] {
+        let shown = text(&run(&pool, &flags, 1).await);
+        assert!(shown.contains("name"), "{shown}");
+        assert!(shown.starts_with("not finished\n"), "{shown}");
+    }
 }

@@ -56,6 +56,11 @@ async fn a_replay_judges_by_the_companies_again_unless_any_is_to_be_believed(poo
     for id in ["foreign", "stopped"] {
         assert_eq!(outcome(&replayed, id), "still-wrong");
     }
+    let trial = text(&run(&pool, &["replay"], 3).await);
+    assert!(
+        trial.contains("as if the other events were not replayed"),
+        "{trial}"
+    );
     let unfiltered = run(&pool, &["replay", "--any-company", "--yes"], 2).await;
     assert!(
         text(&unfiltered).contains("--company"),
@@ -133,4 +138,25 @@ async fn a_rebuild_leaves_a_resource_with_its_company(pool: PgPool) {
         "{shown}"
     );
     assert!(is(&pool, is_own).await);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_trial_says_of_two_companies_what_the_run_does(pool: PgPool) {
+    // In the order of their storing, which is not that of their ids.
+    store_events(&pool, [vendor_at("m2", "v1", "Own", 1)]).await;
+    store_events(&pool, [of_c2("m1", "v1", 2)]).await;
+    store_events(&pool, [vendor_at("m3", "v1", "Older", 0)]).await;
+    let make_dead_letters = "
+        update events set problem = '`data` is not that of the vendor its type names: older',
+               raw = convert_to(payload::text, 'utf8');
+        delete from vendors";
+    for rate in ["1", "1000"] {
+        sql(&pool, make_dead_letters).await;
+        for flags in [&["--rate", rate][..], &["--rate", rate, "--yes"]] {
+            let replayed = json(&pool, &[&["replay"], flags].concat(), 3).await;
+            let outcomes = ["m1", "m2", "m3"].map(|id| outcome(&replayed, id));
+            let expected = ["still-wrong", "newest", "superseded"];
+            assert_eq!(outcomes, expected, "{flags:?}");
+        }
+    }
 }

@@ -1,39 +1,36 @@
 //! A batch of dead letters in one transaction: locked, read, stored, and no dead letters any more.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use shared::{
-    AcceptedEvent, Companies, EventType, Family,
+    AcceptedEvent,
     database::{DeadlineTransaction, Pool, TransactionError},
     message::Receipt,
 };
-use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
+use sqlx::PgConnection;
 use tokio::time::Instant;
 use worker::{
-    families::{self, Text, Typed},
+    families::{self, Typed},
     judge::Class,
     problem::{self, Kind},
-    record::{Body, Record},
+    record::Record,
     work::{Source, Work},
 };
 
-use super::outcome::{Outcome, Replayed};
-use crate::{actions::Run, database::STORING, typed_table};
+use super::{
+    letter::{LOCK, Letter},
+    mended::{Mended, clear, newest},
+    outcome::{Outcome, Replayed},
+    trial::Trial,
+};
+use crate::{actions::Run, database::STORING, stored_type};
 
 const DEADLINE: Duration = Duration::from_secs(40);
-
-/// Whoever comes second waits, and then finds the row changed and no dead letter any more. One order
-/// for all keeps two replays from deadlocking; a worker changes no row of `events`, and takes those
-/// of the typed tables in the order in which `families::upsert` takes them here.
-const LOCK: &str = "
-    select webhook_id, event_type, problem, raw, payload::text as json, body_sha256, received_at,
-           attempted_at, secret_name, array_to_string(secret_companies, ' ') as companies
-      from events
-     where webhook_id = any($1) and problem is not null and dismissed_at is null
-     order by webhook_id
-       for update";
 
 /// What the JSON has lost, by the parser's own words.
 const DOUBLED: &str = "duplicate field";
@@ -46,16 +43,8 @@ pub(super) struct Attempt {
     pub(super) include_withheld: bool,
     /// Accept events of companies that their secret does not speak for.
     pub(super) any_company: bool,
-}
-
-/// An open dead letter that is locked.
-struct Letter {
-    problem: String,
-    event: AcceptedEvent,
-    /// `payload` is there already.
-    has_json: bool,
-    /// `raw` is there: the body is what was sent.
-    has_bytes: bool,
+    /// What was taken back of earlier batches.
+    pub(super) trial: Mutex<Trial>,
 }
 
 /// What a dead letter becomes.
@@ -103,7 +92,7 @@ impl Attempt {
     ) -> Result<Vec<Replayed>, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
         let mut transaction = DeadlineTransaction::begin(&self.pool, &STORING, deadline).await?;
-        let replayed = transaction
+        let (replayed, mended) = transaction
             .run(async |connection| self.replay(connection, ids, keep_bytes).await)
             .await?;
         if self.run.is_some() {
@@ -112,6 +101,8 @@ impl Attempt {
             // What would fail only with the commit is to fail now.
             transaction.execute("set constraints all immediate").await?;
             transaction.rollback().await?;
+            self.trial()
+                .add(mended.into_iter().map(|(_, record)| *record));
         }
         Ok(replayed)
     }
@@ -121,7 +112,7 @@ impl Attempt {
         connection: &mut PgConnection,
         ids: &[String],
         keep_bytes: bool,
-    ) -> Result<Vec<Replayed>, sqlx::Error> {
+    ) -> Result<(Vec<Replayed>, Vec<Mended>), sqlx::Error> {
         let rows = sqlx::query(LOCK)
             .bind(ids)
             .fetch_all(&mut *connection)
@@ -136,6 +127,9 @@ impl Attempt {
                 }
             }
         }
+        // Of a resource of two companies the first one keeps it, whatever shares a batch.
+        let places: HashMap<&str, usize> = ids.iter().map(String::as_str).zip(0..).collect();
+        mended.sort_by_key(|(_, record)| places.get(record.webhook_id.as_str()));
         let typed: Vec<&Typed> = mended
             .iter()
             .filter_map(|(_, r)| r.typed.as_ref())
@@ -143,17 +137,14 @@ impl Attempt {
         let strangers = families::upsert(connection, &typed).await?;
         let strangers: HashSet<String> = strangers.into_iter().map(str::to_owned).collect();
         mended.retain(|(_, record)| !strangers.contains(&record.webhook_id));
-        replayed.extend(strangers.iter().map(|id| {
-            let reason = problem::COMPANY_CHANGE.to_owned();
-            self.replayed(id, Outcome::StillWrong, Some(reason))
-        }));
+        replayed.extend(strangers.iter().map(|id| self.of_another_company(id)));
         clear(connection, &mended, self.any_company).await?;
         let newest = newest(&mut *connection, &mended).await?;
         let mut changes = Vec::new();
         for (letter, record) in &mended {
             let outcome = if record.typed.is_none() {
                 Outcome::Untyped
-            } else if newest.contains(&record.webhook_id) {
+            } else if newest.contains(&record.webhook_id) && !self.trial().has_newer(record) {
                 Outcome::Newest
             } else {
                 Outcome::Superseded
@@ -167,10 +158,19 @@ impl Attempt {
         let found: HashSet<String> = replayed.iter().map(|r| r.webhook_id.clone()).collect();
         let gone = ids.iter().filter(|id| !found.contains(*id));
         replayed.extend(gone.map(|id| self.replayed(id, Outcome::Gone, None)));
-        Ok(replayed)
+        Ok((replayed, mended))
     }
 
-    /// What this version makes of it. Pure.
+    fn trial(&self) -> MutexGuard<'_, Trial> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of_another_company(&self, webhook_id: &str) -> Replayed {
+        let reason = problem::COMPANY_CHANGE.to_owned();
+        self.replayed(webhook_id, Outcome::StillWrong, Some(reason))
+    }
+
+    /// What this version makes of it.
     fn judge(&self, letter: Letter, keep_bytes: bool) -> Judgement {
         let kind = Kind::of(&letter.problem);
         let is_withheld = kind.is_withheld() || problem::known_of(&letter.event).is_some();
@@ -200,9 +200,29 @@ impl Attempt {
         if keep_bytes {
             record = record.as_bytes(&work);
         }
-        match record.problem {
-            Some(problem) => Judgement::Left(letter.event.webhook_id, Outcome::StillWrong, problem),
+        let left = match (record.problem.take(), self.disagreement(&letter, &record)) {
+            (Some(problem), _) => Some((Outcome::StillWrong, problem)),
+            (None, Some(left)) => Some(left),
+            (None, None) => (self.trial().makes_a_stranger(&record))
+                .then(|| (Outcome::StillWrong, problem::COMPANY_CHANGE.to_owned())),
+        };
+        match left {
+            Some((outcome, reason)) => Judgement::Left(letter.event.webhook_id, outcome, reason),
             None => Judgement::Mended(letter, Box::new(record)),
+        }
+    }
+
+    /// Why it is not replayed as an event of the family that its body names. Somebody may decide so only
+    /// where no type was known when it was stored.
+    fn disagreement(&self, letter: &Letter, record: &Record) -> Option<(Outcome, String)> {
+        let reason = stored_type::disagreement(&letter.stored_type, record)?;
+        match (
+            self.include_withheld,
+            stored_type::is_unknown(&letter.stored_type),
+        ) {
+            (false, _) => Some((Outcome::Withheld, reason)),
+            (true, false) => Some((Outcome::StillWrong, reason)),
+            (true, true) => None,
         }
     }
 
@@ -213,33 +233,6 @@ impl Attempt {
             kept: self.run.is_some() && outcome.is_good(),
             reason,
         }
-    }
-}
-
-impl Letter {
-    fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
-        let raw: Option<Vec<u8>> = row.try_get("raw")?;
-        let json: Option<String> = row.try_get("json")?;
-        let event_type: &str = row.try_get("event_type")?;
-        let hash: Vec<u8> = row.try_get("body_sha256")?;
-        let companies: Option<&str> = row.try_get("companies")?;
-        let (has_bytes, has_json) = (raw.is_some(), json.is_some());
-        let body = raw.unwrap_or_else(|| json.unwrap_or_default().into_bytes());
-        Ok(Self {
-            problem: row.try_get("problem")?,
-            event: AcceptedEvent {
-                webhook_id: row.try_get("webhook_id")?,
-                event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
-                body_sha256: hash.try_into().unwrap_or_default(),
-                body: body.into(),
-                received_at: row.try_get::<DateTime<Utc>, _>("received_at")?,
-                attempted_at: row.try_get("attempted_at")?,
-                secret_name: row.try_get("secret_name")?,
-                secret_companies: companies.map(Companies::read),
-            },
-            has_json,
-            has_bytes,
-        })
     }
 }
 
@@ -257,74 +250,4 @@ fn change(letter: &Letter, outcome: Outcome) -> Value {
         "after": {"problem": null, "replayed_problem": letter.problem},
         "outcome": outcome,
     })
-}
-
-/// Makes them healthy events, as a worker would have stored them. Where any company was believed, a
-/// rebuild is to believe it as well.
-async fn clear(
-    connection: &mut PgConnection,
-    mended: &[(Letter, Box<Record>)],
-    any_company: bool,
-) -> Result<(), sqlx::Error> {
-    fn column<'m, T>(
-        mended: &'m [(Letter, Box<Record>)],
-        pick: impl Fn(&'m Letter, &'m Record) -> T,
-    ) -> Vec<T> {
-        mended.iter().map(|(l, r)| pick(l, r)).collect()
-    }
-    if mended.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "update events e
-            set problem = null, replayed_problem = e.problem, replayed_at = now(),
-                event_id = m.event_id, event_type = m.event_type, company_id = m.company_id,
-                resource_id = m.resource_id,
-                payload = coalesce(e.payload, m.payload::jsonb),
-                raw = case when e.payload is null and m.payload is null then e.raw end,
-                secret_companies = case when not $7 then e.secret_companies end
-           from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-             as m (webhook_id, event_id, event_type, company_id, resource_id, payload)
-          where e.webhook_id = m.webhook_id",
-    )
-    .bind(column(mended, |_, r| r.webhook_id.as_str()))
-    .bind(column(mended, |_, r| Text::as_optional(&r.event_id)))
-    .bind(column(mended, |_, r| r.event_type.as_str()))
-    .bind(column(mended, |_, r| Text::as_optional(&r.company_id)))
-    .bind(column(mended, |_, r| Text::as_optional(&r.resource_id)))
-    .bind(column(mended, |letter, r| match &r.body {
-        Body::Json(json) if !letter.has_json => Some(json.as_str()),
-        Body::Json(_) | Body::Raw(_) => None,
-    }))
-    .bind(any_company)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Those that have set their resource's row.
-async fn newest(
-    connection: &mut PgConnection,
-    mended: &[(Letter, Box<Record>)],
-) -> Result<HashSet<String>, sqlx::Error> {
-    let typed = || mended.iter().filter(|(_, record)| record.typed.is_some());
-    let resources: Vec<_> = typed()
-        .filter_map(|(_, record)| Text::as_optional(&record.resource_id))
-        .collect();
-    let events: Vec<_> = typed().map(|(_, r)| r.webhook_id.as_str()).collect();
-    if events.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let mut newest = HashSet::new();
-    for table in Family::ALL.into_iter().filter_map(typed_table::name) {
-        let set: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
-            "select webhook_id from {table} where id = any($1) and webhook_id = any($2)"
-        )))
-        .bind(&resources)
-        .bind(&events)
-        .fetch_all(&mut *connection)
-        .await?;
-        newest.extend(set);
-    }
-    Ok(newest)
 }

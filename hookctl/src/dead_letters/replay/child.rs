@@ -22,6 +22,7 @@ pub(super) struct Child<'a> {
     pub(super) database: &'a DatabaseArgs,
     /// Of which it is a part; `None` only tries.
     pub(super) run: Option<&'a Run>,
+    pub(super) include_withheld: bool,
     pub(super) any_company: bool,
 }
 
@@ -34,6 +35,7 @@ impl Child<'_> {
             .arg(format!("--id={webhook_id}"))
             .args(self.run.map(|_| "--yes"))
             .args(self.run.map(|run| format!("--run={}", run.id())))
+            .args(self.include_withheld.then_some("--include-withheld"))
             .args(self.any_company.then_some("--any-company"))
             // Not on its command line, which everybody can read.
             .envs(self.database.environment())

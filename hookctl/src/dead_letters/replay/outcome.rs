@@ -100,7 +100,8 @@ impl Totals {
         self.0.keys().all(|(outcome, _)| outcome.is_good())
     }
 
-    pub(super) fn print(&self, kept: bool) -> io::Result<()> {
+    /// `finished`: all were looked at.
+    pub(super) fn print(&self, kept: bool, finished: bool) -> io::Result<()> {
         let rows: Vec<_> = self
             .0
             .iter()
@@ -112,10 +113,13 @@ impl Totals {
             })
             .collect();
         OutputArgs { json: false }.print_rows(&rows)?;
-        let last = match (rows.is_empty(), kept) {
-            (true, _) => "no open dead letters like that",
-            (false, true) => "done",
-            (false, false) => "this was a trial, and nothing was changed; do it with --yes",
+        let last = match (finished, rows.is_empty(), kept) {
+            (false, true, _) => "not finished",
+            (false, false, true) => "not finished; what is above was done",
+            (false, false, false) => "not finished; this was a trial, and nothing was changed",
+            (true, true, _) => "no open dead letters like that",
+            (true, false, true) => "done",
+            (true, false, false) => "this was a trial, and nothing was changed; do it with --yes",
         };
         writeln!(io::stdout().lock(), "{last}")
     }

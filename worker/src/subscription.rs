@@ -1,7 +1,7 @@
 //! One subscription to a family's queue, from its first delivery to its end.
 //!
 //! Deliveries are collected in a batch. Batches are stored side by side. What is acknowledged is only
-//! ever the contiguous prefix of finished deliveries, on the channel that delivered them. [`Phase`]
+//! ever the contiguous prefix of finished deliveries, on the channel that delivered them. `Phase`
 //! says how far a subscription is.
 
 use std::{future, ops::ControlFlow, sync::Arc, time::Duration};

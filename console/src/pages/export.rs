@@ -277,15 +277,18 @@ impl Format {
     }
 }
 
-/// Rows as RFC 4180 has them.
-fn csv<T: AsRef<[u8]>>(rows: impl IntoIterator<Item = [T; COLUMNS.len()]>) -> Vec<u8> {
-    let mut writer = csv::WriterBuilder::new()
-        .terminator(csv::Terminator::CRLF)
-        .from_writer(Vec::new());
+/// Rows as RFC 4180 has them, with every cell in quotes.
+fn csv<T: AsRef<str>>(rows: impl IntoIterator<Item = [T; COLUMNS.len()]>) -> Vec<u8> {
+    let mut text = String::new();
     for row in rows {
-        writer.write_record(row).expect("a vector takes everything");
+        for (place, cell) in row.iter().enumerate() {
+            let separator = if place == 0 { "" } else { "," };
+            let doubled = cell.as_ref().replace('"', "\"\"");
+            text.extend([separator, "\"", &doubled, "\""]);
+        }
+        text.push_str("\r\n");
     }
-    writer.into_inner().expect("a vector takes everything")
+    text.into_bytes()
 }
 
 #[cfg(test)]
@@ -305,6 +308,7 @@ mod tests {
         let mut row = COLUMNS.map(|_| "");
         row[0] = "a,\"b\"\nc";
         let text = String::from_utf8(csv([row])).expect("text");
-        assert_eq!(text, "\"a,\"\"b\"\"\nc\",,,,,,,,,,\r\n");
+        let others = ",\"\"".repeat(COLUMNS.len() - 1);
+        assert_eq!(text, format!("\"a,\"\"b\"\"\nc\"{others}\r\n"));
     }
 }

@@ -78,6 +78,9 @@ pub(super) async fn confine(args: &super::Args) -> Result<ExitCode> {
     args.faults(Fault::all())?;
     // Held until the end, so that no other run deletes it.
     let debian = DebianRoot::find_or_make(args.cluster.release(), progress).await?;
+    // Before the services are built, as cargo may replace this program with them: what is at its path
+    // then is as good.
+    let own = std::env::current_exe().context("cannot find the running program")?;
     let programs = args.programs(progress).await?;
     let seed = args.settings(progress).seed;
     let mut line = args.to_command_line(seed);
@@ -89,7 +92,6 @@ pub(super) async fn confine(args: &super::Args) -> Result<ExitCode> {
         line.extend(wanted.then(|| flag.into()));
     }
     line.extend(["--confined".into(), debian.path().into()]);
-    let own = std::env::current_exe().context("cannot find the running program")?;
     let spec =
         confinement::spec("drill", &own, line).env(stack::programs::BIN_DIR, programs.folder());
     let status = Process::spawn(spec)?.wait().await;

@@ -47,17 +47,22 @@ impl Which {
     /// Appends that an event `e` is one of those, and no run has distrusted it yet.
     pub(super) fn push_trusted(&self, query: &mut QueryBuilder<Postgres>) {
         self.push(query);
-        query.push(" and (e.problem is null or not starts_with(e.problem, ");
-        query.push_bind(DISTRUSTED).push("))");
+        push_not_distrusted(query);
     }
 
     /// Appends that an event `e` is not distrusted, neither by this run nor by one before.
     pub(super) fn push_others(&self, query: &mut QueryBuilder<Postgres>) {
         query.push(" and (");
         self.push(query);
-        query.push(") is not true and (e.problem is null or not starts_with(e.problem, ");
-        query.push_bind(DISTRUSTED).push("))");
+        query.push(") is not true");
+        push_not_distrusted(query);
     }
+}
+
+/// Appends that no run has distrusted an event `e` yet.
+fn push_not_distrusted(query: &mut QueryBuilder<Postgres>) {
+    query.push(" and (e.problem is null or not starts_with(e.problem, ");
+    query.push_bind(DISTRUSTED).push("))");
 }
 
 impl Set {
@@ -69,8 +74,8 @@ impl Set {
         let mut transaction = connection.begin(&LONG.in_one_snapshot()).await?;
         let mut resources: BTreeMap<(usize, String), BTreeSet<String>> = BTreeMap::new();
         let mut named = HashSet::new();
-        // Whatever the event says of itself, its row is to be taken back, also if the event was distrusted
-        // before, such as after a restore of the table.
+        // A row that names such an event is taken back, also if the event has another type than the row's
+        // table, or was distrusted before, such as after a restore of the table.
         for (place, table) in tables.iter().enumerate() {
             let mut query = QueryBuilder::new(format!(
                 "select t.id, e.webhook_id from {} t join events e on e.webhook_id = t.webhook_id where ",

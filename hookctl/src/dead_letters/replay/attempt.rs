@@ -127,7 +127,7 @@ impl Attempt {
                 }
             }
         }
-        // Of a resource of two companies the first one keeps it, whatever shares a batch.
+        // Of a resource of two companies the first one keeps it, in one batch or in two.
         let places: HashMap<&str, usize> = ids.iter().map(String::as_str).zip(0..).collect();
         mended.sort_by_key(|(_, record)| places.get(record.webhook_id.as_str()));
         let typed: Vec<&Typed> = mended

@@ -174,13 +174,10 @@ impl Filter {
 }
 
 impl Action {
-    /// The first of the changes, laid out.
-    fn shown(&self) -> String {
-        json::pretty(&self.changes, MOST_SHOWN).0
-    }
-
-    fn is_cut(&self) -> bool {
-        self.has_more || json::pretty(&self.changes, MOST_SHOWN).1
+    /// The first of the changes, laid out, and whether there are more.
+    fn shown(&self) -> (String, bool) {
+        let (text, is_cut) = json::pretty(&self.changes, MOST_SHOWN);
+        (text, is_cut || self.has_more)
     }
 
     /// What shows all of the changes.

@@ -5,6 +5,7 @@
 //! everything that `docs/deploying.md` promises, and fails at the first thing that is not so.
 
 mod confinement;
+mod console;
 mod container;
 mod engine;
 mod images;

@@ -34,6 +34,7 @@ struct SignInPage {
     next: String,
     name: String,
     is_wrong: bool,
+    has_no_users: bool,
 }
 
 #[derive(Deserialize)]
@@ -58,11 +59,12 @@ pub(crate) async fn form(
 ) -> Result<HttpResponse, PageError> {
     match access.as_ref() {
         Access::Loopback => Ok(see("/")),
-        Access::SignedIn(_) => html(&SignInPage {
+        Access::SignedIn(sign_ins) => html(&SignInPage {
             frame: Frame::new(&request, "Sign in", Section::None),
             next: own(&query.next).to_owned(),
             name: String::new(),
             is_wrong: false,
+            has_no_users: sign_ins.users.is_empty(),
         }),
     }
 }
@@ -93,6 +95,7 @@ pub(crate) async fn sign_in(
             next: own(&next).to_owned(),
             name,
             is_wrong: true,
+            has_no_users: sign_ins.users.is_empty(),
         };
         let mut response = html(&page)?;
         *response.status_mut() = actix_web::http::StatusCode::UNAUTHORIZED;

@@ -19,9 +19,13 @@ struct Door {
 
 impl Door {
     async fn new(pool: &PgPool) -> Self {
+        Self::with(pool, &users::line("ada", PASSWORD).expect("a line")).await
+    }
+
+    async fn with(pool: &PgPool, users: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("users");
-        fs::write(&file, users::line("ada", PASSWORD).expect("a line")).expect("a file");
+        fs::write(&file, users).expect("a file");
         let file = file.to_str().expect("a path");
         let url = pool.connect_options().to_url_lossy();
         let app = App::with(url.as_str(), &["--users-file", file]).await;
@@ -142,6 +146,24 @@ async fn who_is_taken_out_of_the_file_or_has_another_password_is_out(pool: PgPoo
         password = new_password;
     }
     assert_eq!(door.sign_in("bob", PASSWORD, "/").await.status(), 303);
+    door.app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn while_there_is_no_user_the_page_says_so_and_the_first_one_needs_no_restart(pool: PgPool) {
+    let door = Door::with(&pool, "# nobody yet\n").await;
+    let form = door.app.page("/sign-in").await;
+    assert!(form.contains("There is no user yet"), "{form}");
+    assert_eq!(door.app.get("/events").await.status(), 303);
+    assert_eq!(door.sign_in("ada", PASSWORD, "/").await.status(), 401);
+    let line = users::line("ada", PASSWORD).expect("a line");
+    fs::write(door.folder.path().join("users"), line).expect("a file");
+    let deadline = Instant::now() + SOON;
+    while door.app.page("/sign-in").await.contains("no user yet") {
+        assert!(Instant::now() < deadline, "the user is not taken");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(door.sign_in("ada", PASSWORD, "/").await.status(), 303);
     door.app.stop().await;
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Published {
     pub(super) prometheus: String,
     /// Of Alertmanager.
     pub(super) alertmanager: String,
+    /// Of the console.
+    pub(super) console: String,
 }
 
 /// A clone with its project. Dropping it takes the containers and volumes away.
@@ -78,6 +80,7 @@ impl Site {
             webhooks: ports::free()?.to_string(),
             prometheus: ports::free()?.to_string(),
             alertmanager: ports::free()?.to_string(),
+            console: ports::free()?.to_string(),
         };
         let run = base.path().file_name().unwrap_or_default();
         let project = format!("{PREFIX}{}", run.to_string_lossy().to_lowercase());
@@ -89,6 +92,7 @@ impl Site {
             .env("PUBLIC_BIND", &published.webhooks)
             .env("PROMETHEUS_BIND", &published.prometheus)
             .env("ALERTMANAGER_BIND", &published.alertmanager)
+            .env("CONSOLE_BIND", &published.console)
             .env("GRAFANA_BIND", ports::free()?.to_string());
         Ok(Self {
             folder,

@@ -14,12 +14,13 @@ const PAGES: &str = "/usr/local/share/doc/pleo-webhooks/";
 /// `systemd-analyze security` rates from 0 to 10; up to 2 is what it calls well protected.
 const MOST_EXPOSED: f64 = 2.0;
 
-const UNITS: [&str; 6] = [
+const UNITS: [&str; 7] = [
     "pleo.target",
     "pleo-ingest.service",
     "pleo-worker@export-job.service",
     "pleo-worker@vendor.service",
     "pleo-worker@other.service",
+    "pleo-console.service",
     "pleo-setup.service",
 ];
 
@@ -41,6 +42,7 @@ impl Installed {
             "export-job-worker",
             "vendor-worker",
             "other-worker",
+            "console",
             "hookctl",
         ] {
             std::os::unix::fs::symlink("/bin/true", folder.path().join(name)).expect("a link");
@@ -103,6 +105,7 @@ fn a_service_can_do_little_beyond_its_work() {
     for unit in [
         "pleo-ingest.service",
         "pleo-worker@.service",
+        "pleo-console.service",
         "pleo-setup.service",
     ] {
         let path = installed.0.path().join(unit);
@@ -129,7 +132,11 @@ fn a_service_can_do_little_beyond_its_work() {
 /// The README promises that what is in hand gets finished.
 #[test]
 fn a_service_gets_longer_to_stop_than_it_takes() {
-    for unit in ["pleo-ingest.service", "pleo-worker@.service"] {
+    for unit in [
+        "pleo-ingest.service",
+        "pleo-worker@.service",
+        "pleo-console.service",
+    ] {
         let path = workspace().join("deploy/systemd").join(unit);
         let unit = fs::read_to_string(path).expect("a unit");
         let stop = unit

@@ -10,21 +10,24 @@ use tokio::time::{Instant, sleep};
 use crate::compose::load::Load;
 use crate::compose::site::Site;
 use crate::compose::trial::Trial;
-use crate::compose::{confinement, kill, monitoring, readme};
+use crate::compose::{confinement, console, kill, monitoring, readme};
 
 const HEADING: &str = "### With docker compose";
+/// Of `deploy/development-secrets`.
+const USER: (&str, &str) = ("admin", "development-only");
 const FINDS_THEM_WITHIN: Duration = Duration::from_secs(90);
 const STORED_WITHIN: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const INGEST: usize = 2;
 const VENDOR_WORKERS: usize = 3;
 /// Of everything that runs; the stores one after the other, as one of them is always needed.
-const KILLED: [&str; 11] = [
+const KILLED: [&str; 12] = [
     "node-exporter",
     "postgres-exporter",
     "alertmanager",
     "prometheus",
     "proxy",
+    "console",
     "ingest",
     "export-job-worker",
     "vendor-worker",
@@ -57,6 +60,13 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial, built: bool)
     }
     trial
         .check("demo's events are in their tables", demo_is_stored(site))
+        .await?;
+    let (name, password) = USER;
+    trial
+        .check(
+            "the console shows them to its user",
+            console::shows_events(site, name, password),
+        )
         .await?;
     trial
         .check(

@@ -11,6 +11,7 @@ use hookctl::sample::{VENDOR, new_webhook_id};
 use ingest::secrets::DEVELOPMENT_SECRET;
 use tokio::time::{Instant, sleep};
 
+use crate::compose::console;
 use crate::compose::container::Container;
 use crate::compose::passwords;
 use crate::compose::site::Site;
@@ -47,6 +48,15 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()
     let rotated = rotate(site, &file, &first, &second);
     trial
         .check("a secret is rotated without a restart", rotated)
+        .await?;
+    trial
+        .check(
+            "the console asks for a user",
+            console::asks_for_a_user(site),
+        )
+        .await?;
+    trial
+        .check("a user is added without a restart", add_user(site))
         .await?;
     let nowhere = passwords::are_nowhere(site, &secrets);
     trial
@@ -166,6 +176,15 @@ async fn rotate(site: &Site, file: &Path, old: &str, new: &str) -> Result<()> {
     answers(site, &[(new, OK), (old, UNAUTHORIZED)]).await?;
     ensure!(starts(site).await? == before, "ingest was restarted");
     Ok(())
+}
+
+/// By the command of docs/deploying.md.
+async fn add_user(site: &Site) -> Result<()> {
+    let password = format!("{:032x}", rand::random::<u128>());
+    let line =
+        "docker compose run --rm -T --no-deps console console user ada >> secrets/console-users";
+    site.line(&format!("printf %s {password} | {line}")).await?;
+    console::shows_events(site, "ada", &password).await
 }
 
 /// When each replica of ingest was started.

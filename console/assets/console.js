@@ -24,3 +24,60 @@ if (unreachable) {
   }
   document.body.addEventListener("htmx:afterSwap", show(false));
 }
+
+// The list follows what is stored. `#live` in the address begins at once, so that a live view can be sent
+// to a colleague.
+const follow = document.getElementById("follow");
+if (follow) {
+  const MOST_ROWS = 200;
+  const state = document.getElementById("follow-state");
+  const list = document.querySelector("table.list tbody");
+  const shown = new Set([...(list?.rows ?? [])].map((row) => row.dataset.id));
+  let source;
+  let added = 0;
+
+  const add = (html) => {
+    // A page without a list gets one by loading again.
+    if (!list) { location.reload(); return; }
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    const row = template.content.querySelector("tr");
+    if (shown.has(row.dataset.id)) { return; }
+    shown.add(row.dataset.id);
+    list.closest("table").classList.add("live");
+    list.prepend(row);
+    added += 1;
+    while (list.rows.length > MOST_ROWS) {
+      shown.delete(list.rows[list.rows.length - 1].dataset.id);
+      list.deleteRow(-1);
+    }
+    state.textContent = `Following: ${added} new`;
+  };
+  const start = () => {
+    follow.textContent = "Pause";
+    state.textContent = "Connecting";
+    history.replaceState(null, "", "#live");
+    source = new EventSource(follow.dataset.source);
+    const following = () => { state.textContent = `Following: ${added} new`; };
+    source.addEventListener("open", following);
+    source.addEventListener("back", following);
+    source.addEventListener("row", (message) => add(message.data));
+    source.addEventListener("gap", () => { state.textContent = "More came than fit here: load the page again to see all"; });
+    source.addEventListener("away", (message) => { state.textContent = message.data; });
+    source.addEventListener("error", () => {
+      const isOver = source.readyState === EventSource.CLOSED;
+      if (isOver) { pause(); }
+      state.textContent = isOver ? "It cannot follow: load the page again" : "The console is out of reach; trying again";
+    });
+  };
+  const pause = () => {
+    source.close();
+    source = undefined;
+    follow.textContent = "Follow";
+    state.textContent = `Paused: ${added} new`;
+    history.replaceState(null, "", location.pathname + location.search);
+  };
+  follow.hidden = false;
+  follow.addEventListener("click", () => (source ? pause() : start()));
+  if (location.hash === "#live") { start(); }
+}

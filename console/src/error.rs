@@ -27,6 +27,9 @@ pub enum PageError {
     /// Too many tries.
     #[error("Too many sign-ins have failed. Try again in a minute.")]
     TooManyTries,
+    /// Too many live views.
+    #[error("Too many live views are open.")]
+    TooManyViews,
     /// Postgres gave nothing.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -48,6 +51,7 @@ impl ResponseError for PageError {
             Self::BadAddress(_) => StatusCode::BAD_REQUEST,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::TooManyTries => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyViews => StatusCode::SERVICE_UNAVAILABLE,
             Self::Store(StoreError::TooSlow) => StatusCode::GATEWAY_TIMEOUT,
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Template(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -111,6 +115,10 @@ impl PageError {
                 "Open the console by its own address and try again.",
             ),
             Self::TooManyTries => ("Too many tries", "Everybody else can still sign in."),
+            Self::TooManyViews => (
+                "Too many live views",
+                "Close one, or load the list again to see what is new.",
+            ),
             Self::Store(StoreError::TooSlow) => (
                 "Postgres took too long",
                 "Narrow the time range, or try again when Postgres has less to do.",

@@ -7,10 +7,11 @@ use shared::{
 };
 
 /// The pages, as labels, by the patterns of their addresses.
-const PAGES: [(&str, &str); 10] = [
+const PAGES: [(&str, &str); 11] = [
     ("/", "overview"),
     ("/events", "events"),
     ("/events/export", "export"),
+    ("/events/live", "live"),
     ("/event", "event"),
     ("/event/body", "body"),
     ("/resource", "resource"),

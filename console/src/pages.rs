@@ -5,6 +5,7 @@ pub mod event;
 pub mod events;
 pub mod export;
 pub mod find;
+pub mod live;
 pub mod overview;
 pub mod receipts;
 pub mod record;

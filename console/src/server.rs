@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     error::PageError,
     metrics::Metrics,
-    pages::{self, export::Exports},
+    pages::{self, export::Exports, live::Views},
     store::Store,
     watch::Watch,
 };
@@ -42,6 +42,8 @@ pub struct Parts {
     pub access: Access,
     /// What is counted.
     pub metrics: Metrics,
+    /// Live views, which end before the console does.
+    pub views: Views,
 }
 
 /// Binds the port and says where. The server runs when it is awaited or spawned.
@@ -54,6 +56,7 @@ pub fn bind(config: &Config, parts: Parts) -> anyhow::Result<(Server, SocketAddr
             .app_data(web::Data::new(parts.access.clone()))
             .app_data(web::Data::new(parts.metrics.clone()))
             .app_data(web::Data::new(exports.clone()))
+            .app_data(web::Data::new(parts.views.clone()))
             .app_data(QueryConfig::default().error_handler(|_, _| {
                 PageError::BadAddress("The address has fields that cannot be read.".to_owned())
                     .into()
@@ -86,6 +89,7 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/overview/figures", web::get().to(pages::overview::figures))
         .route("/events", web::get().to(pages::events::page))
         .route("/events/export", web::get().to(pages::export::export))
+        .route("/events/live", web::get().to(pages::live::live))
         .route("/event", web::get().to(pages::event::page))
         .route("/event/body", web::get().to(pages::event::body))
         .route("/resource", web::get().to(pages::resource::page))

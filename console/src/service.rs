@@ -17,6 +17,7 @@ use crate::{
     access::{Access, users::Users},
     config::Config,
     metrics::Metrics,
+    pages::live::Views,
     server::{self, Parts},
     store::Store,
     watch::Watch,
@@ -30,6 +31,8 @@ pub struct Service {
     private_address: SocketAddr,
     watch: Watch,
     users: Option<Arc<Users>>,
+    /// Ends the live views.
+    end_views: CancellationToken,
     config: Config,
 }
 
@@ -50,6 +53,7 @@ impl Service {
             None => Access::Loopback,
         };
         let watch = Watch::new(store.clone());
+        let end_views = CancellationToken::new();
         let (private, private_address) = private_port::serve(
             config.process.private_listen(Program::Console),
             metrics.service.registry.clone(),
@@ -60,6 +64,7 @@ impl Service {
             watch: watch.clone(),
             access,
             metrics,
+            views: Views::until(end_views.clone()),
         };
         let (public, address) = server::bind(config, parts)?;
         Ok(Self {
@@ -69,6 +74,7 @@ impl Service {
             private_address,
             watch,
             users,
+            end_views,
             config: config.clone(),
         })
     }
@@ -106,6 +112,7 @@ impl Service {
             ended = &mut watch => bail!("the watch on the figures ended: {ended:?}"),
             ended = &mut users => bail!("the watch on the users file ended: {ended:?}"),
         }
+        self.end_views.cancel();
         let drained = timeout(
             self.config.process.shutdown_deadline,
             public_handle.stop(true),

@@ -139,6 +139,11 @@ impl Query {
         self.address("/events", ("before", before))
     }
 
+    /// What comes from now on.
+    fn live(&self) -> String {
+        self.address("/events/live", ("before", ""))
+    }
+
     /// All of it as a file.
     fn export(&self, format: &str) -> String {
         self.address("/events/export", ("format", format))

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     app::{App, SOON},
     chromium::{Browser, Kind},
+    sample::{store, vendor},
     scene::Scene,
 };
 
@@ -115,6 +116,41 @@ async fn the_overview_refreshes_itself_and_says_when_it_cannot(pool: PgPool) {
         sleep(Duration::from_millis(300)).await;
     }
     browser.close().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_list_follows_what_is_stored_until_it_is_paused(pool: PgPool) {
+    let Some(browser) = Browser::start(Kind::Desk).await else {
+        return;
+    };
+    let scene = Scene::new(&pool).await;
+    let live = |id| vendor(id, "v-1", "Acme", "ACTIVE", 9);
+    browser.open(&scene.app, "/events?company=c1").await;
+    browser.click("#follow").await;
+    store(&pool, [live("msg_live_1")]).await;
+    browser.until_text("msg_live_1").await;
+    let state = browser.text("#follow-state").await;
+    assert_eq!(state, "Following: 1 new");
+    browser.click("#follow").await;
+    browser.until_text("Paused: 1 new").await;
+    store(&pool, [live("msg_live_2")]).await;
+    // A view that begins with the page, of an address that was sent to somebody.
+    browser.open(&scene.app, "/").await;
+    browser.open(&scene.app, "/events?company=c1#live").await;
+    browser.until_text("Following").await;
+    store(&pool, [live("msg_live_3")]).await;
+    browser.until_text("msg_live_3").await;
+    let times = "return [...document.querySelectorAll('table.list tbody tr')]
+        .map(row => row.dataset.id).filter(id => id.startsWith('msg_live'));";
+    let shown = browser.run(times).await;
+    assert_eq!(
+        shown,
+        serde_json::json!(["msg_live_3", "msg_live_2", "msg_live_1"])
+    );
+    assert_eq!(browser.barriers().await, Vec::<String>::new());
+    assert_eq!(browser.errors().await, Vec::<String>::new());
+    browser.close().await;
+    scene.app.stop().await;
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

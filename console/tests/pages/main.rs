@@ -5,7 +5,7 @@ mod documentation;
 mod events;
 mod export;
 mod hostile;
-
+mod live;
 mod outage;
 mod overview;
 mod problems;

@@ -8,12 +8,12 @@ use stack::{
 
 use crate::{
     app::App,
+    live::View,
     sample::{store, vendor},
 };
 
-#[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn while_postgres_is_away_the_overview_shows_what_was_known(pool: PgPool) {
-    store(&pool, [vendor("msg_1", "v-1", "Acme", "DRAFT", 1)]).await;
+/// A console whose way to Postgres can be cut.
+async fn behind_proxy(pool: &PgPool) -> (App, Proxy) {
     let options = pool.connect_options();
     let target = format!("{}:{}", options.get_host(), options.get_port());
     let proxy = Proxy::start(target.parse().expect("an address"))
@@ -24,6 +24,28 @@ async fn while_postgres_is_away_the_overview_shows_what_was_known(pool: PgPool) 
         .host("127.0.0.1")
         .port(proxy.address().port());
     let app = App::with(through.to_url_lossy().as_str(), &[]).await;
+    (app, proxy)
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_live_view_says_when_postgres_is_away_and_goes_on_afterwards(pool: PgPool) {
+    store(&pool, [vendor("msg_1", "v-1", "Acme", "DRAFT", 1)]).await;
+    let (app, proxy) = behind_proxy(&pool).await;
+    let mut view = View::open(&app, "/events/live").await;
+    view.until("msg_1").await;
+    proxy.set(Mode::Cut).await;
+    view.until("event: away\ndata: Postgres is away").await;
+    proxy.set(Mode::Pass).await;
+    view.until("event: back").await;
+    store(&pool, [vendor("msg_2", "v-1", "Acme", "DRAFT", 1)]).await;
+    view.until("msg_2").await;
+    app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn while_postgres_is_away_the_overview_shows_what_was_known(pool: PgPool) {
+    store(&pool, [vendor("msg_1", "v-1", "Acme", "DRAFT", 1)]).await;
+    let (app, proxy) = behind_proxy(&pool).await;
     app.until("/", "Open dead letters").await;
     app.until("/", "Last day").await;
     proxy.set(Mode::Cut).await;

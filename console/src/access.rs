@@ -1,19 +1,22 @@
-//! Who may look: everybody on this machine, or users who have signed in.
+//! Who may look: everybody on this machine, users who have signed in, or whom a proxy has signed in.
 
 pub mod guard;
 mod limit;
 mod sessions;
 pub mod sign_in;
+mod trusted_proxy;
 pub mod users;
 
 use std::sync::Arc;
 
 use self::{limit::Limit, sessions::Sessions, users::Users};
 
+pub use self::trusted_proxy::{SECRET_HEADER, TrustedProxy};
+
 /// Somebody who is signed in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// As in the users file.
+    /// As in the users file, or as the proxy says.
     pub name: String,
 }
 
@@ -24,6 +27,8 @@ pub enum Access {
     Loopback,
     /// Users who have signed in.
     SignedIn(Arc<SignIns>),
+    /// Users of a proxy that signs them in.
+    Proxy(Arc<TrustedProxy>),
 }
 
 /// Users, and those of them who are signed in.

@@ -22,15 +22,28 @@ pub struct Config {
     #[allow(missing_docs)]
     pub process: ProcessArgs,
 
-    /// Where the pages are. Without USERS_FILE it must be an address of loopback, as everybody who
-    /// reaches it sees everything
+    /// Where the pages are. It must be an address of loopback, as everybody who reaches it sees
+    /// everything, unless USERS_FILE or TRUSTED_PROXY_SECRET_FILE says who may look
     #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
 
     /// A file with those who may sign in, one a line: name:viewer:hash of the password. It is read
     /// again when it changes
-    #[arg(long, env = "USERS_FILE")]
+    #[arg(long, env = "USERS_FILE", conflicts_with = "trusted_proxy_secret_file")]
     pub users_file: Option<PathBuf>,
+
+    /// A file with the secret by which a proxy that signs people in proves in the header
+    /// X-Console-Secret that it is this proxy
+    #[arg(long, env = "TRUSTED_PROXY_SECRET_FILE")]
+    pub trusted_proxy_secret_file: Option<PathBuf>,
+
+    /// The header in which that proxy says who asks
+    #[arg(
+        long,
+        env = "TRUSTED_PROXY_USER_HEADER",
+        default_value = "X-Forwarded-User"
+    )]
+    pub trusted_proxy_user_header: String,
 
     /// Let browsers send the sign-in only over HTTPS (or to the machine that they run on)
     #[arg(long, env = "SECURE_COOKIE", default_value_t = true, action = clap::ArgAction::Set)]
@@ -38,12 +51,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Refuses an address that other machines reach unless users sign in.
+    /// Refuses an address that other machines reach unless it is known who asks.
     pub fn check(&self) -> anyhow::Result<()> {
         ensure!(
-            self.users_file.is_some() || self.listen.ip().is_loopback(),
-            "LISTEN is {}, which others can reach, and without USERS_FILE nobody has to sign in: \
-             listen on 127.0.0.1 or [::1], or set USERS_FILE",
+            self.users_file.is_some()
+                || self.trusted_proxy_secret_file.is_some()
+                || self.listen.ip().is_loopback(),
+            "LISTEN is {}, which others can reach, and nobody has to sign in: listen on 127.0.0.1 or \
+             [::1], or set USERS_FILE or TRUSTED_PROXY_SECRET_FILE",
             self.listen
         );
         Ok(())

@@ -29,8 +29,10 @@ pub struct Frame {
     pub title: String,
     /// Which part it belongs to.
     pub section: Section,
-    /// Who is signed in, where users sign in.
+    /// Who is signed in, unless everybody on this machine may look.
     pub user: Option<String>,
+    /// Whether signing out is the console's affair.
+    pub can_sign_out: bool,
     /// Styles and scripts.
     pub assets: &'static Assets,
     is_within: bool,
@@ -45,9 +47,11 @@ impl Frame {
             .map(|user| user.name.clone());
         let access = request.app_data::<web::Data<Access>>();
         let needs_no_user = access.is_some_and(|access| matches!(***access, Access::Loopback));
+        let can_sign_out = access.is_some_and(|access| matches!(***access, Access::SignedIn(_)));
         Self {
             title: text::plain(title),
             section,
+            can_sign_out,
             is_within: user.is_some() || needs_no_user,
             user,
             assets: &ASSETS,

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
-    access::{Access, users::Users},
+    access::{Access, TrustedProxy, users::Users},
     config::Config,
     metrics::Metrics,
     pages::live::Views,
@@ -48,9 +48,13 @@ impl Service {
             .map(Users::open)
             .transpose()?
             .map(Arc::new);
-        let access = match &users {
-            Some(users) => Access::signed_in(Arc::clone(users), config.secure_cookie),
-            None => Access::Loopback,
+        let access = match (&users, &config.trusted_proxy_secret_file) {
+            (Some(users), _) => Access::signed_in(Arc::clone(users), config.secure_cookie),
+            (None, Some(file)) => Access::Proxy(Arc::new(TrustedProxy::open(
+                file,
+                &config.trusted_proxy_user_header,
+            )?)),
+            (None, None) => Access::Loopback,
         };
         let watch = Watch::new(store.clone());
         let end_views = CancellationToken::new();

@@ -96,6 +96,11 @@ fn admit(request: &ServiceRequest, access: &Access) -> Result<Option<HttpRespons
             check_host(request)?;
             Ok(None)
         }
+        Access::Proxy(proxy) => {
+            let name = proxy.user(request.headers())?;
+            request.extensions_mut().insert(User { name });
+            Ok(None)
+        }
         Access::SignedIn(_) if is_open(request.path()) => Ok(None),
         Access::SignedIn(sign_ins) => {
             if let Some(name) = sign_ins.user(request.headers()) {

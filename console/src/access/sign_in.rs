@@ -58,7 +58,7 @@ pub(crate) async fn form(
     access: web::Data<Access>,
 ) -> Result<HttpResponse, PageError> {
     match access.as_ref() {
-        Access::Loopback => Ok(see("/")),
+        Access::Loopback | Access::Proxy(_) => Ok(see("/")),
         Access::SignedIn(sign_ins) => html(&SignInPage {
             frame: Frame::new(&request, "Sign in", Section::None),
             next: own(&query.next).to_owned(),

@@ -1,6 +1,7 @@
 //! The console's pages, asked for as a browser does, on a real Postgres.
 
 mod app;
+mod behind_a_proxy;
 mod documentation;
 mod events;
 mod export;

@@ -73,7 +73,7 @@ impl Accounts {
             .log(folder.join("hookctl-setup.log"));
         spec.clean_env = true;
         let process = Process::spawn(spec)?;
-        ensure!(process.wait().await.success(), "{}", process.obituary());
+        ensure!(process.wait().await.success(), "{}", process.how_it_ended());
         Ok(())
     }
 }

@@ -83,7 +83,11 @@ impl Driver {
         };
         let end = Instant::now() + READY_WITHIN;
         while TcpStream::connect(driver.address).await.is_err() {
-            ensure!(driver.process.is_running(), "{}", driver.process.obituary());
+            ensure!(
+                driver.process.is_running(),
+                "{}",
+                driver.process.how_it_ended()
+            );
             if Instant::now() > end {
                 bail!("chromedriver does not answer within {READY_WITHIN:?}");
             }

@@ -279,7 +279,7 @@ impl Place {
             status.success(),
             "cannot make a Debian root (it needs a mirror of Debian, which {MIRROR_VARIABLE} may name, and \
              the right to mount): {}",
-            maker.obituary()
+            maker.how_it_ended()
         );
         remove(&self.path)?;
         fs::rename(&unfinished, &self.path).context("cannot name the new Debian root")?;

@@ -279,7 +279,7 @@ async fn install(packages: &[&str], log: &Path, progress: Progress) -> Result<()
     ensure!(
         status.success(),
         "cannot install packages: {}",
-        installer.0.obituary()
+        installer.0.how_it_ended()
     );
     step.done(&format!("installed {}", packages.join(" and ")));
     Ok(())

@@ -52,7 +52,7 @@ impl PgBouncer {
         let log = folder.join("version.log");
         let spec = packages.spec("pgbouncer", Path::new("/").join(PROGRAM));
         let process = Process::spawn(spec.args(["--version"]).log(&log))?;
-        ensure!(process.wait().await.success(), "{}", process.obituary());
+        ensure!(process.wait().await.success(), "{}", process.how_it_ended());
         let text = fs::read_to_string(&log)?;
         read_version(&text).with_context(|| format!("no version of PgBouncer: {text:?}"))
     }

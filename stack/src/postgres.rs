@@ -188,7 +188,7 @@ impl Postgres {
                 ensure!(
                     tries < TRIES,
                     "postgres does not start: {}",
-                    self.process.obituary()
+                    self.process.how_it_ended()
                 );
                 tries += 1;
                 sleep(Duration::from_millis(500)).await;

@@ -183,7 +183,7 @@ impl Process {
     }
 
     /// Why the child ended, with the end of its log, for error messages.
-    pub fn obituary(&self) -> String {
+    pub fn how_it_ended(&self) -> String {
         let end = match self.exit_status() {
             Some(status) => format!("{} ended with {status}", self.name()),
             None => format!("{} is running", self.name()),
@@ -197,7 +197,7 @@ impl Process {
     /// What a service did that it never should: it ended by itself, or panicked.
     pub fn failure(&self) -> Option<String> {
         if !self.is_running() {
-            return Some(self.obituary());
+            return Some(self.how_it_ended());
         }
         let log = std::fs::read_to_string(self.log()?).ok()?;
         let line = log.lines().find(|line| line.contains("panicked"))?;

@@ -109,7 +109,7 @@ impl Prometheus {
             ensure!(
                 self.process.is_running() && Instant::now() < end,
                 "{}",
-                self.process.obituary()
+                self.process.how_it_ended()
             );
             sleep(Duration::from_millis(100)).await;
         }

@@ -289,7 +289,7 @@ impl RabbitMq {
             ensure!(
                 self.process.is_running(),
                 "rabbitmq does not start: {}",
-                self.process.obituary()
+                self.process.how_it_ended()
             );
             ensure!(
                 Instant::now() < end,

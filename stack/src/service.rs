@@ -239,7 +239,7 @@ impl Service {
             if response.is_ok_and(|response| response.status().is_success()) {
                 return Ok(());
             }
-            ensure!(self.process.is_running(), "{}", self.process.obituary());
+            ensure!(self.process.is_running(), "{}", self.process.how_it_ended());
             if Instant::now() > end {
                 let name = self.process.name();
                 let log = self.process.log_tail(15);

@@ -261,7 +261,7 @@ impl Pipeline {
     async fn stop_workers(&mut self) -> Result<()> {
         for worker in self.workers.drain(..) {
             let status = worker.stop(STOPPED_WITHIN).await?;
-            ensure!(status.success(), "{}", worker.process().obituary());
+            ensure!(status.success(), "{}", worker.process().how_it_ended());
         }
         Ok(())
     }
@@ -303,7 +303,7 @@ impl Pipeline {
                 ensure!(
                     worker.process().is_running(),
                     "{}",
-                    worker.process().obituary()
+                    worker.process().how_it_ended()
                 );
                 continue;
             };

@@ -169,7 +169,7 @@ async fn stay(running: &Running, signals: &Signals) -> usize {
         for process in running.processes() {
             if !process.is_running() && !dead.contains(&process.pid()) {
                 dead.push(process.pid());
-                note(&format!("\n✗ {}", process.obituary()));
+                note(&format!("\n✗ {}", process.how_it_ended()));
                 note("the rest stays up; press Ctrl-C and start again to have it back");
             }
         }
@@ -224,7 +224,7 @@ impl Running {
         let end = Instant::now() + STORED_WITHIN;
         while !report::is_stored(&self.pool, sample, ids).await? {
             if let Some(dead) = self.processes().find(|process| !process.is_running()) {
-                bail!("{}", dead.obituary());
+                bail!("{}", dead.how_it_ended());
             }
             if Instant::now() > end {
                 bail!(

@@ -197,7 +197,7 @@ impl Node {
                 Err(error) => error,
             };
             if let Some(process) = &self.process {
-                ensure!(process.is_running(), "{}", process.obituary());
+                ensure!(process.is_running(), "{}", process.how_it_ended());
             }
             ensure!(
                 Instant::now() < end,

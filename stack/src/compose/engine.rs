@@ -107,7 +107,7 @@ impl Engine {
             ensure!(
                 daemon.process.is_running() && Instant::now() < deadline,
                 "cannot start a Docker engine: {}",
-                daemon.process.obituary()
+                daemon.process.how_it_ended()
             );
             sleep(Duration::from_millis(200)).await;
         }

@@ -83,7 +83,7 @@ pub(super) async fn initialise(
         };
         bail!(
             "cannot create the postgres data{account}: {}",
-            process.obituary()
+            process.how_it_ended()
         );
     }
     fs::rename(&fresh, folder.join("data")).context("cannot name the new postgres data")

@@ -39,7 +39,7 @@ impl Postgres {
             .args(["-D".into(), data.into_os_string()]);
         let process = Process::spawn(copy)?;
         if !process.wait().await.success() {
-            bail!("cannot copy the primary: {}", process.obituary());
+            bail!("cannot copy the primary: {}", process.how_it_ended());
         }
         let process = spawn(folder, &self.packages, address, self.durability)?;
         let mut standby = Self {

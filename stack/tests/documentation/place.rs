@@ -103,7 +103,7 @@ impl Place {
         );
         let deadline = Instant::now() + SOON;
         while !reqwest::get(&url).await.is_ok_and(|r| r.status() == 200) {
-            assert!(process.is_running(), "{}", process.obituary());
+            assert!(process.is_running(), "{}", process.how_it_ended());
             let log = process.log_tail(15);
             assert!(Instant::now() < deadline, "{program} is not ready: {log}");
             sleep(Duration::from_millis(100)).await;

@@ -27,7 +27,7 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
             break answer;
         }
         let process = services[0].process();
-        assert!(process.is_running(), "{}", process.obituary());
+        assert!(process.is_running(), "{}", process.how_it_ended());
     };
     assert_eq!(refused, Outcome::Refused(503));
 

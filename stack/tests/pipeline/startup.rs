@@ -27,7 +27,7 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         assert!(
             services[0].process().is_running(),
             "{}",
-            services[0].process().obituary()
+            services[0].process().how_it_ended()
         );
     };
     assert_eq!(refused, Outcome::Refused(503));

@@ -50,7 +50,11 @@ async fn a_program_inside_another_root_writes_nothing_there_and_dies_with_the_st
     nix::unistd::chown(&data, Some(1.into()), None).expect("it is ours");
     let process = Process::spawn(spec).expect("it starts");
     let ended = timeout(Duration::from_secs(30), process.wait()).await;
-    assert!(ended.expect("it ends").success(), "{}", process.obituary());
+    assert!(
+        ended.expect("it ends").success(),
+        "{}",
+        process.how_it_ended()
+    );
 
     let log = fs::read_to_string(folder.path().join("log")).expect("a log");
     assert!(log.contains("daemon"), "{log}");

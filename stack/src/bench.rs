@@ -9,11 +9,12 @@ mod connection;
 mod grown;
 mod limits;
 mod load;
+mod peer;
 mod pipeline;
 mod report;
 mod request;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -22,6 +23,8 @@ use serde::Serialize;
 pub use self::limits::Limits;
 pub use self::load::Outcome;
 use self::load::{Load, Pace};
+use self::peer::Peer;
+pub use self::peer::PeerRound;
 use self::pipeline::Pipeline;
 pub use self::pipeline::{EndToEnd, Lag, Usage};
 use crate::packages::Packages;
@@ -38,6 +41,8 @@ const DUPLICATES: [f64; 2] = [0.1, 0.9];
 const SHARES: [f64; 3] = [0.25, 0.5, 0.75];
 /// Connections where one number has to do.
 const USUAL: usize = 64;
+/// How long a queue is filled before it is looked at again.
+const FILL_FOR: Duration = Duration::from_secs(2);
 
 /// How much is measured.
 #[derive(Debug, Clone)]
@@ -50,6 +55,8 @@ pub struct Plan {
     pub drained: u64,
     /// Rows already in the tables, ascending.
     pub grown: Vec<u64>,
+    /// The workspace's folder, where what users would write instead is measured too.
+    pub peers: Option<PathBuf>,
 }
 
 /// One measurement of everything.
@@ -69,6 +76,8 @@ pub struct Round {
     pub end_to_end: Vec<(usize, EndToEnd)>,
     /// From receipt to storage at half of the first of these rates.
     pub lag: Lag,
+    /// What a user would write instead, where that is measured.
+    pub peer: Option<PeerRound>,
 }
 
 /// Some of it with tables that have grown.
@@ -111,10 +120,14 @@ pub async fn run(
     let step = progress.step("starting the stores and ingest");
     let mut pipeline = Pipeline::start(packages, programs, folder).await?;
     step.done("the stores and ingest are up");
+    let mut peer = match &plan.peers {
+        Some(workspace) => Some(Peer::start(workspace, pipeline.stores(), folder).await?),
+        None => None,
+    };
     let mut rounds = Vec::new();
     for number in 1..=plan.rounds {
         let step = progress.step(format!("round {number} of {}", plan.rounds));
-        rounds.push(round(&mut pipeline, plan).await?);
+        rounds.push(rotated(&mut pipeline, peer.as_mut(), plan, number).await?);
         step.done(&format!("round {number} of {}", plan.rounds));
     }
     let mut grown = Vec::new();
@@ -131,11 +144,42 @@ pub async fn run(
         missing == 0,
         "the figures are void: of {events} accepted events {missing} are not stored"
     );
+    if let Some(peer) = peer {
+        let missing = peer.missing().await?;
+        ensure!(
+            missing == 0,
+            "the peer's figures are void: {missing} events are not stored"
+        );
+        peer.stop().await?;
+    }
     pipeline.stop().await?;
     Ok(Report {
         rounds,
         grown,
         events,
+    })
+}
+
+/// A round of both. Who comes first takes turns, as the machine may get slower or faster meanwhile.
+async fn rotated(
+    pipeline: &mut Pipeline,
+    peer: Option<&mut Peer>,
+    plan: &Plan,
+    number: u32,
+) -> Result<Round> {
+    let Some(peer) = peer else {
+        return round(pipeline, plan).await;
+    };
+    let (ours, theirs) = if number.is_multiple_of(2) {
+        let theirs = peer.round(plan.slice, plan.drained).await?;
+        (round(pipeline, plan).await?, theirs)
+    } else {
+        let ours = round(pipeline, plan).await?;
+        (ours, peer.round(plan.slice, plan.drained).await?)
+    };
+    Ok(Round {
+        peer: Some(theirs),
+        ..ours
     })
 }
 
@@ -193,6 +237,7 @@ async fn round(pipeline: &mut Pipeline, plan: &Plan) -> Result<Round> {
         drained: [one, two],
         end_to_end,
         lag: pipeline.lag(half).await?,
+        peer: None,
     })
 }
 

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::load::{Load, Outcome, Pace};
 use super::request::{PREFIX, Requests};
-use super::{USUAL, grown};
+use super::{FILL_FOR, USUAL, grown};
 use crate::accounts::Accounts;
 use crate::base::Base;
 use crate::packages::Packages;
@@ -27,7 +27,6 @@ use crate::stores::{Addresses, Stores};
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 const STORED_WITHIN: Duration = Duration::from_secs(600);
-const FILL_FOR: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The worker's own count of the events that it has stored.
 const STORED: &str = r#"pleo_worker_events_total{family="vendor",outcome="stored""#;

@@ -5,7 +5,7 @@ use std::fmt;
 use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 
-use super::{Report, Round, USUAL, Usage};
+use super::{Outcome, PeerRound, Report, Round, USUAL, Usage};
 
 impl Report {
     fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
@@ -102,6 +102,34 @@ impl Report {
         table
     }
 
+    /// Each ratio is of one round.
+    fn peer(&self) -> Option<Table> {
+        let first = self.rounds.first()?.peer.as_ref()?;
+        let mut table = table(&["beside Node", "this a second", "Node a second", "ratio"]);
+        let mut row =
+            |what: String, ours: &dyn Fn(&Round) -> f64, theirs: &dyn Fn(&PeerRound) -> f64| {
+                let theirs = |r: &Round| r.peer.as_ref().map_or(f64::NAN, theirs);
+                table.add_row([
+                    what,
+                    rate(self.median(ours)),
+                    rate(self.median(theirs)),
+                    ratio(self.median(|r| ours(r) / theirs(r))),
+                ]);
+            };
+        for (i, (connections, _)) in first.accepted.iter().enumerate() {
+            let what = format!("accepted, {connections} connections");
+            row(what, &|r| r.accepted[i].1.rate, &|p| p.accepted[i].1.rate);
+        }
+        row("drained by one".to_owned(), &|r| r.drained[0], &|p| {
+            p.drained
+        });
+        for (i, (connections, _)) in first.end_to_end.iter().enumerate() {
+            let what = format!("end to end, {connections} connections");
+            row(what, &|r| r.end_to_end[i].1.rate, &|p| p.end_to_end[i].1);
+        }
+        Some(table)
+    }
+
     fn costs(&self) -> Table {
         fn usage(round: &Round) -> &Usage {
             &round.end_to_end[0].1.usage
@@ -157,6 +185,17 @@ impl fmt::Display for Report {
         writeln!(f, "{}\n", self.acceptance())?;
         writeln!(f, "{}\n", self.storage())?;
         writeln!(f, "{}\n", self.costs())?;
+        if let Some(peer) = self.peer() {
+            writeln!(f, "{peer}\n")?;
+            writeln!(
+                f,
+                "A lone request takes {} of the time that it takes Node (medians).\n",
+                ratio(
+                    self.median(|r| lone(&r.accepted)
+                        / r.peer.as_ref().map_or(f64::NAN, |p| lone(&p.accepted)))
+                ),
+            )?;
+        }
         if !self.grown.is_empty() {
             writeln!(f, "{}\n", self.growth())?;
         }
@@ -179,6 +218,13 @@ impl fmt::Display for Report {
             self.events
         )
     }
+}
+
+/// Milliseconds, the median, over one connection.
+fn lone(accepted: &[(usize, Outcome)]) -> f64 {
+    accepted
+        .first()
+        .map_or(f64::NAN, |(_, outcome)| outcome.p50_ms)
 }
 
 fn median(figures: impl Iterator<Item = f64>) -> f64 {

@@ -40,6 +40,10 @@ pub(super) struct Args {
     )]
     grown: Vec<u64>,
 
+    /// Measure beside it what a user would write instead, in Node; its packages come from npm
+    #[arg(long)]
+    peers: bool,
+
     #[command(flatten)]
     outputs: Outputs,
 }
@@ -58,13 +62,8 @@ async fn bench(args: &Args) -> Result<ExitCode> {
         "--grown must be ascending, as the tables grow from one measurement to the next"
     );
     let progress = Progress::Shown;
-    let programs = Programs::build(
-        &super::workspace()?,
-        Scope::Services,
-        Profile::Release,
-        progress,
-    )
-    .await?;
+    let workspace = super::workspace()?;
+    let programs = Programs::build(&workspace, Scope::Services, Profile::Release, progress).await?;
     if cfg!(debug_assertions) {
         // The load itself has to be optimised as well.
         return measuring::run_built(&programs).await;
@@ -77,6 +76,7 @@ async fn bench(args: &Args) -> Result<ExitCode> {
         slice: Duration::from_secs(args.seconds),
         drained: args.drained,
         grown: args.grown.clone(),
+        peers: args.peers.then_some(workspace),
     };
     let report = bench::run(&packages, programs, &folder, &plan, progress).await?;
     args.outputs.print(&report)?;

@@ -1,0 +1,2 @@
+export const QUEUE = "peer.vendors";
+export const ARGUMENTS = { "x-queue-type": "quorum" };

@@ -14,16 +14,19 @@ const STORE = {
     with event as (
       insert into peer_events (webhook_id, event_type, payload)
       select * from unnest($1::text[], $2::text[], $3::jsonb[])
-      on conflict do nothing)
-    insert into peer_vendors as known (id, company_id, name, state, updated_at, webhook_id)
-    select distinct on (id) *
-      from unnest($4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $1::text[])
-        as v (id, company_id, name, state, updated_at, webhook_id)
-     order by id, updated_at desc
-    on conflict (id) do update
-      set (company_id, name, state, updated_at, webhook_id)
-        = (excluded.company_id, excluded.name, excluded.state, excluded.updated_at, excluded.webhook_id)
-      where known.updated_at < excluded.updated_at`,
+      on conflict do nothing
+      returning webhook_id),
+    vendor as (
+      insert into peer_vendors as known (id, company_id, name, state, updated_at, webhook_id)
+      select distinct on (id) *
+        from unnest($4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $1::text[])
+          as v (id, company_id, name, state, updated_at, webhook_id)
+       order by id, updated_at desc
+      on conflict (id) do update
+        set (company_id, name, state, updated_at, webhook_id)
+          = (excluded.company_id, excluded.name, excluded.state, excluded.updated_at, excluded.webhook_id)
+        where known.updated_at < excluded.updated_at)
+    select count(*)::int as stored from event`,
 };
 
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 4 });
@@ -38,8 +41,8 @@ async function store(batch) {
     row.push(data.id, data.companyId, data.name, data.state, data.updatedAt);
     row.forEach((value, n) => columns[n].push(value));
   }
-  await pool.query({ ...STORE, values: columns });
-  stored += batch.length;
+  const { rows } = await pool.query({ ...STORE, values: columns });
+  stored += rows[0].stored;
 }
 
 const connection = await amqp.connect(process.env.AMQP_URL);
@@ -67,6 +70,8 @@ await channel.consume(QUEUE, (message) => {
 createServer((_, response) => response.end(String(stored))).listen(Number(process.env.PORT), "127.0.0.1");
 
 process.once("SIGTERM", async () => {
+  // The channel first, so that its acknowledgements are sent.
+  await channel.close();
   await connection.close();
   await pool.end();
   process.exit(0);

@@ -9,6 +9,8 @@ use shared::{
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgTransaction};
 
+use crate::lock_holders::{Held, Watch};
+
 /// As a worker's transaction: on disk once it is committed, and no wait without an end.
 pub const STORING: TransactionMode = TransactionMode::write(Durability::Replicated)
     .lock_timeout(Duration::from_secs(10))
@@ -29,6 +31,7 @@ pub const CHANGING: TransactionMode = STORING.statement_timeout(Duration::from_s
 pub struct Connection {
     postgres: PgConnection,
     schema: Schema,
+    watch: Watch,
 }
 
 /// Opens a connection that shows as `hookctl` in Postgres' own views.
@@ -36,6 +39,7 @@ pub async fn connect(url: &DatabaseUrl) -> Result<Connection, Unreached> {
     Ok(Connection {
         postgres: url.connect("hookctl", Access::AsTheAddressSays).await?,
         schema: url.schema().clone(),
+        watch: Watch::new(url),
     })
 }
 
@@ -85,6 +89,32 @@ impl Connection {
     ) -> Result<PgTransaction<'_>, sqlx::Error> {
         let begin = mode.begin(&self.schema, self.postgres.server_version_num());
         self.postgres.begin_with(AssertSqlSafe(begin)).await
+    }
+
+    /// Changes something in a transaction, all of it or nothing. Where it does not get a lock in time, the
+    /// error says who holds it.
+    pub(crate) async fn change<T>(
+        &mut self,
+        mode: &TransactionMode,
+        work: impl AsyncFnOnce(&mut PgConnection) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let begin = mode.begin(&self.schema, self.postgres.server_version_num());
+        let mut transaction = self.postgres.begin_with(AssertSqlSafe(begin)).await?;
+        let mut holders = Vec::new();
+        let done = (self.watch)
+            .during(&mut transaction, &mut holders, work)
+            .await;
+        match done {
+            Ok(done) => {
+                transaction.commit().await?;
+                Ok(done)
+            }
+            Err(error) => {
+                // The error says more than a rollback that fails.
+                transaction.rollback().await.ok();
+                Err(Held::explain(error, holders))
+            }
+        }
     }
 
     /// The connection itself, for transactions that say by themselves what they need.

@@ -9,7 +9,7 @@ mod batch;
 mod report;
 mod set;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use chrono::{DateTime, Utc};
 use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
@@ -155,7 +155,12 @@ impl Distrust<'_> {
                 run: &self.run,
                 groups,
             };
-            done.add(batch.apply(connection).await?);
+            done.add(batch.apply(connection).await.with_context(|| {
+                format!(
+                    "{} event(s) distrusted, with their rows, and none of the others; run it again for those",
+                    done.distrusted
+                )
+            })?);
             bar.inc(groups.iter().map(|group| group.ids.len() as u64).sum());
         }
         bar.finish_and_clear();

@@ -11,7 +11,7 @@ mod tables;
 
 use std::io::{self, Write};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use shared::config::DatabaseArgs;
@@ -93,7 +93,9 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
         return Ok(Verdict::of(found.is_nothing()));
     }
     let run = Run::new("erase", subject.describe(), None);
-    found.erase(&mut connection, &subject, &run).await?;
+    found.erase(&mut connection, &subject, &run).await.context(
+        "not all was erased; what was erased before stays so. Run it again for the rest",
+    )?;
     let left = Found::look(&mut connection, &subject).await?;
     if !left.is_empty() {
         writeln!(

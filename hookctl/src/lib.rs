@@ -18,6 +18,7 @@ mod family;
 pub mod health;
 mod http;
 pub mod load;
+mod lock_holders;
 pub mod management;
 pub mod output;
 pub mod passwords;

@@ -9,7 +9,10 @@
 mod batch;
 mod report;
 
-use std::time::Duration;
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
@@ -29,13 +32,14 @@ use worker::{
 };
 
 use self::{
-    batch::{Writer, count_events, count_rows_without_event, find_not_healthy},
+    batch::{Named, Writer, count_events, count_rows_without_event, find_not_healthy},
     report::{Change, Totals},
 };
 use crate::{
     actions::Run,
     database::READING,
     family,
+    lock_holders::{FIRST_LOCK_WAIT, LAST_LOCK_WAIT, LATER_LOCK_WAIT, MOST_LOCKED_ALONE, Watch},
     output::OutputArgs,
     progress,
     typed_table::{self, Candidate, Table},
@@ -48,7 +52,7 @@ const BATCH: u32 = 500;
 /// A row whose own event says something else may have hidden newer events from this pass.
 const PASSES: usize = 3;
 
-/// In a row, for a deadlock, a lock that is held, or a restart of Postgres.
+/// In a row, for a restart of Postgres.
 const TRIES: usize = 10;
 
 const REFUSED: &str = "postgres does not take it";
@@ -62,7 +66,7 @@ const REFUSED: &str = "postgres does not take it";
 ///
 /// Exit codes: 0 the tables are as the events say, 1 it could not be done, 2 wrong settings, 3 there
 /// is something to write (without --yes), or an event has no row because this version finds a
-/// problem in it or Postgres refuses it.
+/// problem in it, Postgres refuses it, or its row is locked, also when it was tried again at the end.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -109,6 +113,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     }
     let filter = json!({"family": args.family.map(Family::name), "after": args.after});
     let run = Run::new("rebuild", filter, None);
+    let watch = Watch::new(&options);
     let pool = database::pool(options, "hookctl", 1);
     let families = Family::ALL.into_iter().filter(|family| match args.family {
         Some(only) => *family == only,
@@ -120,7 +125,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
         let rebuild = Rebuild {
             args,
             run: args.yes.then_some(&run),
-            writer: Writer::new(&pool, &table, args.yes.then_some(&run)),
+            writer: Writer::new(&pool, &watch, &table, args.yes.then_some(&run)),
             stop: &stop,
         };
         let mut totals = Totals::new(table.name());
@@ -185,25 +190,43 @@ impl Rebuild<'_> {
             }
             return Ok(refused);
         };
-        let mut groups: Vec<&[_]> = found.chunks(BATCH as usize).rev().collect();
-        while let Some(group) = groups.pop() {
-            let replaced = self
-                .patiently(async || or_refusal(self.writer.replace(run, group).await))
-                .await?;
-            match (replaced, group) {
-                (Ok(ids), _) => {
-                    for id in &ids {
-                        totals.change(id, Change::NotHealthy);
+        let mut left = Vec::new();
+        for some in found.chunks(BATCH as usize) {
+            left.extend(
+                self.replace(run, some.to_vec(), FIRST_LOCK_WAIT, totals)
+                    .await?,
+            );
+        }
+        for (name, fate) in left {
+            match fate {
+                Fate::Refused(reason) => refused.push((name.1, reason)),
+                Fate::Locked(_) => {
+                    for ((_, event), fate) in self
+                        .replace(run, vec![name], LAST_LOCK_WAIT, totals)
+                        .await?
+                    {
+                        refused.push((event, fate.reason()));
                     }
-                }
-                (Err(reason), [(_, event)]) => refused.push((event.clone(), reason)),
-                (Err(_), _) => {
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.extend([second, first]);
                 }
             }
         }
         Ok(refused)
+    }
+
+    async fn replace(
+        &self,
+        run: &Run,
+        rows: Vec<Named>,
+        lock_wait: Duration,
+        totals: &mut Totals,
+    ) -> anyhow::Result<Vec<(Named, Fate)>> {
+        let replace = async |rows: &[_], wait| self.writer.replace(run, rows, wait).await;
+        self.divide(rows, lock_wait, replace, |ids: Vec<String>| {
+            for id in &ids {
+                totals.change(id, Change::NotHealthy);
+            }
+        })
+        .await
     }
 
     async fn pass(
@@ -214,21 +237,18 @@ impl Rebuild<'_> {
     ) -> anyhow::Result<()> {
         let size = BATCH.min(self.args.rate.unwrap_or(BATCH));
         let mut next = Instant::now();
+        let mut locked = Vec::new();
         loop {
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => bail!(
-                    "stopped; what was done stays done. Run it again, or go on with --family {} \
-                     --after '{after}'",
-                    self.writer.family()
-                ),
+                () = self.stop.cancelled() => bail!(stopped(self.writer.family(), &after, locked.len())),
                 () = sleep_until(next) => {}
             }
             let events = self
                 .patiently(async || self.writer.read(&after, size).await)
                 .await?;
             let Some(last) = events.last() else {
-                return Ok(());
+                return self.write_locked(locked, totals).await;
             };
             after.clone_from(&last.webhook_id);
             let read = events.len();
@@ -237,7 +257,7 @@ impl Rebuild<'_> {
             for problem in problems {
                 totals.problem(problem.webhook_id, problem.typed.err().unwrap_or_default());
             }
-            self.write(&candidates, totals).await?;
+            locked.extend(self.write(candidates, FIRST_LOCK_WAIT, totals).await?);
             totals.events += read as u64;
             bar.inc(read as u64);
             if let Some(rate) = self.args.rate {
@@ -247,31 +267,114 @@ impl Rebuild<'_> {
         }
     }
 
-    /// Writes a batch. What Postgres refuses is found by halving, so that it costs the others
-    /// nothing.
-    async fn write(&self, batch: &[Candidate], totals: &mut Totals) -> anyhow::Result<()> {
-        let mut groups = vec![batch];
-        while let Some(group) = groups.pop() {
-            let written = self
-                .patiently(async || or_refusal(self.writer.write(group).await))
-                .await?;
-            match (written, group) {
-                (Ok(written), _) => {
-                    for (id, change) in written.changes {
-                        totals.change(&id, change);
-                    }
-                    for webhook_id in written.strangers {
-                        totals.problem(webhook_id, COMPANY_CHANGE.to_owned());
-                    }
+    /// Writes a batch, and answers with those that are locked.
+    async fn write(
+        &self,
+        batch: Vec<Candidate>,
+        lock_wait: Duration,
+        totals: &mut Totals,
+    ) -> anyhow::Result<Vec<(Candidate, String)>> {
+        let mut strangers = Vec::new();
+        let write = async |group: &[_], wait| self.writer.write(group, wait).await;
+        let left = self
+            .divide(batch, lock_wait, write, |written| {
+                for (id, change) in written.changes {
+                    totals.change(&id, change);
                 }
-                (Err(reason), [one]) => totals.problem(one.webhook_id.clone(), reason),
-                (Err(_), _) => {
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.extend([second, first]);
-                }
+                strangers.extend(written.strangers);
+            })
+            .await?;
+        for webhook_id in strangers {
+            totals.problem(webhook_id, COMPANY_CHANGE.to_owned());
+        }
+        let mut locked = Vec::new();
+        for (candidate, fate) in left {
+            match fate {
+                Fate::Refused(reason) => totals.problem(candidate.webhook_id, reason),
+                Fate::Locked(reason) => locked.push((candidate, reason)),
             }
         }
+        Ok(locked)
+    }
+
+    /// Tries once more, at the end, what was locked.
+    async fn write_locked(
+        &self,
+        locked: Vec<(Candidate, String)>,
+        totals: &mut Totals,
+    ) -> anyhow::Result<()> {
+        if locked.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            io::stderr(),
+            "{}: locked, tried again now: {}",
+            self.writer.family(),
+            locked.len()
+        )?;
+        let mut candidates: Vec<Candidate> = locked.into_iter().map(|(one, _)| one).collect();
+        while !candidates.is_empty() {
+            let rest = candidates.split_off(candidates.len().min(BATCH as usize));
+            for (candidate, reason) in self.write(candidates, LAST_LOCK_WAIT, totals).await? {
+                totals.problem(candidate.webhook_id, reason);
+            }
+            candidates = rest;
+        }
         Ok(())
+    }
+
+    /// Does this with all items, and answers with those with which it cannot be done. An offender is found
+    /// by halving, so that it costs the others nothing.
+    async fn divide<I, T>(
+        &self,
+        items: Vec<I>,
+        lock_wait: Duration,
+        work: impl AsyncFn(&[I], Duration) -> Result<T, TransactionError>,
+        mut done: impl FnMut(T),
+    ) -> anyhow::Result<Vec<(I, Fate)>> {
+        let mut groups = vec![(items, lock_wait)];
+        let mut left = Vec::new();
+        let mut locked_alone = 0;
+        while let Some((mut group, wait)) = groups.pop() {
+            let outcome = self
+                .patiently(async || self.or_fate(work(&group, wait).await))
+                .await?;
+            let fate = match outcome {
+                Ok(outcome) => {
+                    done(outcome);
+                    continue;
+                }
+                Err(fate) => fate,
+            };
+            let is_locked = matches!(fate, Fate::Locked(_));
+            if group.len() > 1 && !(is_locked && locked_alone >= MOST_LOCKED_ALONE) {
+                let second = group.split_off(group.len() / 2);
+                groups.extend([(second, LATER_LOCK_WAIT), (group, LATER_LOCK_WAIT)]);
+                continue;
+            }
+            locked_alone += usize::from(is_locked);
+            left.extend(group.into_iter().map(|item| (item, fate.clone())));
+        }
+        Ok(left)
+    }
+
+    /// Tells what a single row is to blame for, and a lock, from what may go better at another time.
+    fn or_fate<T>(
+        &self,
+        done: Result<T, TransactionError>,
+    ) -> Result<Result<T, Fate>, TransactionError> {
+        let error = match done {
+            Ok(done) => return Ok(Ok(done)),
+            Err(error) => error,
+        };
+        match Class::of(&error) {
+            Class::Row | Class::Suspect | Class::Slow => {
+                Ok(Err(Fate::Refused(problem::refusal(&error))))
+            }
+            Class::Locked => Ok(Err(Fate::Locked(self.writer.lock_holders()))),
+            Class::Contention => Ok(Err(Fate::Locked(problem::refusal(&error)))),
+            Class::Environment | Class::Lost | Class::Away => Err(error),
+        }
     }
 
     /// Tries again what fails for a reason that passes.
@@ -297,11 +400,28 @@ impl Rebuild<'_> {
     }
 }
 
-/// Tells what Postgres refuses, with its words, from what may go better at another time.
-fn or_refusal<T>(done: Result<T, TransactionError>) -> Result<Result<T, String>, TransactionError> {
-    match done {
-        Err(error) if is_a_rows_fault(&error) => Ok(Err(problem::refusal(&error))),
-        other => other.map(Ok),
+/// Why a row was not written.
+#[derive(Clone, Debug)]
+enum Fate {
+    /// Postgres refuses it, with its words.
+    Refused(String),
+    /// Somebody holds a lock on it, or on its event.
+    Locked(String),
+}
+
+impl Fate {
+    fn reason(self) -> String {
+        match self {
+            Self::Refused(reason) | Self::Locked(reason) => reason,
+        }
+    }
+}
+
+fn stopped(family: Family, after: &str, locked: usize) -> String {
+    const STOPPED: &str = "stopped; what was done stays done. Run it again";
+    match locked {
+        0 => format!("{STOPPED}, or go on with --family {family} --after '{after}'"),
+        _ => format!("{STOPPED}: {locked} event(s) before '{after}' were locked"),
     }
 }
 
@@ -309,8 +429,4 @@ fn or_refusal<T>(done: Result<T, TransactionError>) -> Result<Result<T, String>,
 fn is_for_an_operator(error: &TransactionError) -> bool {
     let sqlstate = error.sqlstate();
     sqlstate.is_some_and(|sqlstate| sqlstate.starts_with("42"))
-}
-
-fn is_a_rows_fault(error: &TransactionError) -> bool {
-    matches!(Class::of(error), Class::Row | Class::Suspect | Class::Slow)
 }

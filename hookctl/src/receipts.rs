@@ -286,7 +286,7 @@ impl Change<'_> {
         connection: &mut Connection,
         which: &Which,
         from: State,
-    ) -> Result<(Vec<Receipt>, Vec<(String, &'static str)>), sqlx::Error> {
+    ) -> anyhow::Result<(Vec<Receipt>, Vec<(String, &'static str)>)> {
         let mut query = QueryBuilder::new(
             "with chosen as materialized (
                  select webhook_id as id, published_at as published, written_off_at as was_at,
@@ -317,29 +317,33 @@ impl Change<'_> {
                                              'write_off_reason', write_off_reason)) as change)
              select chosen.id, changed.* from chosen left join changed on webhook_id = id"
         ));
-        let mut transaction = connection.begin(&CHANGING).await?;
-        let rows = query.build().fetch_all(&mut *transaction).await?;
-        let mut receipts = Vec::new();
-        let mut changes = Vec::new();
-        let mut left_out: Vec<String> = Vec::new();
-        for row in &rows {
-            match row.try_get("change")? {
-                None => left_out.push(row.try_get("id")?),
-                Some(change) => {
-                    changes.push(change);
-                    receipts.push(Receipt::read(row)?);
+        let applied = connection.change(&CHANGING, async |connection| {
+            let rows = query.build().fetch_all(&mut *connection).await?;
+            let mut receipts = Vec::new();
+            let mut changes = Vec::new();
+            let mut left_out: Vec<String> = Vec::new();
+            for row in &rows {
+                match row.try_get("change")? {
+                    None => left_out.push(row.try_get("id")?),
+                    Some(change) => {
+                        changes.push(change);
+                        receipts.push(Receipt::read(row)?);
+                    }
                 }
             }
-        }
-        let left_out = self.explain(&mut transaction, left_out).await?;
-        let action = match self {
+            let left_out = self.explain(connection, left_out).await?;
+            let run = Run::new(self.action(), which.describe(), None);
+            run.record(connection, changes).await?;
+            Ok((receipts, left_out))
+        });
+        applied.await
+    }
+
+    fn action(self) -> &'static str {
+        match self {
             Self::WriteOff(_) => "receipts write-off",
             Self::Restore => "receipts restore",
-        };
-        let run = Run::new(action, which.describe(), None);
-        run.record(&mut transaction, changes).await?;
-        transaction.commit().await?;
-        Ok((receipts, left_out))
+        }
     }
 
     /// Why these were left out, as far as they are still there.

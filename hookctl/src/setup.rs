@@ -36,6 +36,7 @@ use crate::{
     account,
     account_settings::{CONNECTIONS, Hindrance, hindrances},
     database::{self, Connection, READING},
+    lock_holders::lacks_a_lock,
     management::Management,
     passwords::Passwords,
     verdict::{Verdict, WrongSettings},
@@ -253,7 +254,7 @@ impl Setup {
         let deadline = Instant::now() + LOCK_DEADLINE;
         loop {
             match postgres::apply(postgres, place, prefix, self.terms, before, passwords).await {
-                Err(error) if postgres::lacks_a_lock(&error) && Instant::now() < deadline => {
+                Err(error) if lacks_a_lock(&error) && Instant::now() < deadline => {
                     eprintln!("{error:#}; it is tried again");
                     sleep(NEXT_TRY).await;
                 }

@@ -1,8 +1,13 @@
-//! Who holds a lock that a migration waits for. What they run is not told, as it may hold a secret.
+//! Who holds a lock that a migration, or another command of operators, waits for. What they run is not
+//! told, as it may hold a secret.
 
-use std::fmt;
+use std::{convert::Infallible, fmt, time::Duration};
 
 use sqlx::PgConnection;
+use tokio::time::sleep;
+
+/// How often it is looked who holds the lock that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A session that holds a lock, as far as our role may see.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
@@ -24,10 +29,7 @@ pub struct Blocker {
 impl Blocker {
     /// Those that hold up a backend now. Other roles' states and times are shown only to members of
     /// `pg_read_all_stats`.
-    pub(crate) async fn of(
-        observer: &mut PgConnection,
-        backend: i32,
-    ) -> Result<Vec<Self>, sqlx::Error> {
+    async fn of(observer: &mut PgConnection, backend: i32) -> Result<Vec<Self>, sqlx::Error> {
         sqlx::query_as(
             "select distinct pid, usename::text as role,
                     coalesce(nullif(application_name, ''), backend_type) as application, state,
@@ -67,8 +69,26 @@ impl fmt::Display for Blocker {
     }
 }
 
-/// Continues a sentence with those that are known.
-pub(crate) fn list(blockers: &[Blocker]) -> String {
+/// Keeps the last sight of who holds up a backend, for as long as it is polled. `observer` is another
+/// connection.
+pub async fn watch(
+    observer: &mut PgConnection,
+    backend: i32,
+    blockers: &mut Vec<Blocker>,
+) -> Infallible {
+    loop {
+        // Without an answer no blocker is named, and the work that waits goes on.
+        if let Ok(found) = Blocker::of(observer, backend).await
+            && !found.is_empty()
+        {
+            *blockers = found;
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Continues a sentence about a lock with those that hold it, where they are known.
+pub fn list(blockers: &[Blocker]) -> String {
     if blockers.is_empty() {
         return String::new();
     }

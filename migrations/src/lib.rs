@@ -10,9 +10,9 @@
 //! Each migration and its lock are one transaction, with no setting and no lock that outlives it. So
 //! migrations work behind a pool of connections that is shared by transaction, such as PgBouncer's.
 
-mod blocker;
+pub mod blocker;
 
-use std::{convert::Infallible, time::Duration};
+use std::time::Duration;
 
 pub use blocker::Blocker;
 use sqlx::{
@@ -55,9 +55,6 @@ const DELAYS: [Duration; 5] = [
     Duration::from_secs(8),
     Duration::from_secs(15),
 ];
-
-/// How often it is looked who holds the lock that a migration waits for.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Why the schema is not up to date.
 #[derive(Debug, Error)]
@@ -163,7 +160,7 @@ async fn attempt(
         tokio::select! {
             biased;
             outcome = apply_next(&mut transaction) => outcome,
-            never = watch(observer, backend, &mut blockers) => match never {},
+            never = blocker::watch(observer, backend, &mut blockers) => match never {},
         }
     }
     .await;
@@ -200,23 +197,6 @@ async fn apply_next(connection: &mut PgConnection) -> Result<Attempt, MigrateErr
         Some(_) => Attempt::Applied,
         None => Attempt::UpToDate,
     })
-}
-
-/// Keeps the last sight of who holds up the backend.
-async fn watch(
-    observer: &mut PgConnection,
-    backend: i32,
-    blockers: &mut Vec<Blocker>,
-) -> Infallible {
-    loop {
-        sleep(LOOK_EVERY).await;
-        // Without an answer the error names no blocker, and the migration goes on.
-        if let Ok(found) = Blocker::of(observer, backend).await
-            && !found.is_empty()
-        {
-            *blockers = found;
-        }
-    }
 }
 
 /// Whether it is only a lock that the migration did not get: in time, or because of a deadlock.

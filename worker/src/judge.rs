@@ -48,7 +48,8 @@ impl Class {
         }
     }
 
-    fn of_sqlstate(sqlstate: &str) -> Self {
+    /// As [`Class::of`], where Postgres answered with this.
+    pub fn of_sqlstate(sqlstate: &str) -> Self {
         match sqlstate {
             // lock_not_available
             "55P03" => return Self::Locked,

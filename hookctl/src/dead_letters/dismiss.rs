@@ -1,6 +1,6 @@
 //! `hookctl dead-letters dismiss` and `restore`
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use shared::config::DatabaseArgs;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _};
 
@@ -113,7 +113,9 @@ impl Change<'_> {
         let run = Run::new(self.action, self.args.filter.describe(), None);
         let mut changed = 0;
         loop {
-            let letters = self.batch(&mut connection, &run).await?;
+            let letters = self.batch(&mut connection, &run).await.with_context(|| {
+                format!("{changed} {verb}, and none of the others; run it again for those")
+            })?;
             if letters.is_empty() {
                 break;
             }
@@ -135,7 +137,6 @@ impl Change<'_> {
     /// Changes some of those that are left and answers with them. They are locked in the order of a
     /// replay, so that neither waits for the other in a circle.
     async fn batch(&self, connection: &mut Connection, run: &Run) -> anyhow::Result<Vec<Letter>> {
-        let mut transaction = connection.begin(&CHANGING).await?;
         let mut query = QueryBuilder::<Postgres>::new(
             "with chosen as materialized (
                  select webhook_id as id, dismissed_at as was_at, dismissed_by as was_by,
@@ -164,10 +165,13 @@ impl Change<'_> {
                                               'dismissed_by', dismissed_by,
                                               'dismissal_note', dismissal_note)) as change"
         ));
-        let rows = query.build().fetch_all(&mut *transaction).await?;
-        let changes: Result<_, _> = rows.iter().map(|row| row.try_get("change")).collect();
-        run.record(&mut transaction, changes?).await?;
-        transaction.commit().await?;
+        let changed = connection.change(&CHANGING, async |connection| {
+            let rows = query.build().fetch_all(&mut *connection).await?;
+            let changes: Result<_, _> = rows.iter().map(|row| row.try_get("change")).collect();
+            run.record(connection, changes?).await?;
+            Ok(rows)
+        });
+        let rows = changed.await?;
         Ok(rows.iter().map(Letter::read).collect::<Result<_, _>>()?)
     }
 }

@@ -21,7 +21,7 @@ use worker::problem::STOPPED_WORKER;
 use self::{
     attempt::Attempt,
     child::Child,
-    outcome::{Replayed, Totals},
+    outcome::{Outcome, Replayed, Totals},
 };
 use super::{
     connect,
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     actions::Run,
     database::{Connection, READING},
+    lock_holders::{FIRST_LOCK_WAIT, LAST_LOCK_WAIT, Watch},
     progress,
     verdict::{Verdict, WrongSettings},
 };
@@ -46,12 +47,14 @@ const TRIED_ALONE: &str = "what stopped a worker was tried as if the other event
 ///
 /// Without --yes everything is tried and taken back. A replay can be stopped and repeated at any
 /// time, also beside workers and other replays: each event is locked while it is looked at, and no
-/// row gives way to an older state. Second bodies under a taken id, messages that ingest did not
+/// row gives way to an older state. What somebody holds a lock on is tried again at the end, and left as
+/// it was if it is still locked then. Second bodies under a taken id, messages that ingest did not
 /// publish, events from the queue of another family or with a body of one, and what a distrusted secret
 /// signed are withheld; see --include-withheld.
 ///
 /// Exit codes: 0 none is left of those that were asked for, 1 it could not be done, 2 wrong
-/// settings, 3 some still have a problem or are withheld.
+/// settings, 3 some still have a problem, are withheld
+/// or locked.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -112,6 +115,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let run = Run::new("dead-letters replay", filter, None).part_of(args.run.as_deref());
     let replay = Replay {
         attempt: Attempt {
+            watch: Watch::new(&options),
             pool: database::pool(options, "hookctl", 1),
             run: args.yes.then_some(run),
             include_withheld: args.include_withheld,
@@ -141,6 +145,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 /// The ids of what is to be replayed, as they were when it began.
+#[derive(Default)]
 struct Letters {
     ordinary: VecDeque<String>,
     /// What has stopped workers comes last, so that it can stop nothing else.
@@ -166,6 +171,13 @@ impl Letters {
         })
     }
 
+    fn push(&mut self, id: String, is_ordinary: bool) {
+        match is_ordinary {
+            true => self.ordinary.push_back(id),
+            false => self.dangerous.push_back(id),
+        }
+    }
+
     fn len(&self) -> usize {
         self.ordinary.len() + self.dangerous.len()
     }
@@ -178,14 +190,41 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Replays everything at the wanted rate until `stop`; answers with how many are left.
+    /// Replays everything at the wanted rate until `stop`, and at the end once more what was locked;
+    /// answers with how many are left.
     async fn all(
         &self,
         mut letters: Letters,
         stop: &CancellationToken,
         totals: &mut Totals,
     ) -> anyhow::Result<usize> {
+        let mut locked = Letters::default();
+        self.round(&mut letters, stop, totals, Some(&mut locked))
+            .await?;
+        if letters.len() == 0 && locked.len() > 0 {
+            self.bar.suspend(|| {
+                let count = locked.len();
+                writeln!(io::stderr(), "locked, tried again later: {count}")
+            })?;
+            self.round(&mut locked, stop, totals, None).await?;
+        }
+        Ok(letters.len() + locked.len())
+    }
+
+    /// Replays these until `stop`, and takes them out. What is locked is put into `later`, where there is
+    /// one.
+    async fn round(
+        &self,
+        letters: &mut Letters,
+        stop: &CancellationToken,
+        totals: &mut Totals,
+        mut later: Option<&mut Letters>,
+    ) -> anyhow::Result<()> {
         let size = BATCH.min(self.args.rate as usize);
+        let lock_wait = match later {
+            Some(_) => FIRST_LOCK_WAIT,
+            None => LAST_LOCK_WAIT,
+        };
         let mut next = Instant::now();
         while letters.len() > 0 {
             tokio::select! {
@@ -194,24 +233,41 @@ impl Replay<'_> {
                 () = sleep_until(next) => {}
             }
             let size = size.min(letters.ordinary.len());
-            let (took, replayed) = if size > 0 {
+            let is_ordinary = size > 0;
+            let mut replayed = Vec::new();
+            let (took, ended) = if is_ordinary {
                 let batch: Vec<String> = letters.ordinary.drain(..size).collect();
-                (size, self.attempt.batch(&batch).await?)
+                (
+                    size,
+                    self.attempt.batch(batch, lock_wait, &mut replayed).await,
+                )
             } else {
                 let id = letters.dangerous.pop_front().context("an id is left")?;
-                (1, vec![self.child(id).await?])
+                let child = self.child(id).await.map(|done| replayed.push(done));
+                (1, child)
             };
-            for replayed in &replayed {
-                if self.args.json {
-                    replayed.print_json()?;
+            for replayed in replayed {
+                match &mut later {
+                    Some(later) if replayed.outcome == Outcome::Locked => {
+                        later.push(replayed.webhook_id, is_ordinary);
+                    }
+                    _ => self.count(&replayed, totals)?,
                 }
-                totals.count(replayed);
             }
+            ended?;
             self.bar.inc(took as u64);
             let pause = Duration::from_secs_f64(took as f64 / f64::from(self.args.rate));
             next = next.max(Instant::now() - pause) + pause;
         }
-        Ok(letters.len())
+        Ok(())
+    }
+
+    fn count(&self, replayed: &Replayed, totals: &mut Totals) -> io::Result<()> {
+        if self.args.json {
+            replayed.print_json()?;
+        }
+        totals.count(replayed);
+        Ok(())
     }
 
     async fn child(&self, webhook_id: String) -> anyhow::Result<Replayed> {

@@ -7,6 +7,7 @@ use anyhow::bail;
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{PgConnection, QueryBuilder};
+use thiserror::Error;
 use worker::problem::DISTRUSTED;
 
 use super::{BEFORE, Which, set::Group};
@@ -70,21 +71,33 @@ impl Batch<'_> {
         connection: &mut Connection,
         locked: &HashSet<String>,
     ) -> anyhow::Result<Result<Done, NotLocked>> {
-        let mut transaction = connection.begin(&CHANGING).await?;
+        let done = connection
+            .change(&CHANGING, async |connection| {
+                self.attempt_on(connection, locked).await
+            })
+            .await;
+        match done {
+            Ok(done) => Ok(Ok(done)),
+            Err(error) => error.downcast::<NotLocked>().map(Err),
+        }
+    }
+
+    async fn attempt_on(
+        &self,
+        connection: &mut PgConnection,
+        locked: &HashSet<String>,
+    ) -> anyhow::Result<Done> {
         let ids: Vec<&str> = locked.iter().map(String::as_str).collect();
-        lock_events(&mut transaction, &ids).await?;
-        let mut changes = self.mark(&mut transaction).await?;
+        lock_events(connection, &ids).await?;
+        let mut changes = self.mark(connection).await?;
         let mut done = Done {
             distrusted: changes.len(),
             ..Done::default()
         };
         for place in 0..self.tables.len() {
-            let rows = match self.recompute(&mut transaction, place, locked).await? {
+            let rows = match self.recompute(connection, place, locked).await? {
                 Ended::Done(rows) => rows,
-                Ended::NotLocked(ids) => {
-                    transaction.rollback().await?;
-                    return Ok(Err(NotLocked(ids)));
-                }
+                Ended::NotLocked(ids) => return Err(NotLocked(ids).into()),
                 Ended::Outdated(id) => bail!(
                     "events of {} {id} changed meanwhile; run it again",
                     self.tables[place].name()
@@ -94,9 +107,8 @@ impl Batch<'_> {
             done.removed += rows.removed;
             changes.extend(rows.changes);
         }
-        self.run.record(&mut transaction, changes).await?;
-        transaction.commit().await?;
-        Ok(Ok(done))
+        self.run.record(connection, changes).await?;
+        Ok(done)
     }
 
     fn ids(&self) -> impl Iterator<Item = &str> {
@@ -166,5 +178,7 @@ impl Batch<'_> {
     }
 }
 
-/// These events have to be locked as well.
+/// These events have to be locked as well. Nothing was changed.
+#[derive(Debug, Error)]
+#[error("more events have come")]
 struct NotLocked(Vec<String>);

@@ -184,30 +184,39 @@ pub(super) async fn erase(
     run: &Run,
 ) -> anyhow::Result<()> {
     for some in rows.chunks(BATCH) {
-        let mut transaction = connection.begin(&CHANGING).await?;
-        let preceded = select(&mut transaction, PRECEDED, some.iter()).await?;
-        let kept = select(&mut transaction, KEEP, preceded.iter()).await?;
-        let erased: Vec<&Key> = (some.iter())
-            .filter(|key| !preceded.contains(key) || kept.contains(key))
-            .collect();
-        let (ids, hashes) = columns(erased.iter().copied());
-        let are_second: Vec<bool> = erased.iter().map(|key| kept.contains(key)).collect();
-        for statement in STATEMENTS {
-            sqlx::query(statement)
-                .bind(&ids)
-                .bind(&hashes)
-                .bind(&are_second)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        let changes = erased.iter().map(|key| {
-            let webhook_id = &key.webhook_id;
-            json!({"table": "webhook_spool", "webhook_id": webhook_id, "after": null})
+        let erased = connection.change(&CHANGING, async |connection| {
+            Ok(erase_some(connection, some, run).await?)
         });
-        run.record(&mut transaction, changes.collect()).await?;
-        transaction.commit().await?;
+        erased.await?;
     }
     Ok(())
+}
+
+async fn erase_some(
+    connection: &mut PgConnection,
+    some: &[Key],
+    run: &Run,
+) -> Result<(), sqlx::Error> {
+    let preceded = select(connection, PRECEDED, some.iter()).await?;
+    let kept = select(connection, KEEP, preceded.iter()).await?;
+    let erased: Vec<&Key> = (some.iter())
+        .filter(|key| !preceded.contains(key) || kept.contains(key))
+        .collect();
+    let (ids, hashes) = columns(erased.iter().copied());
+    let are_second: Vec<bool> = erased.iter().map(|key| kept.contains(key)).collect();
+    for statement in STATEMENTS {
+        sqlx::query(statement)
+            .bind(&ids)
+            .bind(&hashes)
+            .bind(&are_second)
+            .execute(&mut *connection)
+            .await?;
+    }
+    let changes = erased.iter().map(|key| {
+        let webhook_id = &key.webhook_id;
+        json!({"table": "webhook_spool", "webhook_id": webhook_id, "after": null})
+    });
+    run.record(connection, changes.collect()).await
 }
 
 /// Those of the rows that a statement chooses.

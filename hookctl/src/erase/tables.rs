@@ -120,15 +120,16 @@ impl Table {
              {change}"
         );
         for some in keys.chunks(BATCH) {
-            let mut transaction = connection.begin(&CHANGING).await?;
-            let erased: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql.as_str()))
-                .bind(subject.id())
-                .bind(some)
-                .fetch_all(&mut *transaction)
-                .await?;
-            let changes = erased.iter().map(|key| self.change(key)).collect();
-            run.record(&mut transaction, changes).await?;
-            transaction.commit().await?;
+            let erased = connection.change(&CHANGING, async |connection| {
+                let erased: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql.as_str()))
+                    .bind(subject.id())
+                    .bind(some)
+                    .fetch_all(&mut *connection)
+                    .await?;
+                let changes = erased.iter().map(|key| self.change(key)).collect();
+                Ok(run.record(connection, changes).await?)
+            });
+            erased.await?;
         }
         Ok(())
     }

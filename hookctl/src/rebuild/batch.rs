@@ -5,10 +5,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context;
+use migrations::Blocker;
 use shared::{
     Family,
     database::{DeadlineTransaction, Pool, TransactionError},
@@ -21,6 +23,7 @@ use super::report::Change;
 use crate::{
     actions::Run,
     database::{READING, STORING},
+    lock_holders::{LAST_LOCK_WAIT, Watch, said},
     typed_table::{
         self, Candidate, Current, Ended, Recomputing, Survivors, Table, key, lock_events,
     },
@@ -103,14 +106,45 @@ pub(super) struct Written {
 /// Reads events and writes rows of one table.
 pub(super) struct Writer<'a> {
     pool: &'a Pool,
+    watch: &'a Watch,
+    /// Who was seen to hold up the last write.
+    holders: Mutex<Vec<Blocker>>,
     table: &'a Table,
     /// Commit and write that down, or take everything back.
     run: Option<&'a Run>,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(pool: &'a Pool, table: &'a Table, run: Option<&'a Run>) -> Self {
-        Self { pool, table, run }
+    pub(super) fn new(
+        pool: &'a Pool,
+        watch: &'a Watch,
+        table: &'a Table,
+        run: Option<&'a Run>,
+    ) -> Self {
+        Self {
+            pool,
+            watch,
+            holders: Mutex::default(),
+            table,
+            run,
+        }
+    }
+
+    /// That the last write has not got a lock, and who was seen to hold it.
+    pub(super) fn lock_holders(&self) -> String {
+        said(&self.holders.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs what takes locks, and looks meanwhile who holds them.
+    async fn watched<T>(
+        &self,
+        connection: &mut PgConnection,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let mut holders = Vec::new();
+        let done = self.watch.during(connection, &mut holders, work).await;
+        *self.holders.lock().unwrap_or_else(PoisonError::into_inner) = holders;
+        done
     }
 
     pub(super) fn family(&self) -> Family {
@@ -123,7 +157,7 @@ impl<'a> Writer<'a> {
         after: &str,
         limit: u32,
     ) -> Result<Vec<Candidate>, TransactionError> {
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(LAST_LOCK_WAIT).await?;
         let rows = transaction
             .run(async |connection| {
                 sqlx::query(AssertSqlSafe(format!(
@@ -147,18 +181,25 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes the rows of these, whose `typed` is there, where the table needs them.
-    pub(super) async fn write(&self, batch: &[Candidate]) -> Result<Written, TransactionError> {
-        let mut transaction = self.begin().await?;
+    pub(super) async fn write(
+        &self,
+        batch: &[Candidate],
+        lock_wait: Duration,
+    ) -> Result<Written, TransactionError> {
+        let mut transaction = self.begin(lock_wait).await?;
         let written = transaction
             .run(async |connection| {
-                let ids = batch.iter().map(|event| &*event.webhook_id).collect();
-                let healthy = self.hold(connection, ids, true).await?;
-                let typed: Vec<&Typed> = batch
-                    .iter()
-                    .filter(|event| healthy.contains(&event.webhook_id))
-                    .filter_map(|event| event.typed.as_ref().ok())
-                    .collect();
-                self.write_on(connection, &typed).await
+                let work = async |connection: &mut _| {
+                    let ids = batch.iter().map(|event| &*event.webhook_id).collect();
+                    let healthy = self.hold(connection, ids, true).await?;
+                    let typed: Vec<&Typed> = batch
+                        .iter()
+                        .filter(|event| healthy.contains(&event.webhook_id))
+                        .filter_map(|event| event.typed.as_ref().ok())
+                        .collect();
+                    self.write_on(connection, &typed).await
+                };
+                self.watched(connection, work).await
             })
             .await;
         match written {
@@ -176,6 +217,7 @@ impl<'a> Writer<'a> {
         &self,
         run: &Run,
         rows: &[Named],
+        lock_wait: Duration,
     ) -> Result<Vec<String>, TransactionError> {
         let (ids, setters): (Vec<&str>, Vec<&str>) =
             rows.iter().map(|(id, event)| (&**id, &**event)).unzip();
@@ -183,29 +225,14 @@ impl<'a> Writer<'a> {
             Survivors::find(connection, self.table, &ids, &|_| {}).await
         })
         .await?;
-        let mut transaction = self.begin().await?;
+        let mut transaction = self.begin(lock_wait).await?;
         let replaced = transaction
             .run(async |connection| {
-                let mut events = setters.clone();
-                events.extend(ids.iter().flat_map(|id| survivors.ids(id)));
-                lock_events(connection, &events).await?;
-                let setters = self.hold(connection, setters, false).await?;
-                let mut before = self.table.lock(connection, &ids).await?;
-                before.retain(|_, row| setters.contains(&row.webhook_id));
-                let mut ids: Vec<&str> = before.keys().map(|id| &**id).collect();
-                ids.sort_unstable();
-                let recomputing = Recomputing {
-                    table: self.table,
-                    survivors: &survivors,
-                    trust: &|_| {},
-                    locked: &events.into_iter().map(str::to_owned).collect(),
+                let work = async |connection: &mut _| {
+                    self.replace_on(connection, run, (ids, setters), &survivors)
+                        .await
                 };
-                let ended = recomputing.apply(connection, &before, &ids).await?;
-                let Ended::Done(done) = ended else {
-                    return Err(sqlx::Error::Protocol(MEANWHILE.to_owned()));
-                };
-                run.record(connection, done.changes).await?;
-                Ok(ids.into_iter().map(str::to_owned).collect())
+                self.watched(connection, work).await
             })
             .await;
         match replaced {
@@ -215,6 +242,35 @@ impl<'a> Writer<'a> {
                 Err(error)
             }
         }
+    }
+
+    async fn replace_on(
+        &self,
+        connection: &mut PgConnection,
+        run: &Run,
+        (ids, setters): (Vec<&str>, Vec<&str>),
+        survivors: &Survivors,
+    ) -> Result<Vec<String>, sqlx::Error> {
+        let mut events = setters.clone();
+        events.extend(ids.iter().flat_map(|id| survivors.ids(id)));
+        lock_events(connection, &events).await?;
+        let setters = self.hold(connection, setters, false).await?;
+        let mut before = self.table.lock(connection, &ids).await?;
+        before.retain(|_, row| setters.contains(&row.webhook_id));
+        let mut ids: Vec<&str> = before.keys().map(|id| &**id).collect();
+        ids.sort_unstable();
+        let recomputing = Recomputing {
+            table: self.table,
+            survivors,
+            trust: &|_| {},
+            locked: &events.into_iter().map(str::to_owned).collect(),
+        };
+        let ended = recomputing.apply(connection, &before, &ids).await?;
+        let Ended::Done(done) = ended else {
+            return Err(sqlx::Error::Protocol(MEANWHILE.to_owned()));
+        };
+        run.record(connection, done.changes).await?;
+        Ok(ids.into_iter().map(str::to_owned).collect())
     }
 
     /// Those of the events that are healthy, or those that are not. They stay so until the transaction
@@ -239,9 +295,9 @@ impl<'a> Writer<'a> {
         Ok(held.into_iter().collect())
     }
 
-    async fn begin(&self) -> Result<DeadlineTransaction, TransactionError> {
+    async fn begin(&self, lock_wait: Duration) -> Result<DeadlineTransaction, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
-        DeadlineTransaction::begin(self.pool, &STORING, deadline).await
+        DeadlineTransaction::begin(self.pool, &STORING.lock_timeout(lock_wait), deadline).await
     }
 
     async fn write_on(

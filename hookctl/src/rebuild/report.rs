@@ -181,6 +181,9 @@ fn last_line(all: &[Totals], kept: bool) -> String {
         };
         return format!("{}: not finished; {rest}", totals.table);
     }
+    if kept && all.iter().any(|totals| totals.problems > 0) {
+        return "not all rows are what their events say: see above".to_owned();
+    }
     let line = match (changed, kept) {
         (true, true) => "written: the rows are what their events say",
         (true, false) => "nothing was changed; do it with --yes",

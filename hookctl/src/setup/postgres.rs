@@ -135,19 +135,6 @@ pub(super) async fn check_ownership(
     Ok(())
 }
 
-/// Whether it is only a lock that was not to be had in time, or because of a deadlock.
-pub(super) fn lacks_a_lock(error: &anyhow::Error) -> bool {
-    const LOCK_NOT_AVAILABLE: &str = "55P03";
-    const DEADLOCK_DETECTED: &str = "40P01";
-    let code = error
-        .downcast_ref::<sqlx::Error>()
-        .and_then(|error| error.as_database_error()?.code());
-    matches!(
-        code.as_deref(),
-        Some(LOCK_NOT_AVAILABLE | DEADLOCK_DETECTED)
-    )
-}
-
 /// Makes the accounts and gives each its rights and password, all of it or nothing.
 pub(super) async fn apply(
     connection: &mut Connection,
@@ -157,12 +144,25 @@ pub(super) async fn apply(
     before: &State,
     passwords: &Passwords,
 ) -> anyhow::Result<()> {
-    let mut transaction = connection.begin(&APPLYING).await?;
+    let applied = connection.change(&APPLYING, async |connection| {
+        apply_on(connection, place, prefix, terms, before, passwords).await
+    });
+    applied.await
+}
+
+async fn apply_on(
+    connection: &mut PgConnection,
+    place: &Place,
+    prefix: &str,
+    terms: Terms,
+    before: &State,
+    passwords: &Passwords,
+) -> anyhow::Result<()> {
     sqlx::raw_sql(LOCK)
-        .execute(&mut *transaction)
+        .execute(&mut *connection)
         .await
         .context("another setup is under way")?;
-    let existing = existing(&mut transaction, prefix).await?;
+    let existing = existing(connection, prefix).await?;
     for program in Program::WITH_CONSOLE {
         let name = account::name(program, prefix);
         let password = passwords.of(program);
@@ -176,7 +176,7 @@ pub(super) async fn apply(
             None => statement,
         };
         sqlx::raw_sql(AssertSqlSafe(statement))
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await
             .with_context(|| {
                 format!(
@@ -186,21 +186,20 @@ pub(super) async fn apply(
             })?;
     }
     sqlx::raw_sql(AssertSqlSafe(grants(place, prefix, terms)))
-        .execute(&mut *transaction)
+        .execute(&mut *connection)
         .await
         .context("cannot grant rights")?;
     // Last, as it holds up everybody else until the commit.
-    policies::apply(&mut transaction, prefix).await.context(
+    policies::apply(connection, prefix).await.context(
         "cannot bind the workers' accounts to their families, which needs the tables events and \
          webhook_spool for a moment alone",
     )?;
-    check_reach(&mut transaction, place, prefix).await?;
-    let after = State::look(&mut transaction, prefix).await?;
+    check_reach(connection, place, prefix).await?;
+    let after = State::look(connection, prefix).await?;
     let run = Run::new("setup", json!({"topology_prefix": prefix}), None);
-    run.record(&mut transaction, before.changes_to(&after))
+    run.record(connection, before.changes_to(&after))
         .await
         .context("cannot write down what was changed")?;
-    transaction.commit().await?;
     Ok(())
 }
 

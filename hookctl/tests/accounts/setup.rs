@@ -460,7 +460,11 @@ async fn setup_waits_for_a_reader_and_holds_nobody_up(pool: PgPool) {
         .await
         .expect("in time");
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("tried again"), "{}", text(&output));
+    let shown = text(&output);
+    assert!(shown.contains("tried again"), "{shown}");
+    let holder = "a lock that others hold: pid ";
+    assert!(shown.contains(holder), "{shown}");
+    assert!(shown.contains("state idle in transaction"), "{shown}");
     let policies: i64 = sqlx::query_scalar(
         "select count(*) from pg_policies
           where schemaname = current_schema() and policyname = $1

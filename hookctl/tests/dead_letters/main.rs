@@ -7,6 +7,7 @@ mod distrusting;
 mod erasing;
 mod families;
 mod listing;
+mod locks;
 mod place;
 mod rebuilding;
 mod reconciling;

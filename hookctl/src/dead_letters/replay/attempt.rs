@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use migrations::Blocker;
 use serde_json::{Value, json};
 use shared::{
     AcceptedEvent,
@@ -28,7 +29,12 @@ use super::{
     outcome::{Outcome, Replayed},
     trial::Trial,
 };
-use crate::{actions::Run, database::STORING, stored_type};
+use crate::{
+    actions::Run,
+    database::STORING,
+    lock_holders::{LATER_LOCK_WAIT, MOST_LOCKED_ALONE, Watch, said},
+    stored_type,
+};
 
 const DEADLINE: Duration = Duration::from_secs(40);
 
@@ -38,6 +44,7 @@ const DOUBLED: &str = "duplicate field";
 /// How to replay.
 pub(super) struct Attempt {
     pub(super) pool: Pool,
+    pub(super) watch: Watch,
     /// Commit and write that down, or take everything back.
     pub(super) run: Option<Run>,
     pub(super) include_withheld: bool,
@@ -47,6 +54,12 @@ pub(super) struct Attempt {
     pub(super) trial: Mutex<Trial>,
 }
 
+/// Why a transaction did nothing, and who was seen to hold it up.
+struct Failure {
+    error: TransactionError,
+    holders: Vec<Blocker>,
+}
+
 /// What a dead letter becomes.
 enum Judgement {
     Mended(Letter, Box<Record>),
@@ -54,57 +67,123 @@ enum Judgement {
 }
 
 impl Attempt {
-    /// Replays these. Those that Postgres refuses are found by halving, so that they cost the others
-    /// nothing; any other failure ends the replay, with everything before it done.
-    pub(super) async fn batch(&self, ids: &[String]) -> Result<Vec<Replayed>, TransactionError> {
-        let mut replayed = Vec::new();
-        let mut groups = vec![ids];
-        while let Some(group) = groups.pop() {
-            match (self.transaction(group, false).await, group) {
-                (Ok(done), _) => replayed.extend(done),
-                (Err(error), _) if !is_a_rows_fault(&error) => return Err(error),
-                (Err(_), [id]) => replayed.extend(self.again(id).await?),
-                (Err(_), _) => {
-                    let (first, second) = group.split_at(group.len() / 2);
-                    groups.extend([second, first]);
+    /// Replays these, and adds what became of each to `replayed`. An offender is found by halving, so that
+    /// it costs the others nothing. An error that ends the replay leaves everything before it done.
+    pub(super) async fn batch(
+        &self,
+        ids: Vec<String>,
+        lock_wait: Duration,
+        replayed: &mut Vec<Replayed>,
+    ) -> anyhow::Result<()> {
+        let mut groups = vec![(ids, lock_wait)];
+        let mut suspects = Vec::new();
+        let mut locked_alone = 0;
+        while let Some((mut group, lock_wait)) = groups.pop() {
+            let failure = match self.transaction(&group, lock_wait, false).await {
+                Ok(done) => {
+                    replayed.extend(done);
+                    continue;
                 }
+                Err(failure) => failure,
+            };
+            let class = Class::of(&failure.error);
+            let is_lock = matches!(class, Class::Locked | Class::Contention);
+            match (class, &group[..]) {
+                // A lost connection is never taken for an event's fault: the proof would be more crashes.
+                (Class::Lost | Class::Away, _) => return Err(failure.error.into()),
+                (_, []) => {}
+                (_, [id]) if is_lock => {
+                    locked_alone += 1;
+                    replayed.push(self.locked(id, &failure));
+                }
+                (Class::Environment, [_]) => suspects.push((group.remove(0), failure.error)),
+                (_, [id]) => replayed.extend(self.again(id).await?),
+                (_, _) if is_lock && locked_alone >= MOST_LOCKED_ALONE => {
+                    replayed.extend(group.iter().map(|id| self.locked(id, &failure)));
+                }
+                (_, _) => groups.extend(halves(group)),
             }
         }
-        Ok(replayed)
+        self.judge_suspects(suspects, replayed)
+    }
+
+    /// Those that failed alone with an error that is usually everybody's. Where others got through beside
+    /// them it is theirs after all, such as one that a trigger raises.
+    fn judge_suspects(
+        &self,
+        suspects: Vec<(String, TransactionError)>,
+        replayed: &mut Vec<Replayed>,
+    ) -> anyhow::Result<()> {
+        let got_through = (replayed.iter())
+            .any(|replayed| replayed.outcome.is_good() && replayed.outcome != Outcome::Gone);
+        for (id, error) in suspects {
+            if !got_through {
+                return Err(error.into());
+            }
+            let reason = problem::refusal(&error);
+            replayed.push(self.replayed(&id, Outcome::Refused, Some(reason)));
+        }
+        Ok(())
     }
 
     /// Leaves the body as bytes, in case `jsonb` is what refuses it.
-    async fn again(&self, id: &String) -> Result<Vec<Replayed>, TransactionError> {
-        match self.transaction(std::slice::from_ref(id), true).await {
-            Err(error) if is_a_rows_fault(&error) => Ok(vec![self.replayed(
-                id,
-                Outcome::Refused,
-                Some(problem::refusal(&error)),
-            )]),
-            other => other,
-        }
+    async fn again(&self, id: &String) -> anyhow::Result<Vec<Replayed>> {
+        let ids = std::slice::from_ref(id);
+        let failure = match self.transaction(ids, LATER_LOCK_WAIT, true).await {
+            Ok(done) => return Ok(done),
+            Err(failure) => failure,
+        };
+        Ok(vec![match Class::of(&failure.error) {
+            Class::Row | Class::Suspect | Class::Slow => {
+                let reason = problem::refusal(&failure.error);
+                self.replayed(id, Outcome::Refused, Some(reason))
+            }
+            Class::Locked | Class::Contention => self.locked(id, &failure),
+            Class::Environment | Class::Lost | Class::Away => return Err(failure.error.into()),
+        }])
     }
 
     async fn transaction(
         &self,
         ids: &[String],
+        lock_wait: Duration,
         keep_bytes: bool,
-    ) -> Result<Vec<Replayed>, TransactionError> {
+    ) -> Result<Vec<Replayed>, Failure> {
+        let mut holders = Vec::new();
+        let done = async {
+            let mut transaction = self.begin(lock_wait).await?;
+            let (replayed, mended) = transaction
+                .run(async |connection| {
+                    let work =
+                        async |connection: &mut _| self.replay(connection, ids, keep_bytes).await;
+                    self.watch.during(connection, &mut holders, work).await
+                })
+                .await?;
+            if self.run.is_some() {
+                transaction.commit().await?;
+            } else {
+                // What would fail only with the commit is to fail now.
+                transaction.execute("set constraints all immediate").await?;
+                transaction.rollback().await?;
+                self.trial()
+                    .add(mended.into_iter().map(|(_, record)| *record));
+            }
+            Ok(replayed)
+        };
+        done.await.map_err(|error| Failure { error, holders })
+    }
+
+    async fn begin(&self, lock_wait: Duration) -> Result<DeadlineTransaction, TransactionError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut transaction = DeadlineTransaction::begin(&self.pool, &STORING, deadline).await?;
-        let (replayed, mended) = transaction
-            .run(async |connection| self.replay(connection, ids, keep_bytes).await)
-            .await?;
-        if self.run.is_some() {
-            transaction.commit().await?;
-        } else {
-            // What would fail only with the commit is to fail now.
-            transaction.execute("set constraints all immediate").await?;
-            transaction.rollback().await?;
-            self.trial()
-                .add(mended.into_iter().map(|(_, record)| *record));
-        }
-        Ok(replayed)
+        DeadlineTransaction::begin(&self.pool, &STORING.lock_timeout(lock_wait), deadline).await
+    }
+
+    fn locked(&self, id: &str, failure: &Failure) -> Replayed {
+        let reason = match Class::of(&failure.error) {
+            Class::Locked => said(&failure.holders),
+            _ => problem::refusal(&failure.error),
+        };
+        self.replayed(id, Outcome::Locked, Some(reason))
     }
 
     async fn replay(
@@ -236,10 +315,10 @@ impl Attempt {
     }
 }
 
-/// Lets Postgres tell rows that it refuses from its own troubles, as workers do. A lost connection
-/// is never taken for an event's fault here: the proof would be more crashes.
-fn is_a_rows_fault(error: &TransactionError) -> bool {
-    matches!(Class::of(error), Class::Row | Class::Suspect | Class::Slow)
+/// Two groups, of which the first is taken next.
+fn halves(mut group: Vec<String>) -> [(Vec<String>, Duration); 2] {
+    let second = group.split_off(group.len() / 2);
+    [(second, LATER_LOCK_WAIT), (group, LATER_LOCK_WAIT)]
 }
 
 /// What is written down of it.

@@ -25,6 +25,8 @@ pub(super) enum Outcome {
     StillWrong,
     /// Postgres refuses it.
     Refused,
+    /// Somebody holds a lock on its row, or on that of its resource.
+    Locked,
     /// It is not replayed without being asked for by its id.
     Withheld,
     /// It stops the replay as it stopped the workers.
@@ -36,7 +38,9 @@ impl Outcome {
     pub(super) fn is_good(self) -> bool {
         match self {
             Self::Newest | Self::Superseded | Self::Untyped | Self::Gone => true,
-            Self::StillWrong | Self::Refused | Self::Withheld | Self::Stopped => false,
+            Self::StillWrong | Self::Refused | Self::Locked | Self::Withheld | Self::Stopped => {
+                false
+            }
         }
     }
 
@@ -48,6 +52,7 @@ impl Outcome {
             Self::Gone => "no dead letter any more",
             Self::StillWrong => "still wrong",
             Self::Refused => "refused by postgres",
+            Self::Locked => "locked, and left as it was",
             Self::Withheld => "withheld",
             Self::Stopped => "stops the replay",
         }

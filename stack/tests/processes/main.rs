@@ -3,6 +3,7 @@
 
 mod arguments;
 mod confinement;
+mod haproxy;
 mod inside;
 mod postgres;
 mod process;

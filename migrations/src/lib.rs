@@ -33,7 +33,7 @@ pub static MIGRATOR: Migrator = {
 
 /// Ends each wait for a lock, and what a process that froze or died has left behind. A statement may
 /// take as long as it needs. Defaults of the database or the role do not count. Postgres 13 cannot look
-/// whether its client is still there. A commit that waited for a synchronous standby would hold the locks
+/// whether its client is still there, and older ones than 17 have no `transaction_timeout`. A commit that waited for a synchronous standby would hold the locks
 /// meanwhile; what a failover undoes is applied again.
 const LIMITS: &str = "
     set transaction isolation level read committed, read write;
@@ -41,8 +41,9 @@ const LIMITS: &str = "
     set local lock_timeout = '500ms';
     set local statement_timeout = 0;
     set local idle_in_transaction_session_timeout = '30s';
-    select set_config(name, '2s', true) from pg_settings
-     where name = 'client_connection_check_interval'";
+    select set_config(name, case name when 'transaction_timeout' then '0' else '2s' end, true)
+      from pg_settings
+     where name in ('client_connection_check_interval', 'transaction_timeout')";
 
 /// Only one process migrates a database at a time. The number is arbitrary.
 const LOCK: &str = "select pg_advisory_xact_lock(7236839910422)";

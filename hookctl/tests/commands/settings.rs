@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::place::{Ended, Place, SOON, until};
 
 /// At odds with all that is expected.
-const SETTINGS: [&str; 12] = [
+const SETTINGS: [&str; 17] = [
     "default_transaction_isolation = 'serializable'",
     "default_transaction_read_only = on",
     "default_transaction_deferrable = on",
@@ -23,6 +23,11 @@ const SETTINGS: [&str; 12] = [
     "bytea_output = 'escape'",
     "standard_conforming_strings = off",
     "timezone = 'Asia/Kathmandu'",
+    "row_security = off",
+    "quote_all_identifiers = on",
+    "transform_null_equals = on",
+    "temp_tablespaces = nowhere",
+    "jit_above_cost = 0",
 ];
 
 /// Tables with the names of the pipeline's, and nothing else of them.

@@ -170,7 +170,7 @@ impl TransactionMode {
         sql
     }
 
-    fn settings(&self) -> [(&'static str, String); 4] {
+    fn settings(&self) -> [(&'static str, String); 5] {
         let milliseconds = |limit: Duration| limit.as_millis().to_string();
         let durability = self.durability.synchronous_commit().to_owned();
         [
@@ -181,6 +181,8 @@ impl TransactionMode {
             ),
             ("lock_timeout", milliseconds(self.lock_timeout)),
             ("synchronous_commit", durability),
+            // With `off`, Postgres refuses what a policy would filter.
+            ("row_security", "on".to_owned()),
         ]
     }
 }
@@ -199,7 +201,8 @@ mod tests {
         Some(169_999),
         "begin isolation level read committed read write; set local statement_timeout = 5000; \
          set local idle_in_transaction_session_timeout = 30000; set local lock_timeout = 2000; \
-         set local synchronous_commit = on; set local search_path = \"public\", pg_temp"
+         set local synchronous_commit = on; set local row_security = on; \
+         set local search_path = \"public\", pg_temp"
     )]
     #[case(
         TransactionMode::read()
@@ -210,7 +213,8 @@ mod tests {
         Some(170_000),
         "begin isolation level repeatable read read only; set local statement_timeout = 2; \
          set local idle_in_transaction_session_timeout = 3; set local lock_timeout = 1; \
-         set local synchronous_commit = off; set local transaction_timeout = 0; \
+         set local synchronous_commit = off; set local row_security = on; \
+         set local transaction_timeout = 0; \
          set local search_path = \"public\", pg_temp"
     )]
     fn a_mode_is_rendered_whole(

@@ -136,6 +136,36 @@ async fn a_migration_gives_up_at_its_deadline_with_nothing_half_done(pool: PgPoo
     assert_eq!(count(&pool, half_done).await, 0);
 }
 
+/// It waits for its lock longer than all of them, and gives up only then.
+#[sqlx::test(migrations = false)]
+async fn time_limits_of_a_database_end_no_migration(pool: PgPool) {
+    migrations::MIGRATOR
+        .run_to(BEFORE_A_CHANGE_OF_EVENTS, &pool)
+        .await
+        .expect("an older schema");
+    let _session = forgotten_session(&pool).await;
+    let mut connection = pool.acquire().await.expect("a connection");
+    let mut observer = pool.acquire().await.expect("a connection");
+    // Older servers have not all of them.
+    sqlx::raw_sql(
+        "select set_config(name, '300ms', false) from pg_settings
+          where name in ('statement_timeout', 'transaction_timeout',
+                         'idle_in_transaction_session_timeout')",
+    )
+    .execute(&mut *connection)
+    .await
+    .expect("set for the session");
+    let outcome = migrations::run(
+        &mut connection,
+        &mut observer,
+        SEARCH,
+        Instant::now(),
+        |_| {},
+    )
+    .await;
+    assert!(matches!(&outcome, Err(Error::Blocked(_))), "{outcome:?}");
+}
+
 /// Earlier versions went by the search path of the role. New tables would hide theirs.
 #[sqlx::test(migrations = false)]
 async fn tables_in_another_schema_are_not_made_a_second_time(pool: PgPool) {

@@ -13,4 +13,5 @@ mod rebuilding;
 mod reconciling;
 mod replaying;
 mod showing;
+mod statistics;
 mod tenants;

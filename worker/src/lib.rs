@@ -24,6 +24,7 @@ pub mod record;
 pub mod rehearsal;
 pub mod service;
 pub mod spool_reader;
+pub mod spool_state;
 pub mod spool_writer;
 pub mod store;
 pub mod subscription;

@@ -40,6 +40,10 @@ pub struct Metrics {
     pub spool_oldest_due_seconds: Gauge,
 }
 
+/// The most rows that a look at the spool or at the dead letters counts: it must not cost more each day
+/// that nobody mends what is wrong.
+pub const MOST_COUNTED: i64 = 100_000;
+
 impl Metrics {
     /// Registers everything, with a series for every outcome.
     pub fn new(family: Family) -> Self {
@@ -81,7 +85,10 @@ impl Metrics {
                 "pleo_worker_misrouted_total",
                 "Events that came by the queue of another family and were stored as dead letters",
             )),
-            spool_depth: gauge("pleo_worker_spool_events", "Events in the spool"),
+            spool_depth: gauge(
+                "pleo_worker_spool_events",
+                "Events in the spool, of which at most 100,000 are counted",
+            ),
             spool_oldest_due_seconds: service.seconds(opts(
                 "pleo_worker_spool_oldest_due_seconds",
                 "Seconds since the oldest event in the spool was due; 0 if none is",

@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use anyhow::bail;
 use shared::{
     Family, Program, broker, config,
-    database::{self, DeadlineTransaction, Pool, TransactionError, TransactionMode},
+    database::{self, Pool},
     private_port::{self, Check, Readiness, ReadinessProbe},
     shutdown, systemd,
 };
@@ -18,11 +18,9 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config, consumer::Consumer, housekeeping::Housekeeping, ledger::Ledger,
-    metrics::Metrics, persistence::Persistence, spool_reader::SpoolReader, subscription::Batching,
+    metrics::Metrics, persistence::Persistence, spool_reader::SpoolReader, spool_state,
+    subscription::Batching,
 };
-
-/// How often the spool's state is measured.
-const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
 /// For one attempt at bringing the schema up to date, which may have to rewrite a table.
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(3_600);
@@ -89,7 +87,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
     // These hold nothing, so they may end anywhere.
     let mut looks = JoinSet::new();
-    looks.spawn(measure_spool(pool.clone(), metrics.clone(), family));
+    looks.spawn(spool_state::measure(pool.clone(), metrics.clone(), family));
     if family == Family::Other {
         looks.spawn(Ledger::new(pool.clone(), &metrics.service).run());
         let housekeeping = Housekeeping::new(
@@ -178,37 +176,4 @@ fn readiness(persistence: Arc<Persistence>, metrics: Metrics) -> ReadinessProbe 
             }
         })
     })
-}
-
-/// Shows how much of the family waits in the spool and how long overdue it is.
-async fn measure_spool(pool: Pool, metrics: Metrics, family: Family) {
-    loop {
-        // While Postgres cannot be asked, the last state stays; readiness tells.
-        if let Ok((depth, oldest_due_seconds)) = spool_state(&pool, family).await {
-            metrics.spool_depth.set(depth);
-            metrics.spool_oldest_due_seconds.set(oldest_due_seconds);
-        }
-        tokio::time::sleep(MEASURE_EVERY).await;
-    }
-}
-
-/// The number of the family's rows, and for how many seconds the oldest has been due.
-async fn spool_state(pool: &Pool, family: Family) -> Result<(i64, f64), TransactionError> {
-    let deadline = Instant::now() + MEASURE_EVERY;
-    let mut transaction =
-        DeadlineTransaction::begin(pool, &TransactionMode::read(), deadline).await?;
-    let state = transaction
-        .run(async |connection| {
-            sqlx::query_as(
-                "select count(*),
-                        coalesce(greatest(extract(epoch from now() - min(due_at)), 0), 0)::float8
-                   from webhook_spool where family = $1",
-            )
-            .bind(family.name())
-            .fetch_one(connection)
-            .await
-        })
-        .await?;
-    transaction.rollback().await?;
-    Ok(state)
 }

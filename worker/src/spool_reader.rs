@@ -40,8 +40,13 @@ const IDLE_POLL: Duration = Duration::from_secs(1);
 /// against its events.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
 
+/// For one claim from the beginning, which may have to pass millions of entries of rows that are gone. If
+/// it never came to its end, a worker would take nothing until vacuum has removed them.
+const LONG_CLAIM_DEADLINE: Duration = Duration::from_secs(70);
+
 /// The count of claims has to outlive this process, and need not outlive the server.
 const CLAIM: TransactionMode = TransactionMode::write(Durability::Local).by_index();
+const LONG_CLAIM: TransactionMode = CLAIM.statement_timeout(Duration::from_secs(60));
 
 /// How often rows that appeared late are searched for.
 const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_secs(60);
@@ -177,10 +182,14 @@ impl Claim {
 
     /// Claims the oldest due rows.
     async fn claim(&mut self, pool: &Pool, family: Family) -> Result<Vec<Work>, TransactionError> {
-        let deadline = Instant::now() + CLAIM_DEADLINE;
         let start = self.floor.start(Instant::now());
+        let (mode, patience) = match start {
+            Some(_) => (CLAIM, CLAIM_DEADLINE),
+            None => (LONG_CLAIM, LONG_CLAIM_DEADLINE),
+        };
+        let deadline = Instant::now() + patience;
         let (sql, limit) = (self.sql, self.limit);
-        let mut transaction = DeadlineTransaction::begin(pool, &CLAIM, deadline).await?;
+        let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
         let (due, reached) = transaction
             .run(async |connection| {
                 let rows = sqlx::query(sql)

@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
-use shared::Family;
-use sqlx::PgPool;
+use shared::{Family, Program, metrics::ServiceMetrics};
+use sqlx::{AssertSqlSafe, PgPool};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use worker::spool_reader::SpoolReader;
+use worker::{
+    config::{Retention, RetentionArgs},
+    housekeeping::{Housekeeping, Table},
+    spool_reader::SpoolReader,
+};
 
 use crate::sample::{count, persistence, sql, until_count};
 
@@ -15,7 +19,7 @@ use crate::sample::{count, persistence, sql, until_count};
 /// keep the planner from the plan that it would choose by itself.
 const BAD_PLANS: &str = "
     update pg_class set relpages = 1, reltuples = 0
-     where relname in ('webhook_spool', 'webhook_receipts', 'events');
+     where relname in ('webhook_spool', 'webhook_receipts', 'events', 'vendors');
     do $$ begin
         execute format('alter database %I set plan_cache_mode = force_generic_plan',
                        current_database());
@@ -68,4 +72,101 @@ async fn a_claim_takes_no_more_rows_than_it_may(pool: PgPool) {
         1
     );
     reader.cancel();
+}
+
+/// A pool of an account whose every look at a row of the spool takes two seconds, as one that has to pass
+/// millions of entries of rows that are gone.
+async fn slow_account(pool: &PgPool) -> (String, PgPool) {
+    let name = format!("slow_{:016x}", rand::random::<u64>());
+    let statements = format!(
+        "create role {name} login password '{name}';
+         grant all on all tables in schema public to {name};
+         alter table webhook_spool enable row level security;
+         create policy slow on webhook_spool using (pg_sleep(2)::text = '') with check (true)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(statements))
+        .execute(pool)
+        .await
+        .expect("good SQL");
+    let options = (*pool.connect_options()).clone();
+    let slow = PgPool::connect_with(options.username(&name).password(&name)).await;
+    (name, slow.expect("it logs in"))
+}
+
+/// Otherwise a worker that starts while an old snapshot keeps such rows would take nothing.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_first_claim_that_takes_long_comes_to_its_end(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                    has_receipt, due_at)
+         select 'm' || n, sha256('{}'), 'vendor', 'v1.vendor.created', '{}', now(), true, now()
+           from generate_series(1, 3) n",
+    )
+    .await;
+    let (name, slow) = slow_account(&pool).await;
+    let reader = start_reader(&slow, 10);
+    until_count(&pool, "select sum(claims) from webhook_spool", 3).await;
+    reader.cancel();
+    slow.close().await;
+    let drop = format!("drop owned by {name}; drop role {name}");
+    sqlx::raw_sql(AssertSqlSafe(drop))
+        .execute(&pool)
+        .await
+        .expect("nothing is left of it");
+}
+
+/// As many rows to sweep as two batches and a half have, and what notes how many a statement deleted.
+const OLD_ROWS: &str = "
+    insert into webhook_receipts (webhook_id, body_sha256, received_at)
+    select 'r' || n, '', now() - interval '9 days' from generate_series(1, 2500) n;
+    insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+    select 'r' || n, 'unknown', now(), '', '' from generate_series(1, 2500) n;
+    insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+    select 'e' || n, 'unknown', now() - interval '90 days', '', '' from generate_series(1, 2500) n;
+    insert into vendors (id, company_id, name, state, sort_key, webhook_id, stored_at)
+    select 'v' || n, 'c', 'n', 'DRAFT', '', '', now() - interval '90 days'
+      from generate_series(1, 2500) n;
+    create index on events (resource_id);
+    create index on vendors (stored_at);
+    create table taken (name text, size bigint);
+    create function note() returns trigger language plpgsql as
+      $$ begin insert into taken select tg_table_name, count(*) from gone; return null; end $$;
+    create trigger note after delete on webhook_receipts referencing old table as gone
+       for each statement execute function note();
+    create trigger note after delete on events referencing old table as gone
+       for each statement execute function note();
+    create trigger note after delete on vendors referencing old table as gone
+       for each statement execute function note()";
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_sweep_takes_no_more_rows_than_a_batch_has(pool: PgPool) {
+    sql(&pool, OLD_ROWS).await;
+    sql(&pool, BAD_PLANS).await;
+    let month = Retention::For(Duration::from_secs(30 * 24 * 3_600));
+    let housekeeping = Housekeeping::new(
+        fresh(&pool).await,
+        &ServiceMetrics::new(Program::Worker(Family::Other)),
+        Duration::from_secs(7 * 24 * 3_600),
+        RetentionArgs {
+            event_retention: month,
+            typed_row_retention: month,
+        },
+    );
+    for table in [Table::Receipts, Table::Events, Table::Typed("vendors")] {
+        housekeeping.sweep(table).await.expect("a sweep");
+    }
+    let taken: Vec<(String, i64)> =
+        sqlx::query_as("select name, size from taken where size > 0 order by name, size desc")
+            .fetch_all(&pool)
+            .await
+            .expect("what was taken");
+    let of = |name: &str| -> Vec<i64> {
+        let sizes = taken.iter().filter(|(table, _)| table == name);
+        sizes.map(|(_, size)| *size).collect()
+    };
+    assert_eq!(of("vendors"), [1000, 1000, 500]);
+    assert_eq!(of("events"), [1000, 1000, 500]);
+    // Those of the sweep of events, which takes a receipt for each, come on top.
+    assert_eq!(of("webhook_receipts"), [1000, 1000, 1000, 1000, 500, 500]);
 }

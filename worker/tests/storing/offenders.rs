@@ -280,6 +280,53 @@ async fn trouble_of_the_commit_is_waited_out_and_named(pool: PgPool) {
     assert_eq!(count(&pool, stored).await, 1);
 }
 
+/// The failures of halving until each offender is alone, and those until it is blamed, which takes three
+/// more where the SQLSTATE is that of an outage.
+fn enough_failures(offenders: i64, events: i64) -> i64 {
+    let digits = i64::from((events / offenders).ilog2() + 1);
+    offenders * (2 + digits + 3)
+}
+
+/// All healthy events are stored by one pass over their batch, in which each offender is judged once.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn many_offenders_cost_their_neighbours_no_second_pass(pool: PgPool) {
+    // Counted by a sequence, which a rollback leaves as it is.
+    sql(&pool, "create sequence failures").await;
+    for offenders in [10, 100] {
+        for raised in ["23514", "P0001", "42501", "53100"] {
+            sql(
+                &pool,
+                "truncate events, vendors, webhook_spool; drop function if exists offend cascade;
+                 alter sequence failures restart",
+            )
+            .await;
+            let statement = format!("perform nextval('failures'); raise sqlstate '{raised}'");
+            on_poison(&pool, &statement).await;
+            let healthy = 1_000 - offenders;
+            store(
+                &pool,
+                batch(1_000, usize::try_from(offenders).unwrap_or(1)),
+                healthy,
+            )
+            .await;
+            let what = format!("{offenders} with {raised}");
+            assert_eq!(
+                count(&pool, "select count(*) from vendors").await,
+                healthy,
+                "{what}"
+            );
+            let put_off = "select count(*) from webhook_spool
+                            where webhook_id like 'poison-%' and attempts = 1 and claims = 0";
+            assert_eq!(count(&pool, put_off).await, offenders, "{what}");
+            let failures = count(&pool, "select last_value from failures").await;
+            assert!(
+                failures <= enough_failures(offenders, 1_000),
+                "{what}: {failures}"
+            );
+        }
+    }
+}
+
 /// Prints the figures: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 #[ignore = "measures"]

@@ -9,8 +9,10 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use tokio::time::timeout;
 use worker::{
     config::{Retention, RetentionArgs},
+    floor::Floor,
     housekeeping::{Housekeeping, Table},
     ledger::Ledger,
+    spool_state,
 };
 
 use crate::sample::{SOON, count, event, persist, sql, until_count, vendor, vendor_body};
@@ -571,4 +573,58 @@ async fn more_unstored_receipts_than_are_remembered_are_counted_all_the_same(poo
         ledger.look().await.expect("a look");
         assert_eq!(unstored(&metrics), expected, "{change}");
     }
+}
+
+/// More of them cost a look no more.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_look_counts_no_more_rows_than_it_may(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem)
+         select 'm' || n, 'v1.vendor.created', now(), '', '', 'a test'
+           from generate_series(1, 100010) n;
+         insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                    has_receipt, due_at)
+         select 'm' || n, '', 'vendor', 'v1.vendor.created', '', now(), true,
+                now() - interval '1 minute'
+           from generate_series(1, 100010) n",
+    )
+    .await;
+    let metrics = metrics();
+    Ledger::new(pool.clone(), &metrics)
+        .look()
+        .await
+        .expect("a look");
+    let line = "pleo_dead_letters{family=\"vendor\"} 100000\n";
+    assert!(exposed(&metrics).contains(line), "{}", exposed(&metrics));
+    let services = pool.clone().into();
+    let mut floor = Floor::new(DAY);
+    let mut look = async || {
+        spool_state::look(&services, Family::Vendor, &mut floor)
+            .await
+            .expect("a look")
+    };
+    for _ in 0..2 {
+        let spool = look().await;
+        assert_eq!(spool.depth, 100_000);
+        assert!(spool.oldest_due_seconds >= 60.0, "{spool:?}");
+    }
+    // What is due next is counted from there on, and what was put off stays counted.
+    sql(
+        &pool,
+        "delete from webhook_spool where webhook_id not in ('m1', 'm2');
+         update webhook_spool set due_at = now() + interval '1 hour' where webhook_id = 'm1'",
+    )
+    .await;
+    assert_eq!(look().await.depth, 2);
+    sql(&pool, "delete from webhook_spool where webhook_id = 'm2'").await;
+    assert_eq!(look().await.depth, 1);
+    sql(
+        &pool,
+        "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                    has_receipt, due_at)
+         values ('m3', '', 'vendor', 'v1.vendor.created', '', now(), true, now())",
+    )
+    .await;
+    assert_eq!(look().await.depth, 2);
 }

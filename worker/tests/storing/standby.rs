@@ -175,6 +175,45 @@ async fn an_event_that_was_found_spooled_is_acknowledged_only_once_the_standby_h
     }
 }
 
+/// The backend of a commit that waits outlives its connection, whose place it keeps.
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_wait_for_a_standby_take_no_more_connections_than_the_pool_has() {
+    const PLACES: u32 = 2;
+    // One more looks after commits that do not end.
+    const MOST_BACKENDS: i64 = 3;
+    const BACKENDS: &str =
+        "select count(*) from pg_stat_activity where application_name = 'worker-of-this-test'";
+    let mut pair = Pair::start().await;
+    let url = DatabaseUrl::parse(&pair.primary.url("pleo")).expect("valid");
+    let ours = database::pool(url, "worker-of-this-test", PLACES);
+    let persistence = persistence(&ours, Family::Vendor);
+    pair.standby.kill();
+    let mut waiting = 0;
+    for round in 0..12 {
+        let batch = [vendor(&format!("m{round}"))];
+        let given_up = storing(&persistence, &batch);
+        let until = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < until {
+            let backends = count(&pair.pool, BACKENDS).await;
+            assert!(backends <= MOST_BACKENDS, "{backends} backends");
+            sleep(Duration::from_millis(20)).await;
+        }
+        waiting = count(&pair.pool, WAITING).await;
+        assert!(!given_up.is_finished(), "no standby has it");
+        given_up.abort();
+    }
+    assert_eq!(
+        waiting,
+        i64::from(PLACES),
+        "each place has a commit that waits"
+    );
+
+    pair.standby.restart().await.expect("it starts again");
+    let later = storing(&persistence, &[vendor("later")]);
+    later.await.expect("no panic").expect("not abandoned");
+    until_count(&pair.pool, WAITING, 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_with_both_addresses_finds_the_primary_and_follows_it() {
     let pair = Pair::start().await;

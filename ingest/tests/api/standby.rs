@@ -134,6 +134,39 @@ async fn a_duplicate_of_a_stored_event_rests_on_what_the_standby_has() {
 }
 
 #[tokio::test]
+async fn a_duplicate_of_a_spooled_event_rests_on_what_the_standby_has() {
+    let server = Server::start().await;
+    let stores = Stores::new(&server.pool).await;
+    let webhook = Webhook::vendor("msg_1");
+    let without_broker = || App::start_at(&stores.database_url, NO_BROKER, &stores.prefix, &[]);
+    let first = without_broker();
+    first.until_ready("postgres").await;
+    assert_eq!(first.send(&webhook).await.1["status"], "accepted");
+    first.stop().await;
+
+    // With a standby that is there the row is proof enough.
+    let second = without_broker();
+    second.until_ready("postgres").await;
+    assert_eq!(second.send(&webhook).await.1["status"], "duplicate");
+    second.stop().await;
+
+    // Without it, what is visible may be lost with the primary.
+    server.lose_standby().await;
+    let third = without_broker();
+    third.until_ready("postgres").await;
+    let (status, answer) = third.send(&webhook).await;
+    assert_eq!(status, 503, "nothing is safe: {answer}");
+    third.stop().await;
+    let fourth = App::start(&stores).await;
+    fourth.until_ready("postgres").await;
+    assert_eq!(fourth.send(&webhook).await.1["status"], "accepted");
+    assert_eq!(stores.events(Family::Vendor).await.len(), 1);
+    server.end_the_wait().await;
+    fourth.stop().await;
+    stores.clean_up().await;
+}
+
+#[tokio::test]
 async fn commits_that_wait_for_a_standby_take_no_more_connections_than_the_pool_has() {
     let server = Server::start().await;
     let stores = Stores::new(&server.pool).await;

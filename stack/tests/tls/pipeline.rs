@@ -12,6 +12,7 @@ use shared::Program;
 use sqlx::{Connection, PgConnection};
 use stack::{
     programs::Programs,
+    proxy::{Mode, Proxy},
     service::{Launcher, Service},
     stores::{DATABASE, Hosts},
 };
@@ -47,9 +48,14 @@ impl World {
         }
     }
 
-    /// Where both stores are, and what a client shows there.
-    fn settings(&self, login: &str, amqp_login: &str, client: &Files) -> Vec<(&str, String)> {
-        let postgres = self.database.server.address().port();
+    /// Where both stores are, and what a client shows there. Postgres may be behind another port.
+    fn settings(
+        &self,
+        login: &str,
+        amqp_login: &str,
+        client: &Files,
+        postgres: u16,
+    ) -> Vec<(&str, String)> {
         let amqp = self.broker.amqps.port();
         let path = |path: &Path| path.display().to_string();
         let (ca, certificate, key) = (
@@ -85,13 +91,26 @@ impl World {
         command
             .args(args)
             .env_clear()
-            .envs(self.settings(&login, "guest:guest@", &client))
+            .envs(self.settings(&login, "guest:guest@", &client, self.postgres()))
             .env("RABBITMQ_MANAGEMENT_URL", management)
             .envs(changes.iter().copied());
         command.output().await.expect("hookctl runs")
     }
 
-    fn start(&self, program: Program) -> Service {
+    async fn set_up(&self) {
+        let passwords = Program::ALL.map(|program| format!("{program}=unused-but-long-enough"));
+        let passwords = passwords.join(",");
+        let ended = self
+            .hookctl(&["setup"], &[("ACCOUNT_PASSWORDS", &passwords)])
+            .await;
+        assert!(ended.status.success(), "{ended:?}");
+    }
+
+    fn postgres(&self) -> u16 {
+        self.database.server.address().port()
+    }
+
+    fn start(&self, program: Program, postgres: u16) -> Service {
         let name = account::name(program, "pleo");
         let client = self.ground.authority.issue(&name, &[]);
         let hosts = Hosts::one(self.database.server.address(), self.broker.server.address());
@@ -103,7 +122,7 @@ impl World {
         let mut launcher = Launcher::as_owner(self.programs.clone(), hosts, owners, logs)
             .env("DECLARE_TOPOLOGY", "false")
             .env("MIGRATE", "false");
-        for (setting, value) in self.settings(&name, "", &client) {
+        for (setting, value) in self.settings(&name, "", &client, postgres) {
             launcher = launcher.env(setting, value);
         }
         launcher.start(program, program.name()).expect("it starts")
@@ -113,14 +132,8 @@ impl World {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_passes_through_both_stores_over_tls() {
     let world = World::new().await;
-    let passwords = Program::ALL.map(|program| format!("{program}=unused-but-long-enough"));
-    let passwords = passwords.join(",");
-    let ended = world
-        .hookctl(&["setup"], &[("ACCOUNT_PASSWORDS", &passwords)])
-        .await;
-    assert!(ended.status.success(), "{ended:?}");
-
-    let services = Program::ALL.map(|program| world.start(program));
+    world.set_up().await;
+    let services = Program::ALL.map(|program| world.start(program, world.postgres()));
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
@@ -140,6 +153,62 @@ async fn an_event_passes_through_both_stores_over_tls() {
     }
     each_is_known_by_its_certificate(&world, &mut postgres).await;
     doctor(&world).await;
+}
+
+/// Connecting takes several round trips more over TLS than without.
+#[tokio::test(flavor = "multi_thread")]
+async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut() {
+    const ROUND_TRIP: Mode = Mode::Slow(Duration::from_millis(250));
+    let world = World::new().await;
+    world.set_up().await;
+    let proxy = Proxy::start(world.database.server.address()).await;
+    let proxy = proxy.expect("a port");
+    let ingest = world.start(Program::Ingest, proxy.address().port());
+    ingest.ready(SOON).await.expect("ready");
+    let url = ingest.webhook_url();
+    let [sample, ..] = Sample::ALL;
+    let accept = async || {
+        let id = sample::new_webhook_id();
+        let answer = delivery::post(&url, DEVELOPMENT_SECRET, &id, sample.body).await;
+        let answer = answer.expect("a good secret and address");
+        assert!(answer.outcome.is_safe(), "{answer:?}");
+        id
+    };
+
+    proxy.set(Mode::Cut).await;
+    let end = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < end {
+        accept().await;
+    }
+    proxy.set(ROUND_TRIP).await;
+    let mut postgres = superuser(&world).await;
+    // Without dedup an event has no receipt.
+    let end = Instant::now() + SOON;
+    let mut in_a_row = 0;
+    while in_a_row < 10 {
+        assert!(Instant::now() < end, "events go on without dedup");
+        let id = accept().await;
+        let has_receipt = has_receipt(&mut postgres, &id).await;
+        in_a_row = if has_receipt { in_a_row + 1 } else { 0 };
+    }
+}
+
+/// Its commit may come a moment after the answer.
+async fn has_receipt(postgres: &mut PgConnection, id: &str) -> bool {
+    let end = Instant::now() + Duration::from_secs(2);
+    loop {
+        let found = sqlx::query_scalar(
+            "select exists (select from webhook_receipts where webhook_id = $1)",
+        )
+        .bind(id)
+        .fetch_one(&mut *postgres)
+        .await
+        .expect("an answer");
+        if found || Instant::now() > end {
+            return found;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn superuser(world: &World) -> PgConnection {

@@ -43,7 +43,7 @@ const SHORT_IDLE: Duration = Duration::from_secs(10);
 /// for a look at a commit that hangs. Ingest opens fewer.
 pub(crate) const CONNECTIONS: i64 = 9;
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 10] = [
     Rule {
         names: &["role"],
         hinders: |values| !matches!(value(values, "role"), "" | "none"),
@@ -99,11 +99,31 @@ const RULES: [Rule; 8] = [
         names: &[
             "log_statement",
             "log_min_duration_statement",
+            "log_min_duration_sample",
+            "log_statement_sample_rate",
+            "log_transaction_sample_rate",
             "log_parameter_max_length",
         ],
         hinders: logs_bodies,
         remedy: "as a superuser, alter role {} set log_parameter_max_length = 0: the server's log \
                  gets the bodies of events",
+        stops: false,
+    },
+    Rule {
+        names: &["log_parameter_max_length_on_error"],
+        hinders: |values| is_length(values, "log_parameter_max_length_on_error"),
+        remedy: "alter role {} set log_parameter_max_length_on_error = 0: the server's log gets the \
+                 bodies of events that it refuses",
+        stops: false,
+    },
+    Rule {
+        names: &[
+            "auto_explain.log_min_duration",
+            "auto_explain.log_parameter_max_length",
+        ],
+        hinders: explains_bodies,
+        remedy: "as a superuser, alter role {} set auto_explain.log_parameter_max_length = 0: the \
+                 server's log gets the bodies of events",
         stops: false,
     },
 ];
@@ -199,9 +219,85 @@ fn is_short(values: &Values, name: &str, least: Duration) -> bool {
     limit.is_ok_and(|limit| limit < least)
 }
 
-/// Statements are logged with their parameters, among which are the bodies.
+/// Statements are logged with their parameters, among which are the bodies: all of them, slow ones, some of
+/// the slow ones, or all of some transactions.
 fn logs_bodies(values: &Values) -> bool {
     let statements = matches!(value(values, "log_statement"), "mod" | "all");
-    let slow = !matches!(value(values, "log_min_duration_statement"), "" | "-1");
-    (statements || slow) && value(values, "log_parameter_max_length") != "0"
+    let slow = is_time(values, "log_min_duration_statement");
+    let samples =
+        is_time(values, "log_min_duration_sample") && is_rate(values, "log_statement_sample_rate");
+    let transactions = is_rate(values, "log_transaction_sample_rate");
+    (statements || slow || samples || transactions) && is_length(values, "log_parameter_max_length")
+}
+
+/// As [`logs_bodies`], by the module that logs plans. From Postgres 16 on it can leave parameters out; before,
+/// plans show none.
+fn explains_bodies(values: &Values) -> bool {
+    is_time(values, "auto_explain.log_min_duration")
+        && is_length(values, "auto_explain.log_parameter_max_length")
+}
+
+/// Whether statements that take some time are logged.
+fn is_time(values: &Values, name: &str) -> bool {
+    !matches!(value(values, name), "" | "-1")
+}
+
+/// Whether a part of all is logged. Without a value nothing is.
+fn is_rate(values: &Values, name: &str) -> bool {
+    value(values, name)
+        .parse::<f64>()
+        .is_ok_and(|rate| rate > 0.0)
+}
+
+/// Whether parameters are logged, up to a length or whole.
+fn is_length(values: &Values, name: &str) -> bool {
+    !matches!(value(values, name), "" | "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    /// As a new Postgres has it.
+    const STOCK: [(&str, &str); 6] = [
+        ("log_statement", "none"),
+        ("log_min_duration_statement", "-1"),
+        ("log_min_duration_sample", "-1"),
+        ("log_statement_sample_rate", "1"),
+        ("log_transaction_sample_rate", "0"),
+        ("log_parameter_max_length", "-1"),
+    ];
+
+    #[rstest]
+    #[case(&[], false)]
+    #[case(&[("log_statement", "ddl")], false)]
+    #[case(&[("log_statement", "mod")], true)]
+    #[case(&[("log_statement", "all"), ("log_parameter_max_length", "0")], false)]
+    #[case(&[("log_min_duration_statement", "1s")], true)]
+    #[case(&[("log_min_duration_sample", "0")], true)]
+    #[case(&[("log_min_duration_sample", "10"), ("log_statement_sample_rate", "0.01")], true)]
+    #[case(&[("log_min_duration_sample", "10"), ("log_statement_sample_rate", "0")], false)]
+    #[case(&[("log_transaction_sample_rate", "0.5")], true)]
+    #[case(&[("log_transaction_sample_rate", "1"), ("log_parameter_max_length", "0")], false)]
+    fn whether_bodies_get_into_the_servers_log(
+        #[case] changed: &[(&str, &str)],
+        #[case] expected: bool,
+    ) {
+        let all = STOCK.iter().chain(changed);
+        let values = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        assert_eq!(logs_bodies(&values.collect()), expected);
+    }
+
+    #[rstest]
+    #[case(&[], false)]
+    #[case(&[("auto_explain.log_min_duration", "-1"), ("auto_explain.log_parameter_max_length", "-1")], false)]
+    #[case(&[("auto_explain.log_min_duration", "250ms")], false)]
+    #[case(&[("auto_explain.log_min_duration", "0"), ("auto_explain.log_parameter_max_length", "-1")], true)]
+    #[case(&[("auto_explain.log_min_duration", "0"), ("auto_explain.log_parameter_max_length", "0")], false)]
+    fn whether_plans_show_bodies(#[case] set: &[(&str, &str)], #[case] expected: bool) {
+        let values = (set.iter()).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        assert_eq!(explains_bodies(&values.collect()), expected);
+    }
 }

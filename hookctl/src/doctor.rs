@@ -28,7 +28,7 @@ use worker::config::RetentionArgs;
 use self::finding::Finding;
 use crate::{
     duration,
-    http::parse_url,
+    http::UrlParser,
     management::Management,
     output::OutputArgs,
     secrets::SecretArgs,
@@ -58,7 +58,7 @@ pub struct Args {
 
     /// A service's private port, as http://127.0.0.1:9100, for its readiness and its clock; can be
     /// given several times. Of a webhook port only the clock is read
-    #[arg(long, value_parser = parse_url)]
+    #[arg(long, value_parser = UrlParser)]
     pub url: Vec<Uri>,
 
     /// How long rows of the spool may be overdue

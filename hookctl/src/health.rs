@@ -10,7 +10,7 @@ use anyhow::Context;
 use hyper::Uri;
 
 use crate::{
-    http::{Http, parse_url},
+    http::{Http, UrlParser},
     verdict::Verdict,
 };
 
@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(4);
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// A path of its private port: /livez (does it run?) or /readyz (can it do its work?)
-    #[arg(default_value = "http://127.0.0.1:9100/livez", value_parser = parse_url)]
+    #[arg(default_value = "http://127.0.0.1:9100/livez", value_parser = UrlParser)]
     pub url: Uri,
 }
 

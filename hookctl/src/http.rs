@@ -1,9 +1,10 @@
 //! Requests over HTTP, or HTTPS with the public certificate authorities.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, ffi::OsStr, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
+use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -75,11 +76,64 @@ pub(crate) fn reason(error: &anyhow::Error) -> String {
     reason.to_string()
 }
 
-/// Reads an address. Only `http` and `https` with a host will do.
-pub(crate) fn parse_url(text: &str) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|error| format!("{error}"))?;
-    match (url.scheme_str(), url.host()) {
-        (Some("http" | "https"), Some(_)) => Ok(url),
-        _ => Err("must be an address such as http://127.0.0.1:8080/webhooks/pleo".to_owned()),
+/// Reads an address on the command line. Only `http` and `https` with a host will do. A user and a password
+/// in it are left out: neither is sent, and what comes of it is printed. For the same reason an address that
+/// will not do is not repeated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UrlParser;
+
+impl TypedValueParser for UrlParser {
+    type Value = Uri;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<Uri, clap::Error> {
+        value.to_str().and_then(parse_url).ok_or_else(|| {
+            let argument = argument.map(ToString::to_string).unwrap_or_default();
+            command.clone().error(
+                ErrorKind::ValueValidation,
+                format!(
+                    "{argument} must be an address such as http://127.0.0.1:8080/webhooks/pleo"
+                ),
+            )
+        })
+    }
+}
+
+fn parse_url(text: &str) -> Option<Uri> {
+    let mut parts = text.parse::<Uri>().ok()?.into_parts();
+    if !matches!(parts.scheme.as_ref()?.as_str(), "http" | "https") {
+        return None;
+    }
+    let authority = parts.authority.as_ref()?.as_str();
+    if let Some((_userinfo, place)) = authority.rsplit_once('@') {
+        parts.authority = Some(place.parse().ok()?);
+    }
+    let url = Uri::from_parts(parts).ok()?;
+    url.host()
+        .is_some_and(|host| !host.is_empty())
+        .then_some(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("http://h:1/livez", Some("http://h:1/livez"))]
+    #[case("https://user:hunter2@h:1/x?y=z", Some("https://h:1/x?y=z"))]
+    #[case("http://hunter2@[::1]", Some("http://[::1]/"))]
+    #[case("ftp://h", None)]
+    #[case("h:1", None)]
+    #[case("http:///x", None)]
+    #[case("http://user:hunter2@", None)]
+    fn an_address_is_read_without_its_user(#[case] text: &str, #[case] expected: Option<&str>) {
+        let url = parse_url(text).map(|url| url.to_string());
+        assert_eq!(url.as_deref(), expected);
     }
 }

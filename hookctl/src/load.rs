@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     duration,
-    http::parse_url,
+    http::UrlParser,
     output::OutputArgs,
     sample::Sample,
     secrets::SigningArgs,
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Where to
-    #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/pleo", value_parser = parse_url)]
+    #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/pleo", value_parser = UrlParser)]
     pub url: Uri,
 
     #[command(flatten)]

@@ -22,8 +22,8 @@ use crate::{
 
 /// See receipts whose events are nowhere, and write off those that will not come any more.
 ///
-/// A receipt says that ingest accepted an event. Without its event in `events` or the spool, the event
-/// must be in RabbitMQ, or is lost.
+/// A receipt says that ingest accepted an event. Where the event is neither stored nor spooled, it
+/// should still be in RabbitMQ's queue; `hookctl reconcile` tells whether it can be.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]

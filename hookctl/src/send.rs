@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     delivery::{Answer, Client, Delivery, Outcome},
-    http::parse_url,
+    http::UrlParser,
     output::{OutputArgs, Row},
     sample::{self, Sample},
     secrets::SigningArgs,
@@ -39,7 +39,7 @@ const MOST_PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Where to
-    #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/pleo", value_parser = parse_url)]
+    #[arg(long, default_value = "http://127.0.0.1:8080/webhooks/pleo", value_parser = UrlParser)]
     pub url: Uri,
 
     #[command(flatten)]

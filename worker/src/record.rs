@@ -439,7 +439,14 @@ mod tests {
         let problem = event("v1.export-job.created", &data).problem;
         let problem = problem.expect("a problem");
         assert!(
-            problem.contains("it cannot be read: recursion limit"),
+            problem.ends_with("`data.x`: expected at most 127 levels, found more"),
+            "{problem}"
+        );
+        let data = r#"{"id":"","companyId":"c1","status":"pending","y":[1],"n":1e999}"#;
+        let problem = event("v1.export-job.created", data).problem;
+        let problem = problem.expect("a problem");
+        assert!(
+            problem.ends_with("`data.n`: expected numbers up to 1.8e308, found a larger one"),
             "{problem}"
         );
     }

@@ -71,7 +71,10 @@ async fn whereabouts(
     .await?;
     Ok(match (spooled, accepted) {
         (true, _) => "it waits in webhook_spool",
-        (false, true) => "it was accepted and should be in RabbitMQ; see hookctl reconcile",
+        (false, true) => {
+            "it was accepted, and is neither stored nor spooled: it should still be in RabbitMQ's queue; see \
+             hookctl reconcile"
+        }
         (false, false) => "nobody has accepted it, unless Postgres was away at that time",
     })
 }

@@ -218,6 +218,12 @@ async fn what_no_transaction_sets_is_named_with_its_remedy(pool: PgPool) {
             "set log_parameter_max_length = 0",
             false,
         ),
+        (
+            "set log_parameter_max_length_on_error = -1",
+            "log_parameter_max_length_on_error = -1",
+            "set log_parameter_max_length_on_error = 0",
+            false,
+        ),
     ];
     for (change, ..) in cases {
         place

@@ -112,3 +112,26 @@ async fn a_table_fits_the_terminal_and_is_whole_in_a_pipe(pool: PgPool) {
     }
     place.clean_up().await;
 }
+
+/// Clap repeats what it does not take, and a mistake may be in an address with a password.
+#[tokio::test]
+async fn an_addresss_password_is_shown_nowhere() {
+    for (arguments, code) in [
+        (&["health", "http://weird:hunter2@127.0.0.1:1/livez"][..], 1),
+        (&["health", "ftp://weird:hunter2@127.0.0.1:1/livez"], 2),
+        (&["doctor", "--url", "http//weird:hunter2@127.0.0.1:1"], 2),
+        (&["send", "--url", "http://weird:hunter2@"], 2),
+        (&["load", "--url", "weird:hunter2@127.0.0.1:1"], 2),
+    ] {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_hookctl"));
+        let output = command.env_clear().args(arguments).output().await;
+        let output = output.expect("hookctl runs");
+        let shown = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {shown}");
+        assert!(
+            !shown.contains("hunter2") && !shown.contains("weird"),
+            "{shown}"
+        );
+        assert!(shown.contains("127.0.0.1"), "{shown}");
+    }
+}

@@ -102,7 +102,10 @@ async fn what_is_not_stored_is_an_error_that_says_where_it_is(pool: PgPool) {
     .await;
     for (id, expected) in [
         ("spooled", "webhook_spool"),
-        ("queued", "should be in RabbitMQ"),
+        (
+            "queued",
+            "neither stored nor spooled: it should still be in RabbitMQ's queue",
+        ),
         ("nobody", "nobody has accepted it"),
     ] {
         let output = run(&pool, &["show", id], 1).await;

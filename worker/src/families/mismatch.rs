@@ -5,9 +5,10 @@
 //! serde_json's own messages quote values and name no field. So `data` that it refused is read a
 //! second time here, with an error type that keeps only kinds.
 
-use std::fmt;
+use std::{fmt, marker::PhantomData};
 
 use serde::{
+    Deserialize,
     de::{
         DeserializeOwned, Deserializer, Error, Expected, IntoDeserializer, MapAccess, Unexpected,
         Visitor,
@@ -15,15 +16,18 @@ use serde::{
     },
     forward_to_deserialize_any,
 };
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
+
+/// How the parser's errors begin.
+const TOO_DEEP: &str = "recursion limit exceeded";
+const OUT_OF_RANGE: &str = "number out of range";
 
 /// Says why `data`, a JSON object, is no `R`. A field that is there twice is called a duplicate field,
 /// which a replay looks for.
 pub(super) fn explain<R: DeserializeOwned>(data: &str) -> String {
     let fields = match serde_json::from_str::<Fields>(data) {
         Ok(Fields(fields)) => fields,
-        // Too deeply nested or a number out of range: the parser's words hold no value then.
-        Err(error) => return format!("it cannot be read: {error}"),
+        Err(_) => return unread(data),
     };
     let fields = fields
         .iter()
@@ -48,20 +52,38 @@ pub(super) fn explain<R: DeserializeOwned>(data: &str) -> String {
     }
 }
 
-/// The fields of an object, also those that are there twice.
-struct Fields(Vec<(String, Value)>);
+/// Names the first field that no parser takes whole.
+fn unread(data: &str) -> String {
+    let fields = serde_json::from_str(data).map(|Fields::<Box<RawValue>>(fields)| fields);
+    for (name, value) in fields.unwrap_or_default() {
+        if let Err(error) = serde_json::from_str::<Value>(value.get()) {
+            let found = match error.to_string() {
+                words if words.starts_with(TOO_DEEP) => "expected at most 127 levels, found more",
+                words if words.starts_with(OUT_OF_RANGE) => {
+                    "expected numbers up to 1.8e308, found a larger one"
+                }
+                _ => "it cannot be read",
+            };
+            return format!("`data.{name}`: {found}");
+        }
+    }
+    "it cannot be read".to_owned()
+}
 
-impl<'de> serde::Deserialize<'de> for Fields {
+/// The fields of an object, also those that are there twice.
+struct Fields<V = Value>(Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Fields<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct All;
-        impl<'de> Visitor<'de> for All {
-            type Value = Fields;
+        struct All<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for All<V> {
+            type Value = Fields<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<V>, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
@@ -69,7 +91,7 @@ impl<'de> serde::Deserialize<'de> for Fields {
                 Ok(Fields(fields))
             }
         }
-        deserializer.deserialize_map(All)
+        deserializer.deserialize_map(All(PhantomData))
     }
 }
 

@@ -60,6 +60,7 @@ impl Metrics {
         let counters = |name, help, label| service.counters(Opts::new(name, help), label);
         let gauge = |name, help| service.gauge(Opts::new(name, help));
         let histogram = |name, help, buckets| service.histogram(Opts::new(name, help), buckets);
+        let (secrets_loaded, secrets_rejected, development_secret) = of_secrets(&service);
         Self {
             requests: counters(
                 "pleo_ingest_requests_total",
@@ -76,18 +77,9 @@ impl Metrics {
                 "Verified requests by the name of the secret that matched",
                 "secret",
             ),
-            secrets_loaded: service.seconds(Opts::new(
-                "pleo_ingest_secrets_loaded_timestamp_seconds",
-                "When the secrets in use were read, in unix seconds",
-            )),
-            secrets_rejected: gauge(
-                "pleo_ingest_secrets_rejected",
-                "1 while the secrets file holds something that was refused; older secrets are in use",
-            ),
-            development_secret: gauge(
-                "pleo_ingest_development_secret",
-                "1 while the development secret is accepted, which everybody knows",
-            ),
+            secrets_loaded,
+            secrets_rejected,
+            development_secret,
             dedup_hits: counters(
                 "pleo_ingest_dedup_hits_total",
                 "Duplicates by where they were recognised",
@@ -186,4 +178,21 @@ impl Metrics {
     pub fn secret_matched(&self, name: &str) {
         self.secret_matched.with_label_values(&[name]).inc();
     }
+}
+
+/// When the secrets were read, whether some were refused, and whether the development secret is one.
+fn of_secrets(service: &ServiceMetrics) -> (Gauge, IntGauge, IntGauge) {
+    let loaded = service.seconds(Opts::new(
+        "pleo_ingest_secrets_loaded_timestamp_seconds",
+        "When the secrets in use were read, in unix seconds",
+    ));
+    let rejected = service.gauge(Opts::new(
+        "pleo_ingest_secrets_rejected",
+        "1 while the secrets file holds something that was refused; older secrets are in use",
+    ));
+    let development = service.gauge(Opts::new(
+        "pleo_ingest_development_secret",
+        "1 while the development secret is accepted, which everybody knows",
+    ));
+    (loaded, rejected, development)
 }

@@ -85,19 +85,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     let mut tasks = JoinSet::new();
     tasks.spawn(consumer.run(stop.clone(), abandon.clone()));
     tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
-    // These hold nothing, so they may end anywhere.
-    let mut looks = JoinSet::new();
-    looks.spawn(spool_state::measure(pool.clone(), metrics.clone(), family));
-    if family == Family::Other {
-        looks.spawn(Ledger::new(pool.clone(), &metrics.service).run());
-        let housekeeping = Housekeeping::new(
-            pool,
-            &metrics.service,
-            config.receipt_retention,
-            config.retention,
-        );
-        looks.spawn(housekeeping.run());
-    }
+    let mut looks = start_looks(family, config, pool, &metrics);
     // Without one of its parts the worker is better off restarted than half alive.
     tokio::select! {
         biased;
@@ -115,6 +103,23 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     }
     info!(%family, "stopped; what was in hand is stored or back where it came from");
     Ok(())
+}
+
+/// What measures and sweeps. It holds nothing, so it may end anywhere.
+fn start_looks(family: Family, config: &Config, pool: Pool, metrics: &Metrics) -> JoinSet<()> {
+    let mut looks = JoinSet::new();
+    looks.spawn(spool_state::measure(pool.clone(), metrics.clone(), family));
+    if family == Family::Other {
+        looks.spawn(Ledger::new(pool.clone(), &metrics.service).run());
+        let housekeeping = Housekeeping::new(
+            pool,
+            &metrics.service,
+            config.receipt_retention,
+            config.retention,
+        );
+        looks.spawn(housekeeping.run());
+    }
+    looks
 }
 
 async fn all(tasks: &mut JoinSet<()>) {

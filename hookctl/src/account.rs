@@ -50,6 +50,22 @@ pub fn name(program: Program, prefix: &str) -> String {
     format!("{prefix}-{program}")
 }
 
+/// The tag of a service's account in RabbitMQ; an empty one is none. With `management` a worker sees in the
+/// HTTP API what policies do to its queue; it may change nothing there, and reads no message that it may not
+/// consume.
+pub(crate) const fn tag(program: Program) -> &'static str {
+    match program {
+        Program::Worker(_) => "management",
+        Program::Ingest | Program::Console => "",
+    }
+}
+
+/// What sets the tag by hand.
+pub(crate) fn tag_command(program: Program, account: &str) -> String {
+    let command = format!("rabbitmqctl set_user_tags '{account}' {}", tag(program));
+    command.trim_end().to_owned()
+}
+
 /// What a service's account may do in RabbitMQ. There are no topic permissions: ingest publishes
 /// events of every type, also of those that Pleo invents later.
 pub fn permissions(program: Program, topology: &Topology) -> Permissions {

@@ -19,7 +19,6 @@ pub mod health;
 mod http;
 pub mod load;
 mod lock_holders;
-pub mod management;
 pub mod output;
 pub mod passwords;
 pub mod printable;
@@ -36,3 +35,5 @@ pub mod tail;
 mod time;
 pub mod typed_table;
 pub mod verdict;
+
+pub use worker::management;

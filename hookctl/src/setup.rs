@@ -220,6 +220,7 @@ impl Setup {
                 passwords
                     .of(program)
                     .context("every account there has a password")?,
+                account::tag(program),
                 self.broker_connections,
                 &account::permissions(program, &self.stores.broker.topology()),
             )
@@ -301,9 +302,13 @@ impl Setup {
                 continue;
             }
             let permissions = account::permissions(program, &self.stores.broker.topology());
+            let tag = match account::tag(program) {
+                "" => String::new(),
+                tag => format!(", tag {tag}"),
+            };
             writeln!(
                 out,
-                "  RabbitMQ: configure {}, write {}, read {}",
+                "  RabbitMQ: configure {}, write {}, read {}{tag}",
                 permissions.configure, permissions.write, permissions.read
             )?;
         }
@@ -339,6 +344,7 @@ impl Setup {
             let name = account::name(program, prefix);
             let permissions = account::permissions(program, &self.stores.broker.topology());
             for command in [
+                account::tag_command(program, &name),
                 account::limit_command(&name, self.broker_connections),
                 permissions.command(&self.broker.vhost(), &name),
             ] {

@@ -31,6 +31,7 @@ use crate::{
     address::{Address, AddressError, Host, HostName, unknown_parameter},
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
     reason,
+    spoken::Spoken,
     tls::{Tls, TlsFiles},
 };
 
@@ -303,18 +304,40 @@ async fn attempt(
         Ok(Ok(connection)) => Ok(BrokerConnection { connection, socket }),
         // The broker says what is wrong with a certificate and closes at once, so that its words may
         // be lost.
-        Ok(Err(error)) => Err(match cause(&error) {
+        Ok(Err(error)) => Err(match or_another(url, cause(&error), address).await {
             Cause::Closed if url.tls.has_identity() => Cause::Tls(
                 "the server closed the connection, as it does where it refuses a client \
                  certificate: its log says why"
                     .to_owned(),
             ),
+            Cause::Refusal { sqlstate, message } if url.uri.vhost.is_empty() => Cause::Refusal {
+                sqlstate,
+                message: format!("{message} ({EMPTY_VHOST})"),
+            },
             other => other,
         }),
         Err(_elapsed) if watched.try_io(Interest::READABLE, || Ok(())).is_ok() => {
             Err(Cause::Other("did not finish the login in time".to_owned()))
         }
-        Err(_elapsed) => Err(Cause::Silent),
+        Err(_elapsed) => Err(or_another(url, Cause::Silent, address).await),
+    }
+}
+
+/// What AMQP's addresses mean by a slash with nothing behind it.
+const EMPTY_VHOST: &str = "the virtual host in AMQP_URL is empty: for the virtual host / leave the slash at its \
+                           end out, or write %2F behind it";
+
+/// The cause, unless it is that another program listens on the port.
+async fn or_another(url: &BrokerUrl, cause: Cause, address: SocketAddr) -> Cause {
+    let may_be_another = matches!(cause, Cause::Closed | Cause::Silent | Cause::Other(_));
+    if !may_be_another || url.uri.scheme == AMQPScheme::AMQPS {
+        return cause;
+    }
+    match Spoken::at(address).await {
+        Some(spoken @ (Spoken::Postgres | Spoken::Http)) => {
+            Cause::Other(format!("not a RabbitMQ: {}", spoken.who()))
+        }
+        Some(Spoken::Amqp | Spoken::Tls) | None => cause,
     }
 }
 

@@ -306,8 +306,8 @@ fn parse_prefix(text: &str) -> Result<String, String> {
 /// level would do, as any other word is taken for a target.
 fn parse_filter(text: &str) -> Result<String, String> {
     const LEVELS: &str = "off, error, warn, info, debug or trace";
-    EnvFilter::try_new(text).map_err(|e| e.to_string())?;
     let mut has_level = false;
+    // As EnvFilter divides it.
     for directive in text.split(',').map(str::trim).filter(|d| !d.is_empty()) {
         if directive.parse::<LevelFilter>().is_ok() {
             has_level = true;
@@ -315,8 +315,13 @@ fn parse_filter(text: &str) -> Result<String, String> {
             return Err(format!(
                 "`{directive}` is no level: write {LEVELS}, or target=level for a single target"
             ));
+        } else if EnvFilter::try_new(directive).is_err() {
+            return Err(format!(
+                "`{directive}` cannot be read: write target=level, with {LEVELS}"
+            ));
         }
     }
+    EnvFilter::try_new(text).map_err(|e| e.to_string())?;
     if has_level {
         Ok(text.to_owned())
     } else {
@@ -375,7 +380,11 @@ mod tests {
     #[case("inof,worker=debug", "`inof` is no level")]
     #[case("worker=debug", "for everything else")]
     #[case("", "for everything else")]
-    #[case("worker=loud", "")]
+    #[case("worker=loud", "`worker=loud`")]
+    #[case("info,a=b=c", "`a=b=c`")]
+    #[case("a=b=c", "`a=b=c`")]
+    #[case("info,worker[=debug", "`worker[=debug`")]
+    #[case("info,[batch{family=a=b}]=debug,x=loud", "`x=loud`")]
     fn a_filter_that_would_silence_everything_is_refused(
         #[case] text: &str,
         #[case] expected: &str,

@@ -22,6 +22,7 @@ pub mod reach;
 pub mod reason;
 pub mod settings_file;
 pub mod shutdown;
+mod spoken;
 pub mod spool;
 pub mod systemd;
 pub mod telemetry;

@@ -1,5 +1,10 @@
 //! What every service reports about itself, and the buckets that their histograms share.
 
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, core::Collector, process_collector::ProcessCollector,
@@ -28,6 +33,16 @@ pub struct ServiceMetrics {
     /// What the private port exposes.
     pub registry: Registry,
     topology_drift: IntGaugeVec,
+    drifting: Arc<Mutex<Drifting>>,
+}
+
+/// The names of exchanges and queues that are not as they should be, by how that is known.
+#[derive(Default)]
+struct Drifting {
+    /// By the last declaration.
+    declared: HashSet<String>,
+    /// By what RabbitMQ's management says of a queue.
+    losing: HashSet<String>,
 }
 
 impl ServiceMetrics {
@@ -59,6 +74,7 @@ impl ServiceMetrics {
         Self {
             registry,
             topology_drift,
+            drifting: Arc::default(),
         }
     }
 
@@ -101,12 +117,29 @@ impl ServiceMetrics {
 
     /// Shows what the last declaration of the topology found.
     pub fn set_drift(&self, topology: &Topology, drifts: &[Drift]) {
+        let mut drifting = self.drifting.lock().unwrap_or_else(PoisonError::into_inner);
+        drifting.declared = drifts.iter().map(|drift| drift.entity.clone()).collect();
         for entity in topology.entities() {
-            let differs = drifts.iter().any(|drift| drift.entity == entity);
-            self.topology_drift
-                .with_label_values(&[entity.as_str()])
-                .set(i64::from(differs));
+            self.show_drift(&drifting, &entity);
         }
+    }
+
+    /// Shows whether a queue may drop messages that were confirmed.
+    pub fn set_losing(&self, queue: &str, loses: bool) {
+        let mut drifting = self.drifting.lock().unwrap_or_else(PoisonError::into_inner);
+        if loses {
+            drifting.losing.insert(queue.to_owned());
+        } else {
+            drifting.losing.remove(queue);
+        }
+        self.show_drift(&drifting, queue);
+    }
+
+    fn show_drift(&self, drifting: &Drifting, entity: &str) {
+        let differs = drifting.declared.contains(entity) || drifting.losing.contains(entity);
+        self.topology_drift
+            .with_label_values(&[entity])
+            .set(i64::from(differs));
     }
 }
 

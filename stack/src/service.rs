@@ -60,12 +60,16 @@ impl Launcher {
     /// their logs go to `folder`, which must exist. They see nothing of our environment. The webhook
     /// secret is [`DEVELOPMENT_SECRET`].
     pub fn new(programs: Programs, stores: &Stores, folder: impl Into<PathBuf>) -> Self {
-        Self::as_owner(
+        let launcher = Self::as_owner(
             programs,
             stores.addresses().into(),
             (stores.postgres.owner(), stores.rabbitmq.administrator()),
             folder,
-        )
+        );
+        match stores.management_url() {
+            Ok(url) => launcher.env("RABBITMQ_MANAGEMENT_URL", url),
+            Err(_) => launcher,
+        }
     }
 
     /// As [`Launcher::new`], for stores at these hosts, of which this is the owner in Postgres and the

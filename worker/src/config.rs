@@ -18,6 +18,11 @@ pub struct Config {
     #[allow(missing_docs)]
     pub process: ProcessArgs,
 
+    /// RabbitMQ's management, as http://host:15672, with the user of AMQP_URL: every minute the worker
+    /// looks there whether a policy lets its queue drop messages. Without it nobody looks
+    #[arg(long, env = "RABBITMQ_MANAGEMENT_URL")]
+    pub rabbitmq_management_url: Option<String>,
+
     /// Bring the schema up to date at start; false expects that somebody else did
     #[arg(long, env = "MIGRATE", default_value_t = true, action = clap::ArgAction::Set)]
     pub migrate: bool,

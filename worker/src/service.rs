@@ -17,8 +17,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    config::Config, consumer::Consumer, housekeeping::Housekeeping, ledger::Ledger,
-    metrics::Metrics, persistence::Persistence, spool_reader::SpoolReader, spool_state,
+    config::Config,
+    consumer::Consumer,
+    housekeeping::Housekeeping,
+    ledger::Ledger,
+    management::Management,
+    metrics::Metrics,
+    persistence::Persistence,
+    queue_watch::{self, QueueWatch},
+    spool_reader::SpoolReader,
+    spool_state,
     subscription::Batching,
 };
 
@@ -44,6 +52,7 @@ pub async fn main(family: Family) -> ExitCode {
 pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
     config.retention.check()?;
     let metrics = Metrics::new(family);
+    let watch = queue_watch(family, config, &metrics)?;
     let name = Program::Worker(family).name();
     // The batches, the spool reader, and two for probes, measurements and sweeps.
     let connections = u32::try_from(config.batches_in_flight + 4).unwrap_or(u32::MAX);
@@ -85,7 +94,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     let mut tasks = JoinSet::new();
     tasks.spawn(consumer.run(stop.clone(), abandon.clone()));
     tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
-    let mut looks = start_looks(family, config, pool, &metrics);
+    let mut looks = start_looks(family, config, pool, &metrics, watch);
     // Without one of its parts the worker is better off restarted than half alive.
     tokio::select! {
         biased;
@@ -105,10 +114,19 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     Ok(())
 }
 
-/// What measures and sweeps. It holds nothing, so it may end anywhere.
-fn start_looks(family: Family, config: &Config, pool: Pool, metrics: &Metrics) -> JoinSet<()> {
+/// What looks at the stores and sweeps. These tasks hold nothing, so they may end anywhere.
+fn start_looks(
+    family: Family,
+    config: &Config,
+    pool: Pool,
+    metrics: &Metrics,
+    watch: Option<QueueWatch>,
+) -> JoinSet<()> {
     let mut looks = JoinSet::new();
     looks.spawn(spool_state::measure(pool.clone(), metrics.clone(), family));
+    if let Some(watch) = watch {
+        looks.spawn(watch.run());
+    }
     if family == Family::Other {
         looks.spawn(Ledger::new(pool.clone(), &metrics.service).run());
         let housekeeping = Housekeeping::new(
@@ -120,6 +138,25 @@ fn start_looks(family: Family, config: &Config, pool: Pool, metrics: &Metrics) -
         looks.spawn(housekeeping.run());
     }
     looks
+}
+
+/// What looks at the queue's policies, where it is known whom to ask.
+fn queue_watch(
+    family: Family,
+    config: &Config,
+    metrics: &Metrics,
+) -> anyhow::Result<Option<QueueWatch>> {
+    let Some(url) = &config.rabbitmq_management_url else {
+        return Ok(None);
+    };
+    let broker = config.stores.broker()?;
+    Ok(Some(QueueWatch::new(
+        Management::new(url, &broker)?,
+        &broker.vhost(),
+        config.stores.topology().queue(family),
+        metrics.service.clone(),
+        queue_watch::EVERY,
+    )))
 }
 
 async fn all(tasks: &mut JoinSet<()>) {

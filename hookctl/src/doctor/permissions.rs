@@ -1,6 +1,8 @@
 //! Whether the services' accounts may do in RabbitMQ what they need to, and no more: what
 //! `hookctl setup` grants, asked name by name. Patterns that were set by hand may be spelt otherwise.
 
+use std::collections::HashMap;
+
 use regex::Regex;
 use serde_json::Value;
 use shared::{Program, topology::Topology};
@@ -12,6 +14,9 @@ use crate::{
 };
 
 const CHECK: &str = "rabbitmq accounts";
+
+/// Of an account's limit of connections.
+const MANY_PER_CENT: u64 = 80;
 
 pub(super) async fn check(
     management: &Management,
@@ -37,6 +42,7 @@ pub(super) async fn check(
             format!("no account {first} and so on: the services use others"),
         )]);
     }
+    let open = connections(management).await?;
     let mut findings = Vec::new();
     for (program, user) in Program::ALL.into_iter().zip(users) {
         let name = account::name(program, prefix);
@@ -51,26 +57,60 @@ pub(super) async fn check(
             judge(user.as_ref(), rights.as_ref(), program, topology),
             &command,
         ));
-        if user.is_some() && !has_a_limit(management, &name).await? {
-            findings.push(Finding::warning(
-                format!("rabbitmq account {name}"),
-                "may open any number of connections",
-                "run `hookctl setup`",
-            ));
+        if user.is_some() {
+            let limit = connection_limit(management, &name).await?;
+            let open = open.get(&name).copied().unwrap_or(0);
+            findings.extend(judge_connections(&name, open, limit));
         }
     }
     Ok(findings)
 }
 
-async fn has_a_limit(management: &Management, account: &str) -> anyhow::Result<bool> {
+/// How many connections each user has open.
+async fn connections(management: &Management) -> anyhow::Result<HashMap<String, u64>> {
+    let all = management.get("/api/connections?columns=user").await?;
+    let mut open = HashMap::new();
+    for connection in all.as_array().into_iter().flatten() {
+        if let Some(user) = connection["user"].as_str() {
+            *open.entry(user.to_owned()).or_default() += 1;
+        }
+    }
+    Ok(open)
+}
+
+async fn connection_limit(management: &Management, account: &str) -> anyhow::Result<Option<u64>> {
     let limits = management
         .get(&format!("/api/user-limits/{}", encode(account)))
         .await?;
     let mut limits = limits.as_array().into_iter().flatten();
-    Ok(limits.any(|user| {
-        let connections = user["value"]["max-connections"].as_i64();
-        connections.is_some_and(|most| most >= 0)
-    }))
+    // A negative one is no limit.
+    Ok(limits.find_map(|user| user["value"]["max-connections"].as_u64()))
+}
+
+/// RabbitMQ refuses the next connection of an account at its limit, as when a service starts beside others.
+fn judge_connections(account: &str, open: u64, limit: Option<u64>) -> Option<Finding> {
+    let check = format!("connections of {account}");
+    let Some(limit) = limit else {
+        return Some(Finding::warning(
+            format!("rabbitmq account {account}"),
+            "may open any number of connections",
+            "run `hookctl setup`",
+        ));
+    };
+    let found = format!("{open} of {limit} connections to RabbitMQ are open");
+    let remedy = "see who has them with `rabbitmqctl list_connections user name peer_host`: end what should \
+                  not run, or run `hookctl setup` with more ACCOUNT_REPLICAS";
+    if open >= limit {
+        Some(Finding::problem(
+            check,
+            format!("{found}, so that the next one is refused"),
+            remedy,
+        ))
+    } else if open * 100 >= limit * MANY_PER_CENT {
+        Some(Finding::warning(check, found, remedy))
+    } else {
+        None
+    }
 }
 
 /// What is to be said of an account.
@@ -81,11 +121,14 @@ enum Judgement {
     Lacks(String),
     /// Events are published all the same.
     CannotProbe(String),
+    /// Its worker works all the same.
+    LacksTag(&'static str),
     HasMore(String),
 }
 
 fn finding(check: &str, judgement: Judgement, command: &str) -> Finding {
     let remedy = format!("run `hookctl setup`, or: {command}");
+    let tags = "run `hookctl setup`, or set its tags with `rabbitmqctl set_user_tags`";
     match judgement {
         Judgement::Fine => Finding::ok(check, "has its rights and no others"),
         Judgement::Absent => Finding::problem(
@@ -98,6 +141,13 @@ fn finding(check: &str, judgement: Judgement, command: &str) -> Finding {
             check,
             format!("{lacking}, so that readiness sees less"),
             remedy,
+        ),
+        Judgement::LacksTag(tag) => Finding::warning(
+            check,
+            format!(
+                "has no tag {tag}, so that its worker does not see what policies do to its queue"
+            ),
+            tags,
         ),
         Judgement::HasMore(more) => {
             Finding::warning(check, format!("has more than it needs: {more}"), remedy)
@@ -141,10 +191,15 @@ fn judge(
     .filter(|(_, pattern, needed)| is_wider(pattern, needed, topology))
     .map(|(kind, pattern, _)| format!("{kind} {pattern}"))
     .collect();
-    more.extend(tags(user).map(|tag| format!("the tag {tag}")));
-    match more.is_empty() {
-        true => Judgement::Fine,
-        false => Judgement::HasMore(more.join(", ")),
+    let tag = account::tag(program);
+    let other = tags(user).filter(|other| *other != tag);
+    more.extend(other.map(|tag| format!("the tag {tag}")));
+    if !more.is_empty() {
+        Judgement::HasMore(more.join(", "))
+    } else if tag.is_empty() || tags(user).any(|has| has == tag) {
+        Judgement::Fine
+    } else {
+        Judgement::LacksTag(tag)
     }
 }
 
@@ -205,7 +260,7 @@ mod tests {
 
     fn judged(program: Program, write: &str, read: &str) -> Judgement {
         let rights = json!({"configure": "^$", "write": write, "read": read});
-        let user = json!({"tags": []});
+        let user = json!({"tags": [account::tag(program)]});
         judge(Some(&user), Some(&rights), program, &Topology::new("a.b"))
     }
 
@@ -236,8 +291,23 @@ mod tests {
         }
     }
 
+    #[rstest]
+    #[case(3, Some(5), None)]
+    #[case(4, Some(5), Some(false))]
+    #[case(5, Some(5), Some(true))]
+    #[case(0, Some(0), Some(true))]
+    #[case(0, None, Some(false))]
+    fn few_connections_left_are_a_warning_and_none_a_problem(
+        #[case] open: u64,
+        #[case] limit: Option<u64>,
+        #[case] problem: Option<bool>,
+    ) {
+        let finding = judge_connections("a", open, limit);
+        assert_eq!(finding.map(|finding| finding.is_problem()), problem);
+    }
+
     #[test]
-    fn a_worker_needs_its_queue_and_no_tag() {
+    fn a_worker_needs_its_queue_and_one_tag() {
         let vendor = Program::Worker(Family::Vendor);
         let lacks = Judgement::Lacks("may not read a.b.vendor".into());
         assert_eq!(judged(vendor, "", "^a.b.other$"), lacks);
@@ -248,6 +318,16 @@ mod tests {
         assert_eq!(
             judge(Some(&user), Some(&rights), vendor, &topology),
             Judgement::HasMore("the tag monitoring".into())
+        );
+        let user = json!({"tags": "management"});
+        assert_eq!(
+            judge(Some(&user), Some(&rights), vendor, &topology),
+            Judgement::Fine
+        );
+        let user = json!({"tags": []});
+        assert_eq!(
+            judge(Some(&user), Some(&rights), vendor, &topology),
+            Judgement::LacksTag("management")
         );
         assert_eq!(judge(None, None, vendor, &topology), Judgement::Absent);
     }

@@ -2,10 +2,8 @@
 
 use lapin::types::AMQPValue;
 use serde_json::Value;
-use shared::{
-    Family,
-    topology::{self, Topology},
-};
+use shared::{Family, topology::Topology};
+use worker::queue_losses::Queue;
 
 use super::{
     finding::Finding,
@@ -139,47 +137,19 @@ fn earlier_version(check: String, name: &str, vhost: &str) -> Finding {
 }
 
 /// A policy changes queues without their arguments showing it.
-fn policy(queue: &Value, name: &str) -> Option<Finding> {
-    let losses = losses(queue);
-    let policies: Vec<_> = ["policy", "operator_policy"]
-        .into_iter()
-        .filter_map(|kind| queue[kind].as_str())
-        .collect();
+fn policy(shown: &Value, name: &str) -> Option<Finding> {
+    let queue = Queue::new(shown);
+    let losses = queue.losses_by_policy();
     (!losses.is_empty()).then(|| {
         Finding::problem(
             format!("policy of {name}"),
             format!("lets messages be dropped: {}", losses.join(", ")),
             format!(
-                "take the queue out of the policy {}",
-                policies.join(" and ")
+                "take the queue out of the {}",
+                queue.policies().join(" and ")
             ),
         )
     })
-}
-
-/// What of the policies on a queue, an operator's included, lets it drop messages.
-fn losses(queue: &Value) -> Vec<String> {
-    let policy = &queue["effective_policy_definition"];
-    // A policy that names it goes before the queue's own argument.
-    let overflow = (policy["overflow"].as_str())
-        .or_else(|| queue["arguments"]["x-overflow"].as_str())
-        .unwrap_or("drop-head");
-    let refuses_when_full = overflow == "reject-publish";
-    let loses = |key: &str, value: &Value| match key {
-        "expires" | "message-ttl" => true,
-        "max-length" | "max-length-bytes" => !refuses_when_full,
-        "overflow" => !refuses_when_full,
-        // Negative ones are no limit.
-        "delivery-limit" => value
-            .as_i64()
-            .is_none_or(|limit| (0..topology::DELIVERY_LIMIT).contains(&limit)),
-        _ => false,
-    };
-    let definition = policy.as_object().into_iter().flatten();
-    definition
-        .filter(|(key, value)| loses(key, value))
-        .map(|(key, value)| format!("{key} {value}"))
-        .collect()
 }
 
 fn consumers(queue: &Value, name: &str, family: Family) -> Finding {
@@ -246,43 +216,16 @@ mod tests {
         );
     }
 
-    #[rstest]
-    // RabbitMQ writes an empty one so.
-    #[case(json!([]), "reject-publish", &[])]
-    #[case(json!({"queue-leader-locator": "balanced"}), "reject-publish", &[])]
-    #[case(json!({"message-ttl": 5}), "reject-publish", &["message-ttl 5"])]
-    #[case(json!({"expires": 5}), "reject-publish", &["expires 5"])]
-    #[case(json!({"max-length": 5}), "reject-publish", &[])]
-    #[case(json!({"max-length-bytes": 5}), "reject-publish", &[])]
-    #[case(json!({"max-length": 5}), "", &["max-length 5"])]
-    #[case(json!({"max-length-bytes": 5}), "", &["max-length-bytes 5"])]
-    #[case(json!({"max-length": 5, "overflow": "reject-publish"}), "", &[])]
-    #[case(
-        json!({"max-length": 5, "overflow": "drop-head"}),
-        "reject-publish",
-        &["max-length 5", "overflow \"drop-head\""]
-    )]
-    #[case(json!({"delivery-limit": 20}), "reject-publish", &["delivery-limit 20"])]
-    #[case(json!({"delivery-limit": 2_000_000}), "reject-publish", &[])]
-    #[case(json!({"delivery-limit": -1}), "reject-publish", &[])]
-    fn a_policy_that_drops_messages_is_a_problem(
-        #[case] policy: Value,
-        #[case] overflow: &str,
-        #[case] expected: &[&str],
-    ) {
-        let arguments = match overflow {
-            "" => json!({}),
-            overflow => json!({"x-overflow": overflow}),
-        };
-        let queue = json!({
-            "policy": "p",
-            "operator_policy": "o",
-            "effective_policy_definition": policy,
-            "arguments": arguments,
-        });
-        assert_eq!(losses(&queue), expected);
-        let finding = super::policy(&queue, "q");
-        assert_eq!(finding.is_some(), !expected.is_empty());
-        assert!(finding.is_none_or(|finding| finding.is_problem()));
+    #[test]
+    fn a_policy_that_drops_messages_is_a_problem_with_its_name() {
+        let shown = |definition| json!({"policy": "p", "effective_policy_definition": definition, "arguments": {}});
+        let finding = policy(&shown(json!({"message-ttl": 5})), "q").expect("a finding");
+        assert!(finding.is_problem());
+        let text = format!("{finding:?}");
+        assert!(
+            text.contains("message-ttl 5") && text.contains("policy p"),
+            "{text}"
+        );
+        assert!(policy(&shown(json!([])), "q").is_none());
     }
 }

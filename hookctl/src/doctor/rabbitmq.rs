@@ -7,7 +7,7 @@ use shared::{
 };
 
 use super::{finding::Finding, nodes::Nodes, permissions, queues, routes};
-use crate::management::Management;
+use crate::management::{Management, Unanswered};
 
 const BROKER: &str = "rabbitmq";
 const CLUSTER: &str = "cluster";
@@ -71,9 +71,18 @@ pub(super) async fn check(
         Err(error) => vec![Finding::problem(
             BROKER,
             shared::reason::one_line(&error),
-            "give AMQP_URL a user with the tag monitoring or administrator and rights on the \
-             virtual host",
+            remedy(&error),
         )],
+    }
+}
+
+fn remedy(error: &anyhow::Error) -> &'static str {
+    if error.is::<Unanswered>() {
+        "check RABBITMQ_MANAGEMENT_URL, and enable it with: rabbitmq-plugins enable \
+         rabbitmq_management"
+    } else {
+        "give AMQP_URL a user with the tag monitoring or administrator and rights on the virtual \
+         host"
     }
 }
 

@@ -14,13 +14,14 @@ use crate::{
 /// A replica has one connection. While RabbitMQ believes in broken ones, it opens others beside them.
 pub(super) const CONNECTIONS: u16 = 4;
 
-/// Creates a user without any tag, or takes its tags away, and gives it its password, its limit of
+/// Creates a user with this tag only, or sets its tags, and gives it its password, its limit of
 /// connections and its permissions on the virtual host.
 pub(super) async fn apply(
     management: &Management,
     vhost: &str,
     name: &str,
     password: &SecretString,
+    tag: &str,
     connections: u32,
     permissions: &Permissions,
 ) -> anyhow::Result<()> {
@@ -28,7 +29,7 @@ pub(super) async fn apply(
     let value = json!({
         "password_hash": hash(password, rand::random()),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": "",
+        "tags": tag,
     });
     management
         .put(&format!("/api/users/{user}"), value)

@@ -10,6 +10,7 @@ use lapin::{
     protocol::{AMQPErrorKind, AMQPSoftError},
     types::FieldTable,
 };
+use reqwest::Method;
 use shared::{
     Family, Program,
     topology::{Declare, Sight, Topology},
@@ -287,5 +288,109 @@ async fn one_account_cannot_take_all_connections(pool: PgPool) {
     assert!(refusal.contains("connection limit"), "{refusal}");
     assert!(open.len() >= 4, "{} and no more", open.len());
     drop(open);
+    place.clean_up().await;
+}
+
+/// The status of a request to RabbitMQ's HTTP API as this account.
+async fn ask(place: &Place, program: Program, method: Method, path: &str, body: &str) -> u16 {
+    let url = format!("{}/api/{path}", place.management_url);
+    let request = reqwest::Client::new().request(method, url);
+    let answer = request
+        .basic_auth(place.name(program), Some(place.password(program)))
+        .header("content-type", "application/json")
+        .body(body.to_owned())
+        .send()
+        .await;
+    answer.expect("an answer").status().as_u16()
+}
+
+#[sqlx::test(migrations = false)]
+async fn a_workers_tag_shows_it_queues_and_lets_it_change_nothing(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let topology = place.topology();
+    let (_connection, channel) = place.administrator().await;
+    publish(channel.clone(), topology.events_exchange(), "vendor".into())
+        .await
+        .expect("a message");
+    let worker = Program::Worker(Family::ExportJob);
+    let (own, vendors) = (
+        topology.queue(Family::ExportJob),
+        topology.queue(Family::Vendor),
+    );
+    let user = place.name(worker);
+    for path in [format!("queues/%2F/{own}"), "whoami".to_owned()] {
+        assert_eq!(
+            ask(&place, worker, Method::GET, &path, "").await,
+            200,
+            "{path}"
+        );
+    }
+    // Names and numbers of all that is in the virtual host show as well.
+    let path = format!("queues/%2F/{vendors}");
+    assert_eq!(ask(&place, worker, Method::GET, &path, "").await, 200);
+
+    let take = r#"{"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}"#;
+    let publish = r#"{"properties": {}, "routing_key": "vendor", "payload": "{}", "payload_encoding": "string"}"#;
+    let policy = r#"{"pattern": ".*", "definition": {"message-ttl": 1}}"#;
+    let everything = r#"{"configure": ".*", "write": ".*", "read": ".*"}"#;
+    let administrator = r#"{"password": "x", "tags": "administrator"}"#;
+    let events = topology.events_exchange();
+    for (method, path, body) in [
+        (Method::POST, format!("queues/%2F/{vendors}/get"), take),
+        (Method::DELETE, format!("queues/%2F/{vendors}/contents"), ""),
+        (Method::DELETE, format!("queues/%2F/{vendors}"), ""),
+        (Method::DELETE, format!("queues/%2F/{own}"), ""),
+        (
+            Method::POST,
+            format!("exchanges/%2F/{events}/publish"),
+            publish,
+        ),
+        (Method::PUT, "queues/%2F/another".to_owned(), "{}"),
+        (Method::PUT, format!("policies/%2F/{user}"), policy),
+        (Method::PUT, format!("operator-policies/%2F/{user}"), policy),
+        (Method::PUT, format!("permissions/%2F/{user}"), everything),
+        (Method::PUT, format!("users/{user}"), administrator),
+        (
+            Method::PUT,
+            format!("user-limits/{user}/max-connections"),
+            r#"{"value": 99}"#,
+        ),
+        (Method::PUT, format!("vhosts/{user}"), "{}"),
+        (
+            Method::PUT,
+            format!("parameters/shovel/%2F/{user}"),
+            r#"{"value": {}}"#,
+        ),
+        (Method::GET, "users".to_owned(), ""),
+        (Method::GET, "permissions".to_owned(), ""),
+        (Method::GET, "nodes".to_owned(), ""),
+        (Method::GET, "definitions".to_owned(), ""),
+    ] {
+        let status = ask(&place, worker, method.clone(), &path, body).await;
+        assert!((400..500).contains(&status), "{method} {path}: {status}");
+    }
+    // Of connections it sees its own.
+    let url = format!("{}/api/connections", place.management_url);
+    let seen = reqwest::Client::new()
+        .get(url)
+        .basic_auth(&user, Some(place.password(worker)))
+        .send()
+        .await
+        .expect("an answer");
+    let seen: serde_json::Value =
+        serde_json::from_slice(&seen.bytes().await.expect("a body")).expect("JSON");
+    let seen = seen.as_array().expect("a list");
+    assert!(seen.iter().all(|c| c["user"] == *user), "{seen:?}");
+    let message = channel
+        .basic_get(vendors.as_str().into(), BasicGetOptions::default())
+        .await
+        .expect("the queue");
+    assert!(message.is_some(), "the message is gone");
+
+    // Ingest, which strangers can reach, gets no answer at all.
+    assert_eq!(
+        ask(&place, Program::Ingest, Method::GET, "whoami", "").await,
+        401
+    );
     place.clean_up().await;
 }

@@ -22,7 +22,7 @@ pub(crate) struct Place {
     pub(crate) prefix: String,
     pub(crate) pool: PgPool,
     pub(crate) amqp_url: String,
-    management_url: String,
+    pub(crate) management_url: String,
     passwords: BTreeMap<&'static str, String>,
 }
 

@@ -20,9 +20,9 @@ const ALONE: [&str; 2] = ["cluster", "standby"];
 const GOOD_SECRET: &str = "current=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// Each check's verdict and what was found.
-type Findings = BTreeMap<String, (String, String)>;
+pub(crate) type Findings = BTreeMap<String, (String, String)>;
 
-fn findings(ended: &Ended) -> Findings {
+pub(crate) fn findings(ended: &Ended) -> Findings {
     let text = |row: &Value, key: &str| row[key].as_str().expect("text").to_owned();
     ended
         .json()
@@ -44,7 +44,7 @@ fn with(findings: &Findings, verdict: &str) -> Vec<String> {
 impl Place {
     /// Runs doctor. The stores of tests are not made to outlive a crash of the machine, which it
     /// has to see and which is left out here.
-    async fn examine(&self, flags: &[&str]) -> Findings {
+    pub(crate) async fn examine(&self, flags: &[&str]) -> Findings {
         let mut command = self.hookctl(&[&["doctor", "--json"], flags].concat());
         command.env("WEBHOOK_SECRETS", GOOD_SECRET);
         let ended = Ended::new(command.output().await.expect("hookctl runs"));
@@ -71,7 +71,7 @@ impl Place {
         workers.into()
     }
 
-    fn name(&self, kind: &str, of: &str) -> String {
+    pub(crate) fn name(&self, kind: &str, of: &str) -> String {
         format!("{kind} {}.{of}", self.prefix)
     }
 }

@@ -4,6 +4,7 @@
 mod completions;
 mod doctor;
 mod load;
+mod management;
 mod place;
 mod send;
 mod settings;

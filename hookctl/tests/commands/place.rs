@@ -39,8 +39,8 @@ pub(crate) struct Place {
     pub(crate) pool: PgPool,
     connection: Connection,
     pub(crate) channel: Channel,
-    amqp_url: String,
-    management_url: String,
+    pub(crate) amqp_url: String,
+    pub(crate) management_url: String,
 }
 
 /// A running ingest service.
@@ -239,6 +239,18 @@ impl Place {
     pub(crate) fn management(&self) -> Management {
         let broker = BrokerUrl::parse(&self.amqp_url).expect("AMQP_URL is one");
         Management::new(&self.management_url, &broker).expect("RABBITMQ_MANAGEMENT_URL is one")
+    }
+
+    /// The `AMQP_URL` of an account that [`Self::set_up_accounts`] has made, with a new password.
+    pub(crate) async fn account(&self, program: &str) -> String {
+        let (name, password) = (format!("{}-{program}", self.prefix), "of-this-test");
+        let management = self.management();
+        let path = format!("/api/users/{name}");
+        let user = management.get(&path).await.expect("the user");
+        let value = json!({"password": password, "tags": user["tags"]});
+        management.put(&path, value).await.expect("a password");
+        let (_, place) = self.amqp_url.rsplit_once('@').expect("a user");
+        format!("amqp://{name}:{password}@{place}")
     }
 
     /// Gives a service's account these rights on the broker.

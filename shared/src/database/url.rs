@@ -28,6 +28,7 @@ use crate::{
     },
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
     reason, settings_file,
+    spoken::Spoken,
     tls::{self, Identity, NamedFile},
 };
 
@@ -551,8 +552,11 @@ impl Server {
         };
         let (role, place, mut connection) = match timeout(ATTEMPT_DEADLINE, login).await {
             Ok(Ok(login)) => login,
-            Ok(Err(error)) => return Err(Refused::For(cause(error))),
-            Err(_elapsed) => return Err(Refused::For(why_so_slow(options).await)),
+            Ok(Err(error)) => return Err(Refused::For(or_another(cause(error), options).await)),
+            Err(_elapsed) => {
+                let cause = why_so_slow(options).await;
+                return Err(Refused::For(or_another(cause, options).await));
+            }
         };
         if session.write && role == Role::Standby {
             return Err(Refused::For(Cause::ReadOnly(
@@ -694,6 +698,23 @@ async fn why_so_slow(options: &PgConnectOptions) -> Cause {
     match timeout(KNOCK_DEADLINE, knock).await {
         Err(_elapsed) => Cause::Silent,
         Ok(_) => Cause::Other("did not finish the login in time".to_owned()),
+    }
+}
+
+/// The cause, unless it is that another program listens on the port.
+async fn or_another(cause: Cause, options: &PgConnectOptions) -> Cause {
+    let may_be_another = matches!(
+        cause,
+        Cause::Closed | Cause::Silent | Cause::Tls(_) | Cause::Other(_)
+    );
+    if !may_be_another || options.get_socket().is_some() {
+        return cause;
+    }
+    match Spoken::at((options.get_host(), options.get_port())).await {
+        Some(spoken @ (Spoken::Amqp | Spoken::Http | Spoken::Tls)) => {
+            Cause::Other(format!("not a Postgres server: {}", spoken.who()))
+        }
+        Some(Spoken::Postgres) | None => cause,
     }
 }
 

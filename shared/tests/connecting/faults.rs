@@ -8,7 +8,7 @@ use shared::{
 };
 use sqlx::PgPool;
 
-use crate::stand_in::{DropsPackets, Store, closed_port, silent};
+use crate::stand_in::{DropsPackets, Store, closed_port, silent, web_server};
 
 /// Far less than a transaction's deadline, on a busy machine too.
 const SOON: Duration = Duration::from_secs(15);
@@ -53,6 +53,7 @@ async fn postgres_faults_are_told_apart(pool: PgPool) {
     let (_listener, says_nothing) = silent().await;
     let closed = closed_port().await;
     let rabbitmq = Store::rabbitmq().place;
+    let web = web_server().await;
 
     let table = [
         (format!("u:hunter2@{closed}/d"), "connection refused"),
@@ -75,7 +76,26 @@ async fn postgres_faults_are_told_apart(pool: PgPool) {
             format!("{role}:hunter2@{place}/{database}"),
             "too many connections",
         ),
-        (format!("u:hunter2@{rabbitmq}/d"), "unexpected response"),
+        (
+            format!("u:hunter2@{rabbitmq}/d"),
+            "not a Postgres server: RabbitMQ",
+        ),
+        (
+            format!("u:hunter2@{rabbitmq}/d?sslmode=disable"),
+            "not a Postgres server: RabbitMQ",
+        ),
+        (
+            format!("u:hunter2@{rabbitmq}/d?sslmode=require"),
+            "not a Postgres server: RabbitMQ",
+        ),
+        (
+            format!("u:hunter2@{web}/d"),
+            "not a Postgres server: a web server",
+        ),
+        (
+            format!("u:hunter2@{web}/d?sslmode=disable"),
+            "not a Postgres server: a web server",
+        ),
         (
             "u:hunter2@%2Fnowhere/d".to_owned(),
             "no such file or directory",
@@ -103,6 +123,7 @@ async fn rabbitmq_faults_are_told_apart() {
     let (_listener, says_nothing) = silent().await;
     let closed = closed_port().await;
     let postgres = Store::postgres().place;
+    let web = web_server().await;
 
     let table = [
         ("amqp", format!("u:hunter2@{closed}"), "connection refused"),
@@ -123,7 +144,17 @@ async fn rabbitmq_faults_are_told_apart() {
         (
             "amqp",
             format!("u:hunter2@{postgres}"),
-            "closed the connection",
+            "not a RabbitMQ: Postgres",
+        ),
+        (
+            "amqp",
+            format!("u:hunter2@{web}"),
+            "not a RabbitMQ: a web server",
+        ),
+        (
+            "amqp",
+            format!("{user}:{password}@{place}/"),
+            "leave the slash at its end out",
         ),
     ];
     for (scheme, address, words) in table {

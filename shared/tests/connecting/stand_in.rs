@@ -58,6 +58,29 @@ pub(crate) async fn silent() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// A web server as they come: it waits for the end of a line, and knows no page.
+pub(crate) async fn web_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut seen = Vec::new();
+                while !seen.contains(&b'\n') {
+                    let mut more = [0; 4_096];
+                    match client.read(&mut more).await {
+                        Ok(n) if n > 0 => seen.extend(&more[..n]),
+                        _ => return,
+                    }
+                }
+                let answer = "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+                client.write_all(answer.as_bytes()).await.ok();
+            });
+        }
+    });
+    address
+}
+
 /// A port whose queue of connections is full, so that the kernel drops what comes. It does so until
 /// this is dropped.
 pub(crate) struct DropsPackets {

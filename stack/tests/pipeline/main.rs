@@ -8,6 +8,7 @@ mod development;
 mod logs;
 mod overload;
 mod pgbouncer;
+mod policies;
 mod readiness;
 mod restore;
 mod startup;

@@ -11,6 +11,7 @@ mod foreign;
 mod migrating;
 mod offenders;
 mod order;
+mod policies;
 mod properties;
 mod retention;
 mod sample;

@@ -1,6 +1,14 @@
-//! RabbitMQ's HTTP API, as its administrator.
+//! RabbitMQ's HTTP API, of which the workers read one queue and `hookctl` reads and writes more.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -10,19 +18,38 @@ use serde_json::Value;
 use shared::{
     address::{Address, AddressError, Host},
     broker::BrokerUrl,
+    reach::Cause,
     tls::{self, Tls},
 };
+use thiserror::Error;
+use tokio::sync::oneshot;
 use ureq::{
-    Agent, Body,
+    Agent, Body, Timeout,
     http::{Response, StatusCode},
     tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
 };
 
-/// For one request, connecting included.
+/// For one request to one node, connecting included.
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// For connecting to one node.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+
+/// For the head of an answer. A node under load takes a second or two to count its queues.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
+
+/// No node gave an answer that is one of RabbitMQ's management.
+#[derive(Debug, Error)]
+#[error(
+    "cannot ask RabbitMQ's management ({0}): check RABBITMQ_MANAGEMENT_URL, and enable it with: \
+     rabbitmq-plugins enable rabbitmq_management"
+)]
+pub struct Unanswered(String);
+
+/// RabbitMQ's management does not let this user ask.
+#[derive(Debug, Error)]
+#[error("RabbitMQ's management refuses the user of AMQP_URL: {0}")]
+pub struct NotAllowed(String);
 
 /// A client of the API.
 #[derive(Clone)]
@@ -30,6 +57,8 @@ pub struct Management {
     agent: Agent,
     /// One for each node, without a slash at its end.
     urls: Arc<[String]>,
+    /// The node that answered last. It is asked first, so that a dead one costs its deadline once.
+    answered: Arc<AtomicUsize>,
     authorization: Arc<SecretString>,
 }
 
@@ -53,6 +82,7 @@ impl Management {
         let config = Agent::config_builder()
             .timeout_global(Some(DEADLINE))
             .timeout_connect(Some(CONNECT_DEADLINE))
+            .timeout_recv_response(Some(ANSWER_DEADLINE))
             .tls_config(tls_config(broker.tls()?))
             .http_status_as_error(false)
             // The password is not for whoever the answer points to.
@@ -61,6 +91,7 @@ impl Management {
         Ok(Self {
             agent: config.into(),
             urls: urls.into(),
+            answered: Arc::default(),
             authorization: Arc::new(format!("Basic {}", BASE64_STANDARD.encode(pair)).into()),
         })
     }
@@ -81,7 +112,9 @@ impl Management {
     /// What is at a path.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let found = self.find(path).await?;
-        found.with_context(|| format!("RabbitMQ's management has nothing at {path}"))
+        found.with_context(|| {
+            format!("RabbitMQ's management has nothing at {path}: check RABBITMQ_MANAGEMENT_URL")
+        })
     }
 
     /// What is at a path, if anything.
@@ -98,10 +131,7 @@ impl Management {
         if answer.0 == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let body = self.accepted(path, answer)?;
-        serde_json::from_str(&body)
-            .map(Some)
-            .with_context(|| format!("{} is not RabbitMQ's management", self.urls.join(", ")))
+        accepted(path, answer).map(Some)
     }
 
     /// Creates or replaces what is at a path.
@@ -134,9 +164,9 @@ impl Management {
         &self,
         path: &str,
         send: impl Fn(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<()> {
         let answer = self.exchange(path, send).await?;
-        self.accepted(path, answer)
+        accepted(path, answer).map(drop)
     }
 
     /// Asks one node after the other until one answers. They share what is asked for, and what is
@@ -145,38 +175,78 @@ impl Management {
         &self,
         path: &str,
         send: impl Fn(&Self, &str) -> Result<Response<Body>, ureq::Error> + Send + 'static,
-    ) -> anyhow::Result<(StatusCode, String)> {
+    ) -> anyhow::Result<(StatusCode, Value)> {
         let client = self.clone();
         let path = path.to_owned();
-        let sent = tokio::task::spawn_blocking(move || {
-            let mut errors = Vec::new();
-            for url in client.urls.iter() {
-                let exchanged = send(&client, &format!("{url}{path}")).and_then(|mut response| {
-                    let body = response.body_mut().read_to_string()?;
-                    Ok((response.status(), body))
-                });
-                match exchanged {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => errors.push(format!("{url}: {}", reason(&error))),
-                }
-            }
-            Err(errors.join("; "))
-        });
-        sent.await?.map_err(|errors| {
-            anyhow!(
-                "cannot reach RabbitMQ's management ({errors}): check RABBITMQ_MANAGEMENT_URL, and \
-                 enable it with: rabbitmq-plugins enable rabbitmq_management"
-            )
-        })
+        let (answer, answered) = oneshot::channel();
+        // A thread of its own and none of the runtime's, whose end would wait for it.
+        thread::Builder::new()
+            .name("management".to_owned())
+            .spawn(move || {
+                // Nobody waits any more where this fails.
+                answer.send(client.ask(&path, send)).ok();
+            })?;
+        Ok(answered.await??)
     }
 
-    fn accepted(&self, path: &str, (status, body): (StatusCode, String)) -> anyhow::Result<String> {
-        match status.as_u16() {
-            200..300 => Ok(body),
-            401 => bail!("RabbitMQ's management refuses the user of AMQP_URL: {body}"),
-            _ => bail!("RabbitMQ's management answers {path} with {status}: {body}"),
+    fn ask(
+        &self,
+        path: &str,
+        send: impl Fn(&Self, &str) -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<(StatusCode, Value), Unanswered> {
+        let first = self.answered.load(Ordering::Relaxed);
+        let mut errors = Vec::new();
+        for n in 0..self.urls.len() {
+            let n = (first + n) % self.urls.len();
+            let url = &self.urls[n];
+            let exchanged = send(self, &format!("{url}{path}")).and_then(|mut response| {
+                let body = response.body_mut().read_to_string()?;
+                Ok((response.status(), body))
+            });
+            let answer = exchanged
+                .map_err(|error| reason(&error))
+                .and_then(|(status, body)| read(status, &body));
+            match answer {
+                Ok(answer) => {
+                    self.answered.store(n, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(reason) => errors.push(format!("{url}: {reason}")),
+            }
         }
+        Err(Unanswered(errors.join("; ")))
     }
+}
+
+/// Reads an answer. RabbitMQ's are JSON, its refusals included; an empty one says that something was
+/// changed.
+fn read(status: StatusCode, body: &str) -> Result<(StatusCode, Value), String> {
+    if body.is_empty() && status.is_success() {
+        return Ok((status, Value::Null));
+    }
+    let value: Option<Value> = serde_json::from_str(body).ok();
+    value
+        .filter(|value| status.is_success() || value.get("error").is_some())
+        .map(|value| (status, value))
+        .ok_or_else(|| format!("is not RabbitMQ's management: it answers {status}"))
+}
+
+fn accepted(path: &str, (status, body): (StatusCode, Value)) -> anyhow::Result<Value> {
+    if status.is_success() {
+        return Ok(body);
+    }
+    let reason = body["reason"].as_str().unwrap_or_default();
+    if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
+        let hint = if reason.starts_with("Not management user") {
+            "it has no tag that lets it in, such as management or monitoring"
+        } else if reason == "Login failed" {
+            "its password is another, or it does not exist"
+        } else {
+            reason
+        };
+        return Err(NotAllowed(format!("{hint} ({path})")).into());
+    }
+    bail!("RabbitMQ's management answers {path} with {status}: {reason}")
 }
 
 /// What the broker's connections trust and show, for its HTTP API.
@@ -209,16 +279,42 @@ fn private_key(key: &PrivateKeyDer<'_>) -> PrivateKey<'static> {
     PrivateKey::from_pem(pem.as_bytes()).expect("what was just written as PEM")
 }
 
+/// Why a node gave no answer.
 fn reason(error: &ureq::Error) -> String {
-    let tls = match error {
-        ureq::Error::Io(error) => tls::reason(error),
-        ureq::Error::Rustls(error) => Some(tls::explain(error)),
-        _ => None,
-    };
-    tls.map_or_else(
-        || error.to_string(),
-        |reason| format!("TLS failed: {reason}"),
-    )
+    match error {
+        ureq::Error::HostNotFound => "no such host".to_owned(),
+        ureq::Error::Timeout(Timeout::Resolve) => {
+            "no such host (the name service does not answer)".to_owned()
+        }
+        // The handshake of TLS belongs to it.
+        ureq::Error::Timeout(Timeout::Connect) => Cause::NoAnswer.to_string(),
+        ureq::Error::Timeout(Timeout::RecvResponse) => format!(
+            "accepts connections but says nothing for {} s",
+            ANSWER_DEADLINE.as_secs()
+        ),
+        ureq::Error::Timeout(_) => format!("did not finish within {} s", DEADLINE.as_secs()),
+        ureq::Error::Rustls(error) => format!("TLS failed: {}", tls::explain(error)),
+        ureq::Error::Protocol(_) | ureq::Error::Http(_) | ureq::Error::LargeResponseHeader(..) => {
+            NO_HTTP.to_owned()
+        }
+        ureq::Error::Io(error) => io_reason(error),
+        other => other.to_string(),
+    }
+}
+
+const NO_HTTP: &str = "speaks no HTTP on this port: RabbitMQ's management has 15672, or 15671 with TLS \
+                       (https://)";
+
+fn io_reason(error: &io::Error) -> String {
+    const UNRESOLVED: &str = "failed to lookup address information: ";
+    match Cause::from(error) {
+        Cause::Closed => NO_HTTP.to_owned(),
+        Cause::Other(text) => match text.strip_prefix(UNRESOLVED) {
+            Some(reason) => Cause::NoSuchHost(reason.to_owned()).to_string(),
+            None => text,
+        },
+        cause => cause.to_string(),
+    }
 }
 
 /// Reads `http://host:15672,host:15672`. Each host may also have its own `http://`.
@@ -289,6 +385,28 @@ mod tests {
             ),
         ] {
             assert_eq!(read_urls(text).expect("valid"), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_no_answer_of_rabbitmq_is_called_so() {
+        for (status, body, expected) in [
+            (200, "{}", true),
+            (204, "", true),
+            (200, "<html>", false),
+            (200, "", true),
+            (
+                404,
+                r#"{"error":"Object Not Found","reason":"Not Found"}"#,
+                true,
+            ),
+            (404, "Not found", false),
+            (404, "", false),
+            (301, "", false),
+            (503, "<html>", false),
+        ] {
+            let status = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(read(status, body).is_ok(), expected, "{status} {body}");
         }
     }
 

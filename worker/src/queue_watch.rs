@@ -1,0 +1,142 @@
+//! Whether a policy or an argument lets the family's queue drop messages that RabbitMQ has confirmed. AMQP shows
+//! neither, so the worker asks RabbitMQ's management now and then.
+//!
+//! It disturbs nothing: while the management does not answer, the last state stays, and one line says so.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::RngExt;
+use serde_json::Value;
+use shared::{metrics::ServiceMetrics, topology::Drift};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::{
+    management::{Management, encode},
+    queue_losses::Queue,
+};
+
+/// Between two looks. The management counts anew every few seconds; an alert may take a minute more.
+pub const EVERY: Duration = Duration::from_secs(60);
+
+/// For one look, whatever the number of nodes.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const BY_POLICY: &str = "take the queue out of the policy, or what drops messages out of it: `rabbitmqctl \
+                         list_policies` and `list_operator_policies` show it; then `hookctl reconcile` \
+                         tells whether something is missing";
+
+const BY_ARGUMENT: &str = "let the queue run empty, delete it and run `hookctl setup`";
+
+/// Looks at one queue.
+pub struct QueueWatch {
+    management: Management,
+    path: String,
+    queue: String,
+    metrics: ServiceMetrics,
+    every: Duration,
+    losing: Option<String>,
+    is_blind: bool,
+}
+
+impl QueueWatch {
+    /// Looks at `queue` about every `every`.
+    pub fn new(
+        management: Management,
+        vhost: &str,
+        queue: String,
+        metrics: ServiceMetrics,
+        every: Duration,
+    ) -> Self {
+        Self {
+            management,
+            path: format!("/api/queues/{}/{}", encode(vhost), encode(&queue)),
+            queue,
+            metrics,
+            every,
+            losing: None,
+            is_blind: false,
+        }
+    }
+
+    /// Looks again and again, for ever. It may be cancelled anywhere.
+    pub async fn run(mut self) {
+        loop {
+            self.look().await;
+            // Replicas that start together must not ask together.
+            let part = rand::rng().random_range(0.8..1.2);
+            sleep(self.every.mul_f64(part)).await;
+        }
+    }
+
+    /// Looks once.
+    pub async fn look(&mut self) {
+        let found = timeout(DEADLINE, self.management.find(&self.path)).await;
+        match found.context("it takes too long").flatten() {
+            Ok(queue) => {
+                if self.is_blind {
+                    self.is_blind = false;
+                    info!("RabbitMQ's management answers again");
+                }
+                // A queue that is not there is what the consumer's own look finds.
+                self.show(queue.as_ref().and_then(|queue| self.judge(queue)));
+            }
+            Err(error) if !self.is_blind => {
+                self.is_blind = true;
+                let error = shared::reason::one_line(&error);
+                warn!(
+                    queue = self.queue,
+                    error,
+                    "cannot see the policies of the queue; what is drift stays as it was last seen"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn judge(&self, queue: &Value) -> Option<Drift> {
+        let queue = Queue::new(queue);
+        let (by_policy, by_argument) = (queue.losses_by_policy(), queue.losses_by_argument());
+        let mut reasons = Vec::new();
+        if !by_policy.is_empty() {
+            let policies = queue.policies().join(" and ");
+            reasons.push(format!(
+                "{policies} lets it drop messages that were confirmed: {}",
+                by_policy.join(", ")
+            ));
+        }
+        if !by_argument.is_empty() {
+            reasons.push(format!(
+                "its arguments let it drop messages that were confirmed: {}",
+                by_argument.join(", ")
+            ));
+        }
+        (!reasons.is_empty()).then(|| Drift {
+            entity: self.queue.clone(),
+            reason: reasons.join("; "),
+            remedy: if by_policy.is_empty() {
+                BY_ARGUMENT
+            } else {
+                BY_POLICY
+            },
+        })
+    }
+
+    /// One line when it begins, when it changes, and when it ends.
+    fn show(&mut self, drift: Option<Drift>) {
+        self.metrics.set_losing(&self.queue, drift.is_some());
+        let reason = drift.as_ref().map(|drift| drift.reason.clone());
+        if reason == self.losing {
+            return;
+        }
+        match drift {
+            Some(drift) => drift.log(),
+            None => info!(
+                queue = self.queue,
+                "nothing lets the queue drop messages any more"
+            ),
+        }
+        self.losing = reason;
+    }
+}

@@ -42,6 +42,10 @@ pub(crate) fn newest<'t>(
     newest
 }
 
+/// Of a row `t` and an event `e`: the row names this event. The id of an event that was swept may have been
+/// given to another one since, which is stored later than the row.
+pub(crate) const NAMED: &str = "(e.webhook_id = t.webhook_id and e.stored_at <= t.stored_at)";
+
 /// The typed table of a family.
 #[derive(Debug)]
 pub(crate) struct Table {

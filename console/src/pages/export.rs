@@ -234,7 +234,8 @@ impl Line {
 /// A cell that a spreadsheet takes as text. It would compute what begins like a formula
 /// (<https://owasp.org/www-community/attacks/CSV_Injection>).
 fn inert(cell: String) -> String {
-    match cell.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+    const BEGINNINGS: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
+    match cell.starts_with(BEGINNINGS) {
         true => format!("'{cell}"),
         false => cell,
     }
@@ -297,7 +298,9 @@ mod tests {
 
     #[test]
     fn a_spreadsheet_computes_nothing() {
-        for formula in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"] {
+        for formula in [
+            "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1+1",
+        ] {
             assert!(inert(formula.to_owned()).starts_with('\''), "{formula}");
         }
         assert_eq!(inert("msg_1".to_owned()), "msg_1");

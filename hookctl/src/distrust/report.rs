@@ -5,7 +5,12 @@ use serde::Serialize;
 use sqlx::{FromRow, QueryBuilder};
 
 use super::{Which, batch::Done, set::LONG};
-use crate::{database::Connection, output, printable::printable, typed_table::Table};
+use crate::{
+    database::Connection,
+    output,
+    printable::printable,
+    typed_table::{NAMED, Table},
+};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -61,7 +66,7 @@ impl Report {
         let mut rows = Vec::new();
         for table in tables {
             let mut query = QueryBuilder::new(format!(
-                "select count(*) from events e join {} t on t.webhook_id = e.webhook_id where ",
+                "select count(*) from events e join {} t on {NAMED} where ",
                 table.qualified()
             ));
             which.push(&mut query);

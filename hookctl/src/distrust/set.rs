@@ -10,7 +10,7 @@ use worker::problem::DISTRUSTED;
 use super::Which;
 use crate::{
     database::{Connection, READING},
-    typed_table::Table,
+    typed_table::{NAMED, Table},
 };
 
 /// The most events of one transaction, unless one resource has more.
@@ -78,7 +78,7 @@ impl Set {
         // table, or was distrusted before, such as after a restore of the table.
         for (place, table) in tables.iter().enumerate() {
             let mut query = QueryBuilder::new(format!(
-                "select t.id, e.webhook_id from {} t join events e on e.webhook_id = t.webhook_id where ",
+                "select t.id, e.webhook_id from {} t join events e on {NAMED} where ",
                 table.qualified()
             ));
             which.push(&mut query);

@@ -56,12 +56,25 @@ impl Table {
     /// The column that names the subject, and what else has to hold.
     const fn condition(self, subject: &Subject) -> &'static str {
         match (self, subject) {
-            (Self::Events, Subject::Company(_)) => "company_id = $1 and erased_at is null",
-            (Self::Events, Subject::Resource(_)) => "resource_id = $1 and erased_at is null",
+            (Self::Events, Subject::Company(_)) => {
+                "(company_id = $1 or (company_id is null
+                                      and payload #> '{data,companyId}' = to_jsonb($1::text)))
+                 and erased_at is null"
+            }
+            (Self::Events, Subject::Resource(_)) => {
+                "(resource_id = $1 or (resource_id is null
+                                       and payload #> '{data,id}' = to_jsonb($1::text)))
+                 and erased_at is null"
+            }
             (Self::Events, Subject::Event(_)) => concat!(of_event!(), " and erased_at is null"),
             (Self::Typed(_), Subject::Company(_)) => "company_id = $1",
             (Self::Typed(_), Subject::Resource(_)) => "id = $1",
-            (Self::Typed(_), Subject::Event(_)) => of_event!(),
+            // Not the row of an event that was swept, whose id another one has got since.
+            (Self::Typed(_), Subject::Event(_)) => concat!(
+                of_event!(),
+                " and not exists (select from events e
+                                   where e.webhook_id = t.webhook_id and e.stored_at > t.stored_at)"
+            ),
         }
     }
 
@@ -73,7 +86,7 @@ impl Table {
     ) -> anyhow::Result<Vec<String>> {
         let (table, key) = (self.name(), self.key());
         let condition = self.condition(subject);
-        let sql = format!("select {key} from {table} where {condition} order by 1");
+        let sql = format!("select {key} from {table} t where {condition} order by 1");
         let mut transaction = connection.begin(&READING).await?;
         Ok(sqlx::query_scalar(AssertSqlSafe(sql))
             .bind(subject.id())
@@ -115,7 +128,7 @@ impl Table {
         };
         let sql = format!(
             "with chosen as materialized (
-                 select {key} as key from {table}
+                 select {key} as key from {table} t
                   where {key} = any($2) and {condition} order by 1 for update)
              {change}"
         );

@@ -25,7 +25,7 @@ use crate::{
     database::{READING, STORING},
     lock_holders::{LAST_LOCK_WAIT, Watch, said},
     typed_table::{
-        self, Candidate, Current, Ended, Recomputing, Survivors, Table, key, lock_events,
+        self, Candidate, Current, Ended, NAMED, Recomputing, Survivors, Table, key, lock_events,
     },
 };
 
@@ -49,7 +49,7 @@ pub(super) async fn count_events(pool: &Pool, table: &Table) -> anyhow::Result<u
 pub(super) async fn count_rows_without_event(pool: &Pool, table: &Table) -> anyhow::Result<i64> {
     let query = sqlx::query_scalar(AssertSqlSafe(format!(
         "select count(*) from {0} t
-          where not exists (select from {1}.events e where e.webhook_id = t.webhook_id)",
+          where not exists (select from {1}.events e where {NAMED})",
         table.qualified(),
         table.schema()
     )));
@@ -84,7 +84,7 @@ pub(super) type Named = (String, String);
 /// The rows whose event is there and not healthy, in the order of the events' ids.
 pub(super) async fn find_not_healthy(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
     let query = format!(
-        "select t.id, e.webhook_id from {} t join {}.events e on e.webhook_id = t.webhook_id
+        "select t.id, e.webhook_id from {} t join {}.events e on {NAMED}
           where {} order by e.webhook_id",
         table.qualified(),
         table.schema(),

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use crate::typed_table::{Candidate, Table, key};
+use crate::typed_table::{Candidate, NAMED, Table, key};
 
 /// Rows or events of one statement.
 const BATCH: i64 = 1_000;
@@ -59,7 +59,7 @@ async fn compare_with_own_events(
 ) -> Result<(), sqlx::Error> {
     let sql = format!(
         "select t.id, {} from {} t
-           join events e on e.webhook_id = t.webhook_id and not {}
+           join events e on {NAMED} and not {}
           where t.id > $1 order by t.id limit $2",
         Candidate::COLUMNS,
         table.qualified(),
@@ -168,11 +168,17 @@ async fn outdated(
         for row in &rows {
             let sort_key: Vec<u8> = row.try_get("sort_key")?;
             let candidate = Candidate::read(row)?;
-            if let Ok(typed) = &candidate.typed
-                && sort_key.as_slice() < key(typed).1.as_bytes()
-                && row.try_get::<&str, _>("row_company")? == typed.company_id()
-            {
-                outdated.insert(row.try_get("id")?);
+            let id: String = row.try_get("id")?;
+            if let Ok(typed) = &candidate.typed {
+                let (own, newest, _) = key(typed);
+                let is_newer = sort_key.as_slice() < newest.as_bytes()
+                    && row.try_get::<&str, _>("row_company")? == typed.company_id();
+                // Stored as another resource's, the event is one of which no row can be expected to know.
+                if own != id {
+                    outdated.insert(own.to_owned());
+                } else if is_newer {
+                    outdated.insert(id);
+                }
             }
             after = candidate.webhook_id;
         }

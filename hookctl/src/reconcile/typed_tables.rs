@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use worker::config::Retention;
 
 use super::typed_rows::{self, Differing};
-use crate::typed_table::Table;
+use crate::typed_table::{NAMED, Table};
 
 /// How a typed table and its family's events agree.
 #[derive(Debug, Serialize)]
@@ -72,7 +72,7 @@ pub(super) async fn compare(
         let rows = format!(
             "select count(*) as count, (array_agg(id order by stored_at))[1:$2] as ids
                from (select t.id, t.stored_at
-                       from {table} t left join events e on e.webhook_id = t.webhook_id
+                       from {table} t left join events e on {NAMED}
                       where {}
                          or (e.webhook_id is null
                              and ($1::float8 is null

@@ -240,7 +240,9 @@ async fn a_row_of_another_table_than_its_event_is_of_is_taken_back(pool: PgPool)
         &pool,
         "insert into export_jobs (id, company_id, status, sort_key, webhook_id)
               values ('j2', 'c1', 'forged', '\\xff', 'f2');
-         update export_jobs set webhook_id = 'f1', status = 'forged', sort_key = '\\xff' where id = 'j1'",
+         update export_jobs set webhook_id = 'f1', status = 'forged', sort_key = '\\xff',
+                                stored_at = now()
+          where id = 'j1'",
     )
     .await;
     let done = report(&pool, &["--yes"], 0).await;

@@ -337,3 +337,14 @@ async fn beside_workers_another_run_finds_the_rest(pool: PgPool) {
     assert!(!rest.contains(NAME) && !rest.contains(r#""c1""#), "{rest}");
     assert!(is(&pool, "select count(*) = 200 from events").await);
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn what_only_the_body_says_of_a_dead_letter_is_found(pool: PgPool) {
+    let untyped = r#"{"data":{"companyId":"c9","id":"r9"},"eventId":"e"}"#;
+    store_events(&pool, [event("m1", untyped), event("m2", untyped)]).await;
+    let counts = erase(&pool, &["--resource", "r9"], 3).await;
+    assert_eq!(counts, found(0, 2, 0, 0));
+    let counts = erase(&pool, &["--company", "c9", "--yes"], 0).await;
+    assert_eq!(counts, found(0, 2, 0, 0));
+    assert!(is(&pool, "select bool_and(payload is null) from events").await);
+}

@@ -14,4 +14,5 @@ mod reconciling;
 mod replaying;
 mod showing;
 mod statistics;
+mod swept;
 mod tenants;

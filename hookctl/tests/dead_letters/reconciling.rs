@@ -441,7 +441,8 @@ async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool
     sql(
         &pool,
         "update vendors set stored_at = now() - interval '50 days' where id = 'm3';
-         update events set problem = 'distrusted: stolen' where webhook_id = 'm3'",
+         update events set problem = 'distrusted: stolen', stored_at = now() - interval '50 days'
+          where webhook_id = 'm3'",
     )
     .await;
     let report = site.report(&["--event-retention", "60d"], 3).await;

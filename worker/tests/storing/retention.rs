@@ -128,13 +128,18 @@ async fn old_events_are_swept_but_dead_letters_and_what_has_a_receipt_stay(pool:
             received_days_ago(29, vendor("young")),
             received_days_ago(31, vendor("repeated")),
             received_days_ago(31, event("dead", r#"{"eventType":"v1.vendor.created"}"#)),
+            received_days_ago(31, vendor("replayed")),
+            received_days_ago(62, vendor("replayed long ago")),
         ],
     )
     .await;
     sql(
         &pool,
         "insert into webhook_receipts (webhook_id, body_sha256, received_at)
-         values ('repeated', '', now())",
+         values ('repeated', '', now());
+         update events set replayed_at = now() where webhook_id = 'replayed';
+         update events set replayed_at = now() - interval '31 days'
+          where webhook_id = 'replayed long ago'",
     )
     .await;
     sweep(&pool, Table::Events).await;
@@ -142,8 +147,8 @@ async fn old_events_are_swept_but_dead_letters_and_what_has_a_receipt_stay(pool:
         .fetch_all(&pool)
         .await
         .expect("events");
-    assert_eq!(left, ["dead", "repeated", "young"]);
-    assert_eq!(count(&pool, "select count(*) from vendors").await, 3);
+    assert_eq!(left, ["dead", "repeated", "replayed", "young"]);
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 5);
     assert_eq!(
         count(&pool, "select count(*) from webhook_receipts").await,
         1

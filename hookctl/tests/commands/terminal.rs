@@ -115,7 +115,7 @@ async fn a_table_fits_the_terminal_and_is_whole_in_a_pipe(pool: PgPool) {
 
 /// Clap repeats what it does not take, and a mistake may be in an address with a password.
 #[tokio::test]
-async fn an_addresss_password_is_shown_nowhere() {
+async fn the_password_of_an_address_is_shown_nowhere() {
     for (arguments, code) in [
         (&["health", "http://weird:hunter2@127.0.0.1:1/livez"][..], 1),
         (&["health", "ftp://weird:hunter2@127.0.0.1:1/livez"], 2),

@@ -120,7 +120,7 @@ async fn a_rebuild_names_such_an_event_and_writes_no_row_of_it(pool: PgPool) {
     // As versions wrote it that went by the body alone.
     sql(
         &pool,
-        "update export_jobs set webhook_id = 'f1', sort_key = '\\xff'",
+        "update export_jobs set webhook_id = 'f1', sort_key = '\\xff', stored_at = now()",
     )
     .await;
     let flags = ["rebuild", "--yes", "--json", "--family=export-job"];

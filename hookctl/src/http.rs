@@ -104,6 +104,11 @@ impl TypedValueParser for UrlParser {
 }
 
 fn parse_url(text: &str) -> Option<Uri> {
+    // An `@` behind the host may be the end of a password with a `/` or a `?` in it.
+    let behind_host = text.splitn(4, ['/', '?', '#']).nth(3);
+    if behind_host.is_some_and(|rest| rest.contains('@')) {
+        return None;
+    }
     let mut parts = text.parse::<Uri>().ok()?.into_parts();
     if !matches!(parts.scheme.as_ref()?.as_str(), "http" | "https") {
         return None;
@@ -132,6 +137,9 @@ mod tests {
     #[case("h:1", None)]
     #[case("http:///x", None)]
     #[case("http://user:hunter2@", None)]
+    #[case("http://weird:12?hunter2secret@h/", None)]
+    #[case("http://weird:12/hunter2secret@h/", None)]
+    #[case("http://weird:12#hunter2secret@h/", None)]
     fn an_address_is_read_without_its_user(#[case] text: &str, #[case] expected: Option<&str>) {
         let url = parse_url(text).map(|url| url.to_string());
         assert_eq!(url.as_deref(), expected);

@@ -46,8 +46,8 @@ impl Ledger {
             receipts: Receipts::unknown(),
             unstored: metrics.gauge(Opts::new(
                 "pleo_ledger_unstored_receipts",
-                "Accepted events that are neither stored nor spooled nor written off, so they must be in \
-                 RabbitMQ",
+                "Accepted events that are neither stored nor spooled nor written off, so they should \
+                 still be in RabbitMQ's queues",
             )),
             oldest_seconds: metrics.seconds(Opts::new(
                 "pleo_ledger_oldest_unstored_seconds",

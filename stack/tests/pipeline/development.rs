@@ -2,6 +2,15 @@
 
 use std::{path::Path, process::Command};
 
+/// What docker-compose.yml publishes.
+const ADDRESSES: [&str; 5] = [
+    "PUBLIC_BIND",
+    "PROMETHEUS_BIND",
+    "ALERTMANAGER_BIND",
+    "GRAFANA_BIND",
+    "CONSOLE_BIND",
+];
+
 use hookctl::delivery::Outcome;
 use shared::Program;
 use stack::haproxy::HaProxy;
@@ -73,23 +82,13 @@ fn the_development_secrets_are_published_to_loopback_only() {
         ("False", "./secrets", "0.0.0.0:8080", false),
         ("false", "./secrets", "0.0.0.0:8080", true),
     ] {
-        for name in [
-            "PUBLIC_BIND",
-            "PROMETHEUS_BIND",
-            "ALERTMANAGER_BIND",
-            "GRAFANA_BIND",
-        ] {
+        for name in ADDRESSES {
             let mut command = Command::new("sh");
             command
                 .arg(&script)
                 .env("DEVELOPMENT", development)
                 .env("SECRETS", secrets);
-            for other in [
-                "PUBLIC_BIND",
-                "PROMETHEUS_BIND",
-                "ALERTMANAGER_BIND",
-                "GRAFANA_BIND",
-            ] {
+            for other in ADDRESSES {
                 command.env(other, "127.0.0.1:1");
             }
             let output = command.env(name, address).output().expect("sh");

@@ -32,7 +32,9 @@ if (follow) {
   const MOST_ROWS = 200;
   const state = document.getElementById("follow-state");
   const list = document.querySelector("table.list tbody");
-  const shown = new Set([...(list?.rows ?? [])].map((row) => row.dataset.id));
+  // An event by the link to it.
+  const key = (row) => row.querySelector("a").getAttribute("href");
+  const shown = new Set([...(list?.rows ?? [])].map(key));
   let source;
   let added = 0;
 
@@ -42,13 +44,13 @@ if (follow) {
     const template = document.createElement("template");
     template.innerHTML = html;
     const row = template.content.querySelector("tr");
-    if (shown.has(row.dataset.id)) { return; }
-    shown.add(row.dataset.id);
+    if (shown.has(key(row))) { return; }
+    shown.add(key(row));
     list.closest("table").classList.add("live");
     list.prepend(row);
     added += 1;
     while (list.rows.length > MOST_ROWS) {
-      shown.delete(list.rows[list.rows.length - 1].dataset.id);
+      shown.delete(key(list.rows[list.rows.length - 1]));
       list.deleteRow(-1);
     }
     state.textContent = `Following: ${added} new`;

@@ -141,7 +141,7 @@ async fn a_list_follows_what_is_stored_until_it_is_paused(pool: PgPool) {
     store(&pool, [live("msg_live_3")]).await;
     browser.until_text("msg_live_3").await;
     let times = "return [...document.querySelectorAll('table.list tbody tr')]
-        .map(row => row.dataset.id).filter(id => id.startsWith('msg_live'));";
+        .map(row => row.querySelector('a').textContent).filter(id => id.startsWith('msg_live'));";
     let shown = browser.run(times).await;
     assert_eq!(
         shown,

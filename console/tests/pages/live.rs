@@ -58,17 +58,17 @@ async fn a_view_gets_each_new_event_of_its_filters_once_and_ends_with_the_consol
     let mut all = View::open(&app, "/events/live").await;
     let mut vendors = View::open(&app, "/events/live?type=v1.vendor.created").await;
     store(&pool, [vendor("msg_1", "v-1", "Acme", "DRAFT", 1)]).await;
-    all.until("data-id=\"msg_1\"").await;
+    all.until("/event?id=msg_1").await;
     let card = r#"{"eventType":"v1.card.created","data":{"id":"<script>"}}"#;
     store(&pool, [event("msg_2", card)]).await;
-    all.until("data-id=\"msg_2\"").await;
+    all.until("/event?id=msg_2").await;
     store(&pool, [vendor("msg_3", "v-1", "Acme", "DRAFT", 1)]).await;
-    all.until("data-id=\"msg_3\"").await;
-    vendors.until("data-id=\"msg_3\"").await;
+    all.until("/event?id=msg_3").await;
+    vendors.until("/event?id=msg_3").await;
     let (stopped, all, vendors) = tokio::join!(app.stop(), all.rest(), vendors.rest());
     let () = stopped;
     for id in ["msg_1", "msg_2", "msg_3"] {
-        let row = format!("data-id=\"{id}\"");
+        let row = format!("/event?id={id}\"");
         assert_eq!(all.matches(&row).count(), 1, "{all}");
         assert_eq!(vendors.matches(&row).count(), usize::from(id != "msg_2"));
     }

@@ -2,15 +2,6 @@
 
 use std::{path::Path, process::Command};
 
-/// What docker-compose.yml publishes.
-const ADDRESSES: [&str; 5] = [
-    "PUBLIC_BIND",
-    "PROMETHEUS_BIND",
-    "ALERTMANAGER_BIND",
-    "GRAFANA_BIND",
-    "CONSOLE_BIND",
-];
-
 use hookctl::delivery::Outcome;
 use shared::Program;
 use stack::haproxy::HaProxy;
@@ -19,6 +10,15 @@ use crate::{
     crowd::{address, answer, open, signed},
     world::{SOON, World, post},
 };
+
+/// What docker-compose.yml publishes.
+const ADDRESSES: [&str; 5] = [
+    "PUBLIC_BIND",
+    "PROMETHEUS_BIND",
+    "ALERTMANAGER_BIND",
+    "GRAFANA_BIND",
+    "CONSOLE_BIND",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_development_secret_the_proxy_serves_only_this_host() {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use self::{limit::Limit, sessions::Sessions, users::Users};
 
-pub use self::trusted_proxy::{SECRET_HEADER, TrustedProxy};
+pub use self::trusted_proxy::TrustedProxy;
 
 /// Somebody who is signed in.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use shared::text_file;
 use crate::error::PageError;
 
 /// The header in which the proxy sends the secret that it shares with the console.
-pub const SECRET_HEADER: &str = "x-console-secret";
+const SECRET_HEADER: HeaderName = HeaderName::from_static("x-console-secret");
 
 const MIN_SECRET: usize = 32;
 const MAX_NAME: usize = 128;
@@ -44,7 +44,7 @@ impl TrustedProxy {
 
     /// Who asks, by a proxy that knows the secret.
     pub(super) fn user(&self, headers: &HeaderMap) -> Result<String, PageError> {
-        let secret = only(headers, &HeaderName::from_static(SECRET_HEADER));
+        let secret = only(headers, &SECRET_HEADER);
         // Digests, so that the time of the comparison tells nothing about the secret.
         let is_proxy = secret
             .is_some_and(|secret| <[u8; 32]>::from(Sha256::digest(secret)) == self.secret_sha256);

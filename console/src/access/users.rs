@@ -25,9 +25,6 @@ const MAX_NAME: usize = 64;
 /// What a user may do. There is one role so far, for looking.
 const VIEWER: &str = "viewer";
 
-const NO_USER: &str =
-    "USERS_FILE has no user, so nobody can sign in; make a line with `console user NAME`";
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     name: String,
@@ -47,7 +44,7 @@ impl Users {
     pub fn open(path: PathBuf) -> anyhow::Result<Self> {
         let entries = read(&path)?;
         if entries.is_empty() {
-            warn!("{NO_USER}");
+            warn!("USERS_FILE has no user who could sign in; make a line with `console user NAME`");
         }
         Ok(Self {
             path,
@@ -91,7 +88,7 @@ impl Users {
         Arc::clone(&self.entries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether nobody can sign in.
+    /// Whether there is no user to sign in.
     pub fn is_empty(&self) -> bool {
         self.entries().is_empty()
     }

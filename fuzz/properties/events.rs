@@ -46,7 +46,7 @@ fn check_envelope(body: &[u8], value: Option<&Value>) {
             assert_eq!(data.as_ref().unwrap_or(&Value::Null), &event["data"]);
         }
         // Only the other parser takes the last of two fields with one name.
-        Err(NotAnEvent::NotAnObject(reason)) if reason.contains("duplicate field") => {}
+        Err(NotAnEvent::WrongField(reason)) if reason.contains("duplicate field") => {}
         Err(_) => {
             let named = event.and_then(|event| event["eventType"].as_str());
             assert_eq!(named.and_then(EventType::parse), None);

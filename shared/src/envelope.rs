@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{error::Category, value::RawValue};
 use thiserror::Error;
 
 use crate::EventType;
@@ -22,16 +22,20 @@ pub struct Envelope<'a> {
     pub data: Option<&'a RawValue>,
 }
 
-/// Why a signed body is no Pleo event. It is kept all the same, as an event with this problem.
+/// Why a signed body is no Pleo event. It is kept all the same, as an event with this problem. So no
+/// reason quotes a value.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NotAnEvent {
     /// The body is empty.
     #[error("the body is empty")]
     Empty,
-    /// The body is not a JSON object, with the parser's reason.
+    /// The body is not a JSON object: why, and at which byte.
     #[error("the body is not a JSON object: {0}")]
     NotAnObject(String),
-    /// There is no `eventType`, or it is not a string.
+    /// A field of the envelope is there twice, or of another kind than it has to be.
+    #[error("the body is no event: {0}")]
+    WrongField(String),
+    /// There is no `eventType`.
     #[error("the body has no `eventType`")]
     NoType,
     /// `eventType` has characters or a length that no event type has.
@@ -57,14 +61,14 @@ impl<'a> Envelope<'a> {
     /// prints it, is read as the event inside.
     pub fn parse(body: &'a [u8]) -> Result<Self, NotAnEvent> {
         let outer = Fields::parse(body)?;
-        let fields = match (outer.event_type, outer.payload) {
-            (None, Some(payload)) => Fields::parse(payload.get().as_bytes())?,
-            _ => outer,
+        let (fields, place) = match (outer.event_type, outer.payload) {
+            (None, Some(payload)) => (Fields::wrapped(payload)?, PAYLOAD),
+            _ => (outer, ""),
         };
-        let raw_type = fields
-            .event_type
-            .and_then(as_text)
-            .ok_or(NotAnEvent::NoType)?;
+        let raw_type = match fields.event_type {
+            Some(raw) => as_text(raw).ok_or_else(|| no_text(raw, place))?,
+            None => return Err(NotAnEvent::NoType),
+        };
         Ok(Self {
             event_type: EventType::parse(&raw_type).ok_or(NotAnEvent::MalformedType)?,
             event_id: fields.event_id.and_then(as_text),
@@ -85,7 +89,74 @@ impl<'a> Fields<'a> {
                 ));
             }
         }
-        serde_json::from_slice(json).map_err(|e| NotAnEvent::NotAnObject(e.to_string()))
+        serde_json::from_slice(json).map_err(|error| unread(&error, json))
+    }
+
+    fn wrapped(payload: &'a RawValue) -> Result<Self, NotAnEvent> {
+        let json = payload.get();
+        if !json.starts_with('{') {
+            let found = json_kind(json);
+            return Err(NotAnEvent::WrongField(format!(
+                "`payload`: expected an object, found {found}"
+            )));
+        }
+        serde_json::from_str(json).map_err(|error| doubled(&error, PAYLOAD))
+    }
+}
+
+/// Before the name of a field that is inside `payload`.
+const PAYLOAD: &str = "payload.";
+
+/// Says why the parser did not take the body. Its words about syntax quote nothing of the input.
+fn unread(error: &serde_json::Error, json: &[u8]) -> NotAnEvent {
+    match error.classify() {
+        Category::Data | Category::Io => doubled(error, ""),
+        Category::Eof => {
+            NotAnEvent::NotAnObject(format!("it ends in the middle, after {} bytes", json.len()))
+        }
+        Category::Syntax => {
+            let lines = json.split_inclusive(|byte| *byte == b'\n');
+            let before: usize = lines.take(error.line() - 1).map(<[u8]>::len).sum();
+            let words = error.to_string();
+            let words = words
+                .rsplit_once(" at line ")
+                .map_or("it cannot be read", |(words, _)| words);
+            NotAnEvent::NotAnObject(format!("{words} at byte {}", before + error.column()))
+        }
+    }
+}
+
+/// The only error that JSON without a fault in its syntax can have here.
+fn doubled(error: &serde_json::Error, place: &str) -> NotAnEvent {
+    let words = error.to_string();
+    let field = words
+        .strip_prefix("duplicate field `")
+        .and_then(|rest| rest.split('`').next());
+    NotAnEvent::WrongField(match field {
+        Some(field) => format!("duplicate field `{place}{field}`"),
+        None => "it cannot be read".to_owned(),
+    })
+}
+
+fn no_text(value: &RawValue, place: &str) -> NotAnEvent {
+    let found = match json_kind(value.get()) {
+        "a string" => "one with half a character",
+        kind => kind,
+    };
+    NotAnEvent::WrongField(format!(
+        "`{place}eventType`: expected a string, found {found}"
+    ))
+}
+
+/// What kind of value this JSON is, for people.
+pub fn json_kind(json: &str) -> &'static str {
+    match json.trim_start().bytes().next() {
+        Some(b'{') => "an object",
+        Some(b'[') => "an array",
+        Some(b'"') => "a string",
+        Some(b't' | b'f') => "a boolean",
+        Some(b'n') => "null",
+        _ => "a number",
     }
 }
 
@@ -124,25 +195,81 @@ mod tests {
     }
 
     #[rstest]
-    #[case(b"", NotAnEvent::Empty)]
-    #[case(b"  \n", NotAnEvent::Empty)]
-    #[case(b"{}", NotAnEvent::NoType)]
-    #[case(br#"{"eventType":5}"#, NotAnEvent::NoType)]
-    #[case(br#"{"eventType":"no spaces please"}"#, NotAnEvent::MalformedType)]
-    fn what_is_no_event_is_named(#[case] body: &[u8], #[case] expected: NotAnEvent) {
-        assert_eq!(Envelope::parse(body).expect_err("no event"), expected);
-    }
-
-    #[rstest]
-    #[case(br#"["v1.vendor.created"]"#)]
-    #[case(b"\xff\xfe")]
-    #[case(br#"{"eventType":"v1.vendor.created""#)]
-    #[case(br#"{"eventType":"a","eventType":"b"}"#)]
-    fn what_is_no_object_is_refused(#[case] body: &[u8]) {
-        assert!(matches!(
-            Envelope::parse(body),
-            Err(NotAnEvent::NotAnObject(_))
-        ));
+    #[case(b"", "the body is empty")]
+    #[case(b"  \n", "the body is empty")]
+    #[case(b"{}", "the body has no `eventType`")]
+    #[case(br#"{"payload":{}}"#, "the body has no `eventType`")]
+    #[case(
+        br#"{"eventType":"v1.card.created""#,
+        "the body is not a JSON object: it ends in the middle, after 30 bytes"
+    )]
+    #[case(
+        br#"["v1.card.created"]"#,
+        "the body is not a JSON object: it does not start with `{`"
+    )]
+    #[case(
+        b"\xff\xfe",
+        "the body is not a JSON object: it does not start with `{`"
+    )]
+    #[case(
+        b"{\"hunter2\xff\":1}",
+        "the body is not a JSON object: invalid unicode code point at byte 10"
+    )]
+    #[case(
+        b"{\"hunter2\":\n nope}",
+        "the body is not a JSON object: expected ident at byte 15"
+    )]
+    #[case(
+        b"{\"a\":1}\n\n hunter2",
+        "the body is not a JSON object: trailing characters at byte 11"
+    )]
+    #[case(
+        b"{hunter2}",
+        "the body is not a JSON object: key must be a string at byte 2"
+    )]
+    #[case(
+        br#"{"hunter2" 1}"#,
+        "the body is not a JSON object: expected `:` at byte 12"
+    )]
+    #[case(
+        br#"{"data":1,"data":"hunter2"}"#,
+        "the body is no event: duplicate field `data`"
+    )]
+    #[case(
+        br#"{"eventType":"a","eventType":"b"}"#,
+        "the body is no event: duplicate field `eventType`"
+    )]
+    #[case(
+        br#"{"payload":{"eventId":1,"eventId":2}}"#,
+        "the body is no event: duplicate field `payload.eventId`"
+    )]
+    #[case(
+        br#"{"payload":"hunter2"}"#,
+        "the body is no event: `payload`: expected an object, found a string"
+    )]
+    #[case(
+        br#"{"eventType":5}"#,
+        "the body is no event: `eventType`: expected a string, found a number"
+    )]
+    #[case(
+        br#"{"eventType":["hunter2"]}"#,
+        "the body is no event: `eventType`: expected a string, found an array"
+    )]
+    #[case(
+        br#"{"payload":{"eventType":true}}"#,
+        "the body is no event: `payload.eventType`: expected a string, found a boolean"
+    )]
+    #[case(
+        br#"{"eventType":"\ud800"}"#,
+        "the body is no event: `eventType`: expected a string, found one with half a character"
+    )]
+    #[case(
+        br#"{"eventType":"hunter2 or so"}"#,
+        "`eventType` is not of the form version.resource.event"
+    )]
+    fn what_is_no_event_names_its_place_and_no_value(#[case] body: &[u8], #[case] expected: &str) {
+        let error = Envelope::parse(body).expect_err("no event");
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 pub use export_job::ExportJob;
 pub use row::{Resource, Row};
 use serde_json::{Map, Value, value::RawValue};
-use shared::Family;
+use shared::{Family, envelope::json_kind};
 pub use sort_key::SortKey;
 use sqlx::PgConnection;
 pub use text::Text;
@@ -83,8 +83,9 @@ impl Typed {
         let data = data.ok_or(NO_DATA)?;
         // serde also reads an array as a struct's fields in order, which no sender means.
         if !data.get().starts_with('{') {
+            let found = json_kind(data.get());
             return Err(format!(
-                "{WRONG_DATA} {family} its type names: it is not an object"
+                "{WRONG_DATA} {family} its type names: `data`: expected an object, found {found}"
             ));
         }
         parse(data.get(), webhook_id, received_at)

@@ -201,10 +201,27 @@ mod tests {
     #[case("")]
     #[case("[]")]
     #[case("{}")]
+    #[case("{")]
     #[case(r#"{"eventType":"no type"}"#)]
+    #[case(r#"{"eventType":5}"#)]
+    #[case(r#"{"payload":5}"#)]
+    #[case(r#"{"data":1,"data":2}"#)]
     fn every_reason_not_to_be_an_event_is_of_that_kind(#[case] body: &str) {
         let reason = Envelope::parse(body.as_bytes()).expect_err("no event");
         assert_eq!(Kind::of(&reason.to_string()), Kind::NotAnEvent);
+    }
+
+    #[rstest]
+    #[case(
+        "the body is not a JSON object: duplicate field `data` at line 1 column 17",
+        Kind::NotAnEvent
+    )]
+    #[case(
+        "`data` is not that of the vendor its type names: it is not an object",
+        Kind::WrongData
+    )]
+    fn problems_of_earlier_versions_keep_their_kind(#[case] problem: &str, #[case] kind: Kind) {
+        assert_eq!(Kind::of(problem), kind);
     }
 
     #[rstest]

@@ -347,7 +347,7 @@ mod tests {
     #[case(
         "v1.export-job.created",
         r#"["j1","c1","pending",1,1,true,true,"","",null,null,null,null,null,null]"#,
-        "it is not an object"
+        "`data`: expected an object, found an array"
     )]
     #[case(
         "v1.vendor.created",

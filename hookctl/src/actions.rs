@@ -2,7 +2,6 @@
 //! of `operator_actions` in the transaction of the change.
 
 mod list;
-mod run;
 
 pub use list::{Args, run};
-pub use run::Run;
+pub use operations::Run;

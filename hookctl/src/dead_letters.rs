@@ -2,7 +2,6 @@
 //! mend them. Each subcommand needs no more than Postgres.
 
 mod dismiss;
-mod filter;
 mod letter;
 mod list;
 mod replay;

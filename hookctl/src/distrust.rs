@@ -15,7 +15,6 @@ use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
 use shared::{config::DatabaseArgs, shutdown};
 use tokio_util::sync::CancellationToken;
-use worker::problem::Kind;
 
 use self::{
     batch::{Batch, Done},
@@ -30,14 +29,6 @@ use crate::{
     typed_table::{Survivors, Table},
     verdict::{Verdict, WrongSettings},
 };
-
-/// Stands between this problem of an event and the one that it had before.
-const BEFORE: &str = "; before that: ";
-
-/// Whether an event with this problem was a healthy one until it was distrusted.
-pub(crate) fn was_healthy(problem: &str) -> bool {
-    Kind::of(problem) == Kind::Distrusted && !problem.contains(BEFORE)
-}
 
 /// Act on what a webhook secret has signed.
 #[derive(Clone, Debug, clap::Args)]

@@ -7,25 +7,18 @@ mod survivors;
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Context;
+pub(crate) use operations::typed_row::key;
 use serde_json::Value;
 use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use worker::families::Typed;
 pub(crate) use worker::families::table as name;
-use worker::families::{Resource as _, SortKey, Typed};
 
 pub(crate) use self::{
     candidate::Candidate,
     change::describe,
     survivors::{Ended, Recomputed, Recomputing, Survivors, lock_events},
 };
-
-/// The row's key and its place among the states of its resource.
-pub(crate) fn key(typed: &Typed) -> (&str, &SortKey, &str) {
-    match typed {
-        Typed::ExportJob(row) => (row.resource.id().as_str(), &row.sort_key, &row.webhook_id),
-        Typed::Vendor(row) => (row.resource.id().as_str(), &row.sort_key, &row.webhook_id),
-    }
-}
 
 /// The newest state of each resource, by its id.
 pub(crate) fn newest<'t>(

@@ -1,15 +1,12 @@
 //! `hookctl dead-letters list`
 
+use operations::dead_letters::{COLUMNS, Filter, Letter, State, family};
 use serde::Serialize;
 use shared::config::DatabaseArgs;
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 use worker::problem::Kind;
 
-use super::{
-    connect,
-    filter::{Filter, State},
-    letter::{COLUMNS, Letter, family},
-};
+use super::connect;
 use crate::{
     age,
     database::READING,

@@ -1,32 +1,25 @@
 //! `hookctl dead-letters replay`: the worker's code of today on what older code, or an older table,
 //! could not store.
 
-mod attempt;
 mod child;
-mod letter;
-mod mended;
 mod outcome;
-mod trial;
 
 use std::{collections::VecDeque, io, io::Write, sync::Mutex, time::Duration};
 
 use anyhow::Context;
 use indicatif::ProgressBar;
+use operations::dead_letters::{
+    Filter, State,
+    replay::{Attempt, BATCH, Outcome, Replayed, Totals},
+};
 use shared::{config::DatabaseArgs, database, shutdown};
 use sqlx::{Postgres, QueryBuilder};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use worker::problem::STOPPED_WORKER;
 
-use self::{
-    attempt::Attempt,
-    child::Child,
-    outcome::{Outcome, Replayed, Totals},
-};
-use super::{
-    connect,
-    filter::{Filter, State},
-};
+use self::child::Child;
+use super::connect;
 use crate::{
     actions::Run,
     database::{Connection, READING},
@@ -34,9 +27,6 @@ use crate::{
     progress,
     verdict::{Verdict, WrongSettings},
 };
-
-/// The most events in one transaction: few enough to hold no lock for long.
-const BATCH: usize = 100;
 
 /// A trial of one in a process of its own knows nothing of what the others would have stored.
 const TRIED_ALONE: &str = "what stopped a worker was tried as if the other events were not replayed; with \
@@ -131,7 +121,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     replay.bar.finish_and_clear();
     // What was done is shown, however it ended.
     if !args.json {
-        totals.print(args.yes, matches!(ended, Ok(0)))?;
+        outcome::print(&totals, args.yes, matches!(ended, Ok(0)))?;
         if tried_alone {
             writeln!(io::stdout().lock(), "{TRIED_ALONE}")?;
         }
@@ -264,7 +254,7 @@ impl Replay<'_> {
 
     fn count(&self, replayed: &Replayed, totals: &mut Totals) -> io::Result<()> {
         if self.args.json {
-            replayed.print_json()?;
+            outcome::print_json(replayed)?;
         }
         totals.count(replayed);
         Ok(())

@@ -7,16 +7,14 @@ use std::{
 
 use anyhow::bail;
 use chrono::{DateTime, SecondsFormat, Utc};
+use operations::dead_letters::{Dismissal, family};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use shared::{EventType, config::DatabaseArgs};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
 use worker::problem::Kind;
 
-use super::{
-    connect,
-    letter::{Dismissal, family},
-};
+use super::connect;
 use crate::{
     database::READING, output::OutputArgs, printable::printable, typed_table, verdict::Verdict,
 };

@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 
 use anyhow::bail;
+use operations::distrusted;
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{PgConnection, QueryBuilder};
 use thiserror::Error;
 use worker::problem::DISTRUSTED;
 
-use super::{BEFORE, Which, set::Group};
+use super::{Which, set::Group};
 use crate::{
     actions::Run,
     database::{CHANGING, Connection},
@@ -129,7 +130,7 @@ impl Batch<'_> {
         self.which.push_trusted(&mut query);
         query.push(" order by e.webhook_id for update) update events set problem = ");
         query.push_bind(format!("{DISTRUSTED}: {}", self.which.secret));
-        query.push(" || coalesce(").push_bind(BEFORE);
+        query.push(" || coalesce(").push_bind(distrusted::BEFORE);
         query.push(
             " || was, '') from chosen where webhook_id = id
               returning jsonb_build_object(

@@ -8,10 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use operations::dead_letters::replay::{Outcome, Replayed};
 use shared::config::DatabaseArgs;
 use tokio::{process::Command, time::timeout};
 
-use super::outcome::{Outcome, Replayed};
 use crate::actions::Run;
 
 /// Above that of a transaction, which the child may have to repeat.

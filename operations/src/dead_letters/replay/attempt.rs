@@ -30,7 +30,7 @@ use super::{
     trial::Trial,
 };
 use crate::{
-    actions::Run,
+    Run,
     database::STORING,
     lock_holders::{LATER_LOCK_WAIT, MOST_LOCKED_ALONE, Watch, said},
     stored_type,
@@ -42,16 +42,19 @@ const DEADLINE: Duration = Duration::from_secs(40);
 const DOUBLED: &str = "duplicate field";
 
 /// How to replay.
-pub(super) struct Attempt {
-    pub(super) pool: Pool,
-    pub(super) watch: Watch,
+pub struct Attempt {
+    /// One connection is enough.
+    pub pool: Pool,
+    /// Sees who holds a lock.
+    pub watch: Watch,
     /// Commit and write that down, or take everything back.
-    pub(super) run: Option<Run>,
-    pub(super) include_withheld: bool,
+    pub run: Option<Run>,
+    /// Also those that no replay takes without being asked for each by its id.
+    pub include_withheld: bool,
     /// Accept events of companies that their secret does not speak for.
-    pub(super) any_company: bool,
+    pub any_company: bool,
     /// What was taken back of earlier batches.
-    pub(super) trial: Mutex<Trial>,
+    pub trial: Mutex<Trial>,
 }
 
 /// Why a transaction did nothing, and who was seen to hold it up.
@@ -69,7 +72,7 @@ enum Judgement {
 impl Attempt {
     /// Replays these, and adds what became of each to `replayed`. An offender is found by halving, so that
     /// it costs the others nothing. An error that ends the replay leaves everything before it done.
-    pub(super) async fn batch(
+    pub async fn batch(
         &self,
         ids: Vec<String>,
         lock_wait: Duration,

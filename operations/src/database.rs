@@ -93,7 +93,7 @@ impl Connection {
 
     /// Changes something in a transaction, all of it or nothing. Where it does not get a lock in time, the
     /// error says who holds it.
-    pub(crate) async fn change<T>(
+    pub async fn change<T>(
         &mut self,
         mode: &TransactionMode,
         work: impl AsyncFnOnce(&mut PgConnection) -> anyhow::Result<T>,

@@ -11,7 +11,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 ///
 /// # Errors
 /// With how it is written, or what it may be.
-pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+pub fn parse(text: &str) -> Result<Duration, String> {
     let duration = config::parse_duration(text)?;
     if duration > LONGEST {
         return Err("must be at most ten years".to_owned());

@@ -12,27 +12,28 @@ use worker::judge::Class;
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
 /// For a batch of rows. What workers and other commands lock is free again sooner.
-pub(crate) const FIRST_LOCK_WAIT: Duration = Duration::from_secs(2);
+pub const FIRST_LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// For the parts of a batch in which a row is locked.
-pub(crate) const LATER_LOCK_WAIT: Duration = Duration::from_millis(300);
+pub const LATER_LOCK_WAIT: Duration = Duration::from_millis(300);
 
 /// For what was locked, at the end.
-pub(crate) const LAST_LOCK_WAIT: Duration = Duration::from_secs(10);
+pub const LAST_LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// After so many single rows of a batch were locked, perhaps the whole table is, and the rest of the batch
 /// is not divided.
-pub(crate) const MOST_LOCKED_ALONE: usize = 20;
+pub const MOST_LOCKED_ALONE: usize = 20;
 
 /// Looks who holds up a backend, on a connection of its own that is made when it is needed first.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub struct Watch {
     url: DatabaseUrl,
     observer: Mutex<Option<PgConnection>>,
 }
 
 impl Watch {
-    pub(crate) fn new(url: &DatabaseUrl) -> Self {
+    /// Makes no connection yet.
+    pub fn new(url: &DatabaseUrl) -> Self {
         Self {
             url: url.clone(),
             observer: Mutex::new(None),
@@ -40,7 +41,7 @@ impl Watch {
     }
 
     /// Does `work` on the connection. Whoever is seen meanwhile to hold it up is in `holders`.
-    pub(crate) async fn during<T, E: From<sqlx::Error>>(
+    pub async fn during<T, E: From<sqlx::Error>>(
         &self,
         connection: &mut PgConnection,
         holders: &mut Vec<Blocker>,
@@ -74,11 +75,11 @@ impl Watch {
 
 /// That a lock was not to be had in time, and who holds it. Nothing of the transaction was done.
 #[derive(Debug)]
-pub(crate) struct Held(Vec<Blocker>);
+pub struct Held(Vec<Blocker>);
 
 impl Held {
     /// Says so about an error that comes from a lock. All other errors stay as they are.
-    pub(crate) fn explain(error: anyhow::Error, holders: Vec<Blocker>) -> anyhow::Error {
+    pub fn explain(error: anyhow::Error, holders: Vec<Blocker>) -> anyhow::Error {
         match lacks_a_lock(&error) {
             true => error.context(Self(holders)),
             false => error,
@@ -93,12 +94,12 @@ impl fmt::Display for Held {
 }
 
 /// That a lock was not to be had, and who holds it.
-pub(crate) fn said(holders: &[Blocker]) -> String {
+pub fn said(holders: &[Blocker]) -> String {
     format!("waited in vain for a lock{}", blocker::list(holders))
 }
 
 /// Whether it is only a lock that was not to be had in time, or because of a deadlock.
-pub(crate) fn lacks_a_lock(error: &anyhow::Error) -> bool {
+pub fn lacks_a_lock(error: &anyhow::Error) -> bool {
     let code = error
         .downcast_ref::<sqlx::Error>()
         .and_then(|error| error.as_database_error()?.code());

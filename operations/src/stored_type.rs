@@ -8,13 +8,13 @@ use shared::{EventType, Family};
 use worker::record::Record;
 
 /// Why an event is not taken for what its body says; `None` where column and body name one family.
-pub(crate) fn disagreement(stored: &str, record: &Record) -> Option<String> {
+pub fn disagreement(stored: &str, record: &Record) -> Option<String> {
     let (stored, own) = (Family::of(stored), record.event_type.family());
     (stored != own)
         .then(|| format!("it is stored as one of {stored}, and its body is one of {own}"))
 }
 
 /// Whether the event was stored without a type, because nobody could read one then.
-pub(crate) fn is_unknown(stored: &str) -> bool {
+pub fn is_unknown(stored: &str) -> bool {
     stored == EventType::unknown().as_str()
 }

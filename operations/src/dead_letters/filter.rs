@@ -12,7 +12,7 @@ use crate::{duration, family};
 
 /// Whether they still have to be looked after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub enum State {
     /// Nobody has dismissed them.
     Open,
     /// Somebody has.
@@ -22,42 +22,42 @@ pub(super) enum State {
 /// The filters that all commands share; what is given has to be met all together.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Which dead letters")]
-pub(super) struct Filter {
+pub struct Filter {
     /// Only events of this family: export-job, vendor or other
     #[arg(long, value_parser = family::parse)]
-    pub(super) family: Option<Family>,
+    pub family: Option<Family>,
 
     /// Only problems of this kind (not-an-event, wrong-data, refused, stopped-worker, conflict,
     /// unidentified, distrusted, foreign-company, company-change or misrouted), or, if it is none of these,
     /// problems with this text in them
     // An empty one, as of a script's unset variable, would be no filter at all.
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    pub(super) problem: Option<String>,
+    pub problem: Option<String>,
 
     /// Only events of this type, such as v1.vendor.created
     #[arg(long = "type", value_parser = NonEmptyStringValueParser::new())]
-    pub(super) event_type: Option<String>,
+    pub event_type: Option<String>,
 
     /// Only events of this company
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
-    pub(super) company: Option<String>,
+    pub company: Option<String>,
 
     /// Only those stored longer ago than this, such as 2h
     #[arg(long, value_parser = duration::parse)]
-    pub(super) older_than: Option<Duration>,
+    pub older_than: Option<Duration>,
 
     /// Only those stored since then, such as 30m
     #[arg(long, value_parser = duration::parse)]
-    pub(super) newer_than: Option<Duration>,
+    pub newer_than: Option<Duration>,
 
     /// Only this webhook id; may be repeated
     #[arg(long = "id", value_name = "WEBHOOK_ID")]
-    pub(super) ids: Vec<String>,
+    pub ids: Vec<String>,
 }
 
 impl Filter {
     /// Whether it lets everything through.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         let Self {
             family,
             problem,
@@ -77,7 +77,7 @@ impl Filter {
     }
 
     /// What was given, for the record of who did what.
-    pub(super) fn describe(&self) -> Value {
+    pub fn describe(&self) -> Value {
         let seconds = |age: Option<Duration>| age.map(|age| age.as_secs_f64());
         json!({
             "family": self.family.map(Family::name),
@@ -91,7 +91,7 @@ impl Filter {
     }
 
     /// Appends the filter to a query on `events`, as its `where`.
-    pub(super) fn push(&self, state: State, query: &mut QueryBuilder<Postgres>) {
+    pub fn push(&self, state: State, query: &mut QueryBuilder<Postgres>) {
         query.push(" where problem is not null and dismissed_at is");
         query.push(match state {
             State::Open => " null",

@@ -9,11 +9,11 @@ use worker::{
     record::Record,
 };
 
-use crate::typed_table::key;
+use crate::typed_row::key;
 
 /// The newest state of each resource. Empty in a run, whose tables show it.
 #[derive(Debug, Default)]
-pub(super) struct Trial(HashMap<(Family, String), State>);
+pub struct Trial(HashMap<(Family, String), State>);
 
 #[derive(Debug)]
 struct State {
@@ -23,13 +23,13 @@ struct State {
 
 impl Trial {
     /// Whether the record's resource would be another company's by now.
-    pub(super) fn makes_a_stranger(&self, record: &Record) -> bool {
+    pub fn makes_a_stranger(&self, record: &Record) -> bool {
         self.find(record)
             .is_some_and(|(state, typed)| state.company_id != typed.company_id())
     }
 
     /// Whether a newer state of its resource would be there.
-    pub(super) fn has_newer(&self, record: &Record) -> bool {
+    pub fn has_newer(&self, record: &Record) -> bool {
         self.find(record)
             .is_some_and(|(state, typed)| state.sort_key > *key(typed).1)
     }
@@ -41,7 +41,7 @@ impl Trial {
     }
 
     /// Notes what a batch would have stored.
-    pub(super) fn add(&mut self, records: impl IntoIterator<Item = Record>) {
+    pub fn add(&mut self, records: impl IntoIterator<Item = Record>) {
         for record in records {
             let Some(typed) = &record.typed else { continue };
             let (id, sort_key, _) = key(typed);

@@ -5,12 +5,12 @@ use std::collections::HashSet;
 use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection};
 use worker::{
-    families::Text,
+    families::{self, Text},
     record::{Body, Record},
 };
 
 use super::letter::Letter;
-use crate::{distrust, typed_table};
+use crate::distrusted;
 
 /// One without a problem any more, and what it becomes.
 pub(super) type Mended = (Letter, Box<Record>);
@@ -55,7 +55,7 @@ pub(super) async fn clear(
     }))
     .bind(any_company)
     .bind(column(mended, |letter, _| {
-        !letter.has_bytes && distrust::was_healthy(&letter.problem)
+        !letter.has_bytes && distrusted::was_healthy(&letter.problem)
     }))
     .execute(connection)
     .await?;
@@ -76,7 +76,7 @@ pub(super) async fn newest(
         return Ok(HashSet::new());
     }
     let mut newest = HashSet::new();
-    for table in Family::ALL.into_iter().filter_map(typed_table::name) {
+    for table in Family::ALL.into_iter().filter_map(families::table) {
         let set: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
             "select webhook_id from {table} where id = any($1) and webhook_id = any($2)"
         )))

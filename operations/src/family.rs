@@ -7,7 +7,7 @@ use sqlx::{Postgres, QueryBuilder};
 ///
 /// # Errors
 /// With the names that there are, when it is none of them.
-pub(crate) fn parse(text: &str) -> Result<Family, String> {
+pub fn parse(text: &str) -> Result<Family, String> {
     Family::ALL
         .into_iter()
         .find(|family| family.name() == text)
@@ -21,7 +21,7 @@ pub(crate) fn parse(text: &str) -> Result<Family, String> {
 
 /// Restricts a query on `events` to a family, as [`shared::EventType::family`] decides it: three
 /// segments, the middle one names the resource.
-pub(crate) fn push(family: Family, query: &mut QueryBuilder<Postgres>) {
+pub fn push(family: Family, query: &mut QueryBuilder<Postgres>) {
     let (verb, resources) = match family.resource() {
         Some(resource) => (" ~ ", resource.to_owned()),
         None => {

@@ -74,6 +74,8 @@ pub struct Ledger {
     pub unstored: usize,
     /// As above.
     pub oldest_unstored: f64,
+    /// Whether these are the figures of all receipts.
+    pub of_all: bool,
     /// The ids of the oldest of them that are older than a minute.
     pub receipts: Vec<String>,
     /// In the spool.

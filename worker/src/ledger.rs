@@ -34,6 +34,7 @@ pub struct Ledger {
     receipts: Receipts,
     unstored: IntGauge,
     oldest_seconds: Gauge,
+    of_all: IntGauge,
     dead_letters: IntGaugeVec,
     looked_at: Gauge,
 }
@@ -47,11 +48,16 @@ impl Ledger {
             unstored: metrics.gauge(Opts::new(
                 "pleo_ledger_unstored_receipts",
                 "Accepted events that are neither stored nor spooled nor written off, so they should \
-                 still be in RabbitMQ's queues",
+                 still be in RabbitMQ's queues; about 20,000 are counted",
             )),
             oldest_seconds: metrics.seconds(Opts::new(
                 "pleo_ledger_oldest_unstored_seconds",
                 "The age of the oldest of them; 0 if there is none",
+            )),
+            of_all: metrics.gauge(Opts::new(
+                "pleo_ledger_counts_all_receipts",
+                "1 while these two figures are about all receipts; 0 where there may be more and \
+                 older ones",
             )),
             dead_letters: metrics.gauges(
                 Opts::new(
@@ -88,6 +94,7 @@ impl Ledger {
             .set(i64::try_from(unstored.count).unwrap_or(i64::MAX));
         self.oldest_seconds
             .set(unstored.oldest_age.as_seconds_f64());
+        self.of_all.set(i64::from(unstored.of_all));
         self.show_dead_letters(&dead_letters);
         self.looked_at
             .set(Utc::now().timestamp_millis() as f64 / 1_000.0);

@@ -77,6 +77,7 @@ struct Chart {
 struct LedgerView {
     unstored: usize,
     oldest_unstored: String,
+    of_all: bool,
     waits_too_long: bool,
     spooled: String,
     oldest_spooled: Option<String>,
@@ -195,6 +196,7 @@ impl LedgerView {
         Self {
             unstored: ledger.unstored,
             oldest_unstored: words(ledger.oldest_unstored),
+            of_all: ledger.of_all,
             waits_too_long: ledger.unstored > 0 && ledger.oldest_unstored > TOO_LONG,
             spooled: counted(ledger.spooled.map_or(0, |spooled| spooled.events)),
             oldest_spooled: ledger.spooled.map(|spooled| words(spooled.oldest)),

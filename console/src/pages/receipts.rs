@@ -40,6 +40,8 @@ struct ReceiptsPage {
     frame: Frame,
     /// `None` before they were counted once.
     unstored: Option<usize>,
+    /// Whether that is the number of all.
+    of_all: bool,
     receipts: Vec<Receipt>,
     spooled: Vec<Spooled>,
 }
@@ -62,7 +64,8 @@ pub(crate) async fn page(
         .await?;
     html(&ReceiptsPage {
         frame: Frame::new(&request, "Receipts that are not stored", Section::Receipts),
-        unstored: known.map(|ledger| ledger.unstored),
+        unstored: known.as_ref().map(|ledger| ledger.unstored),
+        of_all: known.is_some_and(|ledger| ledger.of_all),
         receipts,
         spooled,
     })

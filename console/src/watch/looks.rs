@@ -138,6 +138,7 @@ pub(super) async fn ledger(store: &Store, receipts: &mut Receipts) -> Result<Led
     Ok(Ledger {
         unstored: unstored.count,
         oldest_unstored: unstored.oldest_age.as_seconds_f64(),
+        of_all: unstored.of_all,
         receipts: receipts.oldest(MOST_RECEIPTS),
         spooled,
         dead_letters,

@@ -440,6 +440,39 @@ fn unstored(metrics: &ServiceMetrics) -> u64 {
     figure.expect("the metric").parse().expect("a number")
 }
 
+/// Whether a look's figures say that they are about all receipts.
+fn counts_all(metrics: &ServiceMetrics) -> bool {
+    exposed(metrics)
+        .lines()
+        .any(|line| line == "pleo_ledger_counts_all_receipts 1")
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn after_a_start_looks_go_back_from_the_newest_receipt_and_say_until_they_are_through(
+    pool: PgPool,
+) {
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+         select 'm' || n, 'v1.x.y', now() - n * interval '1 second', '', ''
+           from generate_series(200, 100300) n;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select webhook_id, '', received_at, received_at from events;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         select 'nowhere-' || days, '', now() - days * interval '1 day', now()
+           from unnest(array[0.01, 3]) days",
+    )
+    .await;
+    let metrics = metrics();
+    let mut ledger = Ledger::new(pool.clone(), &metrics);
+    for (expected, is_through) in [(1, false), (2, true), (2, true)] {
+        ledger.look().await.expect("a look");
+        assert_eq!(unstored(&metrics), expected);
+        assert_eq!(counts_all(&metrics), is_through);
+    }
+    assert!(exposed(&metrics).contains("pleo_ledger_oldest_unstored_seconds 2592"));
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_receipt_counts_whatever_time_it_has(pool: PgPool) {
     let metrics = metrics();
@@ -549,34 +582,41 @@ async fn what_was_written_off_counts_only_when_it_is_published_again(pool: PgPoo
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn more_unstored_receipts_than_are_remembered_are_counted_all_the_same(pool: PgPool) {
+async fn more_unstored_receipts_than_are_remembered_are_at_least_so_many(pool: PgPool) {
     sql(
         &pool,
         "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
          select 'm' || n, '', now() - interval '2 days' + n * interval '1 second', now()
-           from generate_series(1, 10050) n",
+           from generate_series(1, 20050) n",
     )
     .await;
     let metrics = metrics();
     let mut ledger = Ledger::new(pool.clone(), &metrics);
-    for (change, expected) in [
-        ("select", 10_050),
-        ("select", 10_050),
+    for (change, expected, is_all) in [
+        ("select", 20_000, false),
+        ("select", 20_000, false),
         (
             "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
-             select 'm' || n, 'v1.x.y', now(), '', '' from generate_series(21, 80) n",
-            9_990,
+             select 'm' || n, 'v1.x.y', now(), '', '' from generate_series(20001, 20030) n",
+            20_000,
+            false,
         ),
         (
             "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
-             select 'm' || n, 'v1.x.y', now(), '', '' from generate_series(10001, 10050) n",
-            9_940,
+             select 'm' || n, 'v1.x.y', now(), '', '' from generate_series(1, 30) n",
+            19_990,
+            true,
         ),
-        ("update webhook_receipts set written_off_at = now()", 0),
+        (
+            "update webhook_receipts set written_off_at = now()",
+            0,
+            true,
+        ),
     ] {
         sql(&pool, change).await;
         ledger.look().await.expect("a look");
         assert_eq!(unstored(&metrics), expected, "{change}");
+        assert_eq!(counts_all(&metrics), is_all, "{change}");
     }
 }
 

@@ -35,7 +35,8 @@ const INSERT: &str =
      on conflict do nothing
      returning webhook_id";
 
-/// The receipts that are there, with what proves that their events are safe.
+/// The receipts that are there, with what proves that their events are safe: by the rule of the view
+/// `stored_receipts`.
 const LOOK_UP: &str = "select webhook_id, body_sha256,
             case when published_at > now() - make_interval(secs => $2) then 'receipt'
                  when exists (select from events e

@@ -97,7 +97,8 @@ impl Retention {
     }
 }
 
-/// Senders repeat a webhook for up to 75 hours.
+/// Senders repeat a webhook for up to 75 hours. The function in the database that deletes receipts refuses
+/// less than 4 days as well.
 fn parse_receipt_retention(text: &str) -> Result<Duration, String> {
     parse_duration_in::<{ 4 * DAY }, { 3_650 * DAY }>(text)
         .map_err(|error| format!("{error}; senders repeat a webhook for days"))

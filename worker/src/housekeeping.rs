@@ -67,27 +67,12 @@ impl Table {
     /// ones, and the time up to which it looked. Rows that somebody else has locked are left for later.
     const fn statement(self) -> &'static str {
         match self {
-            // Only where the event is stored: any other receipt may be all that is left of it. As a
-            // scalar subquery it cannot become a join that reads all of `events`.
+            // Functions with their owner's rights, as no account may delete these rows as it likes. This one
+            // looks by itself whether the event is stored.
             Self::Receipts => {
-                "with old as materialized (
-                     select ctid as place, webhook_id, received_at from webhook_receipts
-                      where received_at >= coalesce($1, '-infinity')
-                        and received_at < now() - make_interval(secs => $2)
-                      order by received_at
-                      limit $3
-                        for update skip locked),
-                 stored as materialized (
-                     select place from old
-                      where (select true from events e where e.webhook_id = old.webhook_id)),
-                 swept as (
-                     delete from webhook_receipts r
-                      where r.ctid = any (array(select place from stored))
-                     returning 1)
-                 select (select count(*) from old), (select count(*) from swept),
-                        (select max(received_at) from old)"
+                "select looked_at, swept, reached
+                   from sweep_receipts($1, now() - make_interval(secs => $2), $3)"
             }
-            // A function with its owner's rights, as no account may delete events as it likes.
             Self::Events => {
                 "select looked_at, swept, reached
                    from sweep_events($1, now() - make_interval(secs => $2), $3)"

@@ -125,8 +125,9 @@ async fn what_is_accepted_and_not_stored_is_shown_with_its_age(pool: PgPool) {
     sql(
         &pool,
         "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
-         values ('msg_stored', '', now() - interval '2 hours', now()),
-                ('msg_lost', '', now() - interval '2 hours', now() - interval '2 hours'),
+         select webhook_id, body_sha256, now() - interval '2 hours', now() from events;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+         values ('msg_lost', '', now() - interval '2 hours', now() - interval '2 hours'),
                 ('msg_written_off', '', now() - interval '2 hours', now() - interval '2 hours');
          update webhook_receipts set written_off_at = now() where webhook_id = 'msg_written_off';
          insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,

@@ -10,10 +10,11 @@
 revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
-    export_jobs_reported_pending, vendors_reported_draft, unstored_receipts,
+    export_jobs_reported_pending, vendors_reported_draft, stored_receipts, unstored_receipts,
     written_off_receipts, operator_actions, sweeps, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
 revoke all on function
+    sweep_receipts(timestamptz, timestamptz, integer),
     sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer),
     sweep_typed_rows(text, timestamptz, timestamptz, integer)
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
@@ -74,11 +75,11 @@ grant select,
 grant insert (webhook_id, body_sha256, received_at, published_at)
    on webhook_receipts to :"export_job_worker", :"vendor_worker", :"other_worker";
 
--- One worker keeps house: it sweeps receipts and looks at the ledger and the dead letters. To lock the
--- rows that it is about to delete it needs the right to update some column, and to delete them by their
--- place it needs the right to see that. It sees what was written off, and writes nothing off.
-grant select (ctid, webhook_id, received_at, published_at, written_off_at), update (published_at), delete
-   on webhook_receipts to :"other_worker";
+-- One worker keeps house: it looks at the ledger and the dead letters, and sweeps receipts by a function
+-- with its owner's rights, which takes neither a young one nor one whose event is not stored. It sees no
+-- hash and writes nothing off.
+grant select (webhook_id, received_at) on webhook_receipts to :"other_worker";
+grant execute on function sweep_receipts(timestamptz, timestamptz, integer) to :"other_worker";
 grant select on unstored_receipts to :"other_worker";
 grant select (event_type) on dead_letters to :"other_worker";
 

@@ -95,6 +95,7 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
             "select * from unstored_receipts",
             "select sweep_events('-infinity', 1)",
             "select sweep_events(null, '-infinity', 1)",
+            "select sweep_receipts(null, '-infinity', 1)",
             "select id from vendors",
             "select id from export_jobs",
             "insert into events (webhook_id) values ('m')",
@@ -150,6 +151,7 @@ async fn the_console_can_change_nothing(pool: PgPool) {
             "delete from webhook_receipts",
             "update webhook_spool set due_at = now()",
             "delete from webhook_spool",
+            "select sweep_receipts(null, '-infinity', 1)",
             "select sweep_events('-infinity', 1)",
             "select sweep_events(null, '-infinity', 1)",
         ],
@@ -175,21 +177,27 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
                 "update webhook_receipts set webhook_id = ''",
                 "update webhook_spool set body = ''",
                 "select body_sha256 from webhook_receipts",
+                "delete from webhook_receipts",
+                "update webhook_receipts set published_at = now()",
+                "update webhook_receipts set received_at = now()",
+                "update webhook_receipts set written_off_at = now()",
+                "select from webhook_receipts for update",
+                "select webhook_id from stored_receipts",
             ],
         )
         .await;
     }
-    // Only the one that keeps house sweeps, and events only where they are not kept for ever.
+    // Only the one that keeps house sweeps, no young receipt, and events only where they are not kept for
+    // ever.
     let mut vendor = place.postgres(VENDOR).await.expect("it logs in");
     assert_denied(
         &mut vendor,
         "vendor-worker",
         &[
-            "delete from webhook_receipts",
             "select webhook_id from webhook_receipts",
-            "update webhook_receipts set published_at = null",
             "select * from unstored_receipts",
             "select event_type from dead_letters",
+            "select sweep_receipts(null, '-infinity', 1)",
             "select sweep_events('-infinity', 1)",
             "select sweep_events(null, '-infinity', 1)",
         ],
@@ -201,11 +209,65 @@ async fn workers_can_change_no_event_and_forget_no_receipt(pool: PgPool) {
         "other-worker",
         &[
             "select payload from dead_letters",
+            "select sweep_receipts(null, now(), 1)",
+            "select sweep_receipts(null, now() - interval '95 hours', 1)",
+            "select sweep_receipts(null, 'infinity', 1)",
             "select sweep_events('-infinity', 1)",
             "select sweep_events(null, '-infinity', 1)",
         ],
     )
     .await;
+    place.clean_up().await;
+}
+
+/// An event was accepted and is nowhere. Other-worker's account stores something else under its id, and
+/// sweeps.
+#[sqlx::test(migrations = false)]
+async fn no_worker_hides_a_receipt_whose_event_is_not_stored(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    place
+        .sql(
+            "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+             select id, sha256(id::bytea), now() - interval '9 days', now() - interval '9 days'
+               from unnest(array['lost', 'stored']) id;
+             insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             values ('stored', 'v1.vendor.created', now(), 'stored', sha256('stored'))",
+        )
+        .await;
+    let mut other = place.postgres(OTHER).await.expect("it logs in");
+    for statement in [
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+         select id, 'unknown', now(), '', sha256('')
+           from unnest(array['lost', 'lost#conflict-0123456789abcdef']) id",
+        "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                    has_receipt, due_at)
+         values ('lost', sha256(''), 'other', 'unknown', '', now(), true, now())",
+        "select sweep_receipts(null, now() - interval '96 hours', 1000)",
+    ] {
+        sqlx::raw_sql(statement)
+            .execute(&mut other)
+            .await
+            .expect("its right");
+    }
+    let unstored: Vec<String> = sqlx::query_scalar("select webhook_id from unstored_receipts")
+        .fetch_all(&mut other)
+        .await
+        .expect("the ledger");
+    assert_eq!(unstored, ["lost"]);
+    let left: Vec<String> = sqlx::query_scalar("select webhook_id from webhook_receipts")
+        .fetch_all(&pool)
+        .await
+        .expect("the receipts");
+    assert_eq!(left, ["lost"]);
+    let recorded: Vec<(String, String, i64)> =
+        sqlx::query_as("select account, table_name, swept from sweeps")
+            .fetch_all(&pool)
+            .await
+            .expect("the sweeps");
+    assert_eq!(
+        recorded,
+        [(place.name(OTHER), "webhook_receipts".to_owned(), 1)]
+    );
     place.clean_up().await;
 }
 

@@ -59,8 +59,11 @@ async fn old_receipts_of_stored_events_are_swept_and_no_others(pool: PgPool) {
     sql(
         &pool,
         "insert into webhook_receipts (webhook_id, body_sha256, received_at)
-         values ('old', '', now() - interval '8 days'), ('young', '', now() - interval '6 days'),
-                ('nowhere', '', now() - interval '8 days'),
+         select webhook_id, body_sha256,
+                now() - case webhook_id when 'old' then interval '8 days' else interval '6 days' end
+           from events;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         values ('nowhere', '', now() - interval '8 days'),
                 ('spooled', '', now() - interval '8 days');
          insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
                                     has_receipt, due_at)
@@ -90,13 +93,123 @@ async fn old_receipts_of_stored_events_are_swept_and_no_others(pool: PgPool) {
     );
 }
 
+/// One receipt, and what is stored or spooled beside it.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_receipt_counts_as_stored_only_by_an_event_of_its_body(pool: PgPool) {
+    let metrics = metrics();
+    let mut ledger = Ledger::new(pool.clone(), &metrics);
+    for (what, there, is_unstored, left) in [
+        ("nothing", "select", 1, 1),
+        ("the event", "call store('m', 'the body', null)", 0, 0),
+        ("a forged event", "call store('m', 'forged', null)", 1, 1),
+        (
+            "a dead letter with another body",
+            "call store('m', 'forged', 'another body was accepted under this webhook id before')",
+            1,
+            1,
+        ),
+        (
+            "the event as a second body",
+            "call store('m', 'the first', null);
+             call store(conflict_id('m', sha256('the body')), 'the body', 'a test')",
+            0,
+            0,
+        ),
+        (
+            "another one as a second body",
+            "call store('m', 'the first', null);
+             call store(conflict_id('m', sha256('the body')), 'forged', 'a test')",
+            1,
+            1,
+        ),
+        (
+            "what was erased",
+            "call store('m', 'the body', null);
+             update events set event_type = 'erased', raw = '', erased_at = now()",
+            0,
+            0,
+        ),
+        (
+            "the event in the spool",
+            "call spool('m', 'the body')",
+            0,
+            1,
+        ),
+        (
+            "another body in the spool",
+            "call spool('m', 'forged')",
+            1,
+            1,
+        ),
+    ] {
+        sql(
+            &pool,
+            "truncate events, webhook_spool, webhook_receipts;
+             create or replace procedure store(id text, body text, problem text) language sql as
+             $$ insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem)
+                values (id, 'unknown', now(), body::bytea, sha256(body::bytea), problem) $$;
+             create or replace procedure spool(id text, body text) language sql as
+             $$ insert into webhook_spool (webhook_id, body_sha256, family, event_type, body,
+                                           received_at, has_receipt, due_at)
+                values (id, sha256(body::bytea), 'other', 'unknown', body::bytea, now(), true, now())
+             $$;
+             insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
+             values ('m', sha256('the body'), now() - interval '8 days', now() - interval '8 days')",
+        )
+        .await;
+        sql(&pool, there).await;
+        ledger.look().await.expect("a look");
+        assert_eq!(unstored(&metrics), is_unstored, "{what}");
+        sql(&pool, "update webhook_receipts set written_off_at = now()").await;
+        let written_off = count(&pool, "select count(*) from written_off_receipts").await;
+        assert_eq!(
+            written_off,
+            i64::try_from(is_unstored).expect("a number"),
+            "{what}"
+        );
+        sweep(&pool, Table::Receipts).await;
+        let receipts = count(&pool, "select count(*) from webhook_receipts").await;
+        assert_eq!(receipts, left, "{what}");
+    }
+}
+
+/// Where receipts are kept for longer than events.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_second_body_stays_as_long_as_its_receipt(pool: PgPool) {
+    let old = |body: &str| received_days_ago(40, event("m", body.to_owned()));
+    let body = |name: &str| vendor_body("v", name, "DRAFT", "2025-02-21T10:05:43Z");
+    persist(&pool, [old(&body("First"))]).await;
+    persist(&pool, [old(&body("Second"))]).await;
+    sql(
+        &pool,
+        "update events set dismissed_at = now() where problem is not null;
+         insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         select 'm', body_sha256, now() from events where problem is not null",
+    )
+    .await;
+    sweep(&pool, Table::Events).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 2);
+    assert_eq!(
+        count(&pool, "select count(*) from unstored_receipts").await,
+        0
+    );
+    sql(
+        &pool,
+        "update webhook_receipts set received_at = now() - interval '8 days'",
+    )
+    .await;
+    sweep(&pool, Table::Receipts).await;
+    sweep(&pool, Table::Events).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 0);
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_sweep_waits_for_no_lock(pool: PgPool) {
     persist(&pool, ["free", "locked"].map(vendor)).await;
     sql(
         &pool,
         "insert into webhook_receipts (webhook_id, body_sha256, received_at)
-         select webhook_id, '', now() - interval '8 days' from events",
+         select webhook_id, body_sha256, now() - interval '8 days' from events",
     )
     .await;
     let mut ingest = pool.begin().await.expect("a transaction");
@@ -359,7 +472,7 @@ async fn a_repetition_on_its_way_keeps_its_event(pool: PgPool) {
     let mut ingest = pool.begin().await.expect("a transaction");
     sqlx::query(
         "insert into webhook_receipts (webhook_id, body_sha256, received_at)
-         values ('repeated', '', now())",
+         select webhook_id, body_sha256, now() from events",
     )
     .execute(&mut *ingest)
     .await
@@ -406,7 +519,9 @@ async fn the_ledger_shows_unstored_receipts_and_dead_letters_by_family(pool: PgP
     sql(
         &pool,
         "insert into webhook_receipts (webhook_id, body_sha256, received_at)
-         values ('healthy', '', now()), ('nowhere', '', now() - interval '1 hour')",
+         select webhook_id, body_sha256, now() from events where webhook_id = 'healthy';
+         insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         values ('nowhere', '', now() - interval '1 hour')",
     )
     .await;
     let metrics = metrics();
@@ -502,6 +617,12 @@ async fn a_receipt_counts_whatever_time_it_has(pool: PgPool) {
         }
     }
     persist(&pool, ["slow", "fast", "late"].map(vendor)).await;
+    sql(
+        &pool,
+        "update webhook_receipts r set body_sha256 = e.body_sha256
+           from events e where e.webhook_id = r.webhook_id",
+    )
+    .await;
     ledger.look().await.expect("a look");
     assert_eq!(unstored(&metrics), 1);
 }

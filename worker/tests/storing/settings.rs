@@ -62,7 +62,7 @@ async fn work_through(pool: &PgPool, admin: &mut PgConnection, round: usize) {
          values ($1, sha256('{}'), 'vendor', 'v1.vendor.created', '{}', now(), false, now())",
     )
     .bind(id("spooled"))
-    .execute(admin)
+    .execute(&mut *admin)
     .await
     .expect("a row");
     let reader = start_spool_reader(&fresh, Family::Vendor);
@@ -73,11 +73,15 @@ async fn work_through(pool: &PgPool, admin: &mut PgConnection, round: usize) {
     )
     .await;
     reader.cancel();
+    sqlx::query("update public.webhook_receipts set received_at = now() - interval '8 days'")
+        .execute(admin)
+        .await
+        .expect("old receipts");
     let metrics = ServiceMetrics::new(Program::Worker(Family::Other));
     let housekeeping = Housekeeping::new(
         fresh.clone(),
         &metrics,
-        Duration::ZERO,
+        Duration::from_secs(7 * 24 * 3_600),
         RetentionArgs {
             event_retention: Retention::For(Duration::from_secs(30 * 24 * 3_600)),
             typed_row_retention: Retention::For(Duration::from_secs(30 * 24 * 3_600)),

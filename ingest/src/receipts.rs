@@ -36,7 +36,7 @@ const INSERT: &str =
      returning webhook_id";
 
 /// The receipts that are there, with what proves that their events are safe: by the rule of the view
-/// `stored_receipts`.
+/// `stored_receipts`. `offset 0` keeps the planner from reading the whole spool for them.
 const LOOK_UP: &str = "select webhook_id, body_sha256,
             case when published_at > now() - make_interval(secs => $2) then 'receipt'
                  when exists (select from events e
@@ -45,7 +45,8 @@ const LOOK_UP: &str = "select webhook_id, body_sha256,
                                  and e.body_sha256 = r.body_sha256)
                      then 'stored'
                  when exists (select from webhook_spool s
-                               where s.webhook_id = r.webhook_id and s.body_sha256 = r.body_sha256)
+                               where s.webhook_id = r.webhook_id and s.body_sha256 = r.body_sha256
+                              offset 0)
                      then 'spooled'
             end
        from webhook_receipts r

@@ -11,11 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    due_rows::LEASE,
     judge::{Class, History, Rehearsal, Size, Verdict, judge},
     persistence::{Abandoned, Hold, Persistence},
     problem,
     record::Record,
-    spool_reader::LEASE,
     spool_writer::{Claims, Postponement},
     work::Work,
 };

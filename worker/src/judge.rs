@@ -137,8 +137,11 @@ pub enum Verdict {
     Blame,
 }
 
-/// Contention is tried again so often before it is treated as any other trouble.
+/// Contention over one event is tried again so often before it is treated as any other trouble.
 const RETRIES: u32 = 3;
+
+/// The same over a group: each of its halves is tried as often, which adds up.
+const GROUP_RETRIES: u32 = 1;
 
 /// So many failures, each right after a rehearsal that went well, make an event the culprit of a
 /// trouble that is usually Postgres' own.
@@ -152,7 +155,8 @@ pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
         // No rehearsal is needed: halving blames no event.
         (Class::Row | Class::Lost, Size::Many) => Verdict::Halve,
         (Class::Row, Size::One) => Verdict::Blame,
-        (Class::Contention, _) if history.failures <= RETRIES => Verdict::Retry,
+        (Class::Contention, Size::One) if history.failures <= RETRIES => Verdict::Retry,
+        (Class::Contention, Size::Many) if history.failures <= GROUP_RETRIES => Verdict::Retry,
         // What ends connections at random rarely hits only the real event three times in a row.
         (Class::Lost | Class::Environment | Class::Contention, Size::One) => {
             if confirmed < CONFIRMATIONS {

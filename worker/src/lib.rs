@@ -10,6 +10,7 @@
 pub mod acks;
 pub mod config;
 pub mod consumer;
+pub mod due_rows;
 pub mod families;
 pub mod floor;
 mod groups;

@@ -6,76 +6,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{
-    AcceptedEvent, Companies, EventType, Family,
-    database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
-    message::Receipt,
-};
-use sqlx::{Row, postgres::PgRow};
-use tokio::time::Instant;
+use shared::{Family, database::Pool};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    floor::Floor,
+    due_rows::{self, DueRows, Spool},
     persistence::{Abandoned, Persistence},
-    problem::{self, STOPPED_WORKER},
-    work::{Source, Work},
 };
-
-/// How long a claimed row is left to its worker.
-pub const LEASE: Duration = Duration::from_secs(60);
-
-/// After so many unfinished claims in company, a row is handled alone: its neighbours must not pay
-/// for it.
-pub const ISOLATE_AFTER: i32 = 2;
-
-/// After so many unfinished claims alone, it is what stops the workers.
-const TRIES_ALONE: i32 = 3;
 
 /// How often an empty spool is looked at.
 const IDLE_POLL: Duration = Duration::from_secs(1);
-
-/// For one claim. Postgres' own limit ends it earlier: a claim that commits unseen would count
-/// against its events.
-const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
-
-/// For one claim from the beginning, which may have to pass millions of entries of rows that are gone. If
-/// it never came to its end, a worker would take nothing until vacuum has removed them.
-const LONG_CLAIM_DEADLINE: Duration = Duration::from_secs(70);
-
-/// The count of claims has to outlive this process, and need not outlive the server.
-const CLAIM: TransactionMode = TransactionMode::write(Durability::Local).by_index();
-const LONG_CLAIM: TransactionMode = CLAIM.statement_timeout(Duration::from_secs(60));
-
-/// How often rows that appeared late are searched for.
-const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_secs(60);
-
-/// The claim of at most `$2` rows. They are chosen once, whatever the plan is: a subquery would be
-/// chosen anew for each row that a nested loop compares it with, and each time choose other ones.
-macro_rules! claim {
-    ($which:literal) => {
-        concat!(
-            "with due as materialized (
-                 select ctid as place, due_at from webhook_spool
-                  where family = $1 and due_at <= now() and ",
-            $which,
-            "       and due_at >= coalesce($4, '-infinity')
-                  order by due_at
-                  limit $2
-                    for update skip locked)
-             update webhook_spool s
-                set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
-              where s.ctid = any (array(select place from due))
-             returning s.*, array_to_string(s.secret_companies, ' ') as companies, (select max(due_at) from due) as reached"
-        )
-    };
-}
-
-// The bounds are ISOLATE_AFTER, written out as the indexes have them.
-const CLAIM_FRESH: &str = claim!("attempts = 0 and claims < 2");
-const CLAIM_REFUSED: &str = claim!("attempts > 0 and claims < 2");
-const CLAIM_ALONE: &str = claim!("claims >= 2");
 
 /// Refused events are retried so many together. Each may take as long as [`Patience::Long`] lets it.
 ///
@@ -99,20 +41,36 @@ impl SpoolReader {
     /// have been in trouble are taken apart: one that is slow holds up only those.
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
         let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
-        let mut fresh = [Claim::new(CLAIM_FRESH, limit)];
-        let mut troubled = [
-            Claim::new(CLAIM_REFUSED, limit.min(REFUSED_TOGETHER)),
-            Claim::new(CLAIM_ALONE, 1),
+        let fresh = self.spool();
+        let troubled = Spool {
+            searched: Arc::default(),
+            ..fresh.clone()
+        };
+        let refused = limit.min(REFUSED_TOGETHER);
+        let mut fresh_rows = [DueRows::new(due_rows::FRESH, limit, fresh.clone())];
+        let mut troubled_rows = [
+            DueRows::new(due_rows::REFUSED, refused, troubled.clone()),
+            DueRows::new(due_rows::ALONE, 1, troubled.clone()),
         ];
         tokio::join!(
-            self.read(&mut fresh, &stop, &abandon),
-            self.read(&mut troubled, &stop, &abandon)
+            self.read(&mut fresh_rows, &fresh.searched, &stop, &abandon),
+            self.read(&mut troubled_rows, &troubled.searched, &stop, &abandon)
         );
+    }
+
+    fn spool(&self) -> Spool {
+        Spool {
+            pool: self.pool.clone(),
+            family: self.family,
+            searched: Arc::default(),
+            searching: Arc::default(),
+        }
     }
 
     async fn read(
         &self,
-        kinds: &mut [Claim],
+        kinds: &mut [DueRows],
+        searched: &Notify,
         stop: &CancellationToken,
         abandon: &CancellationToken,
     ) {
@@ -131,6 +89,7 @@ impl SpoolReader {
             };
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = searched.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -139,15 +98,12 @@ impl SpoolReader {
     /// Stores one claim of each kind; answers with the number of its rows.
     async fn store_due(
         &self,
-        kinds: &mut [Claim],
+        kinds: &mut [DueRows],
         abandon: &CancellationToken,
     ) -> Result<usize, String> {
         let mut stored = 0;
         for kind in kinds {
-            let due = kind
-                .claim(&self.pool, self.family)
-                .await
-                .map_err(|error| error.to_string())?;
+            let due = kind.claim().await.map_err(|error| error.to_string())?;
             if due.is_empty() {
                 continue;
             }
@@ -162,86 +118,4 @@ impl SpoolReader {
         }
         Ok(stored)
     }
-}
-
-/// Claims of one kind, one after the other.
-struct Claim {
-    sql: &'static str,
-    limit: i64,
-    floor: Floor,
-}
-
-impl Claim {
-    fn new(sql: &'static str, limit: i64) -> Self {
-        Self {
-            sql,
-            limit,
-            floor: Floor::new(FROM_THE_BEGINNING_EVERY),
-        }
-    }
-
-    /// Claims the oldest due rows.
-    async fn claim(&mut self, pool: &Pool, family: Family) -> Result<Vec<Work>, TransactionError> {
-        let start = self.floor.start(Instant::now());
-        let (mode, patience) = match start {
-            Some(_) => (CLAIM, CLAIM_DEADLINE),
-            None => (LONG_CLAIM, LONG_CLAIM_DEADLINE),
-        };
-        let deadline = Instant::now() + patience;
-        let (sql, limit) = (self.sql, self.limit);
-        let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
-        let (due, reached) = transaction
-            .run(async |connection| {
-                let rows = sqlx::query(sql)
-                    .bind(family.name())
-                    .bind(limit)
-                    .bind(LEASE.as_secs_f64())
-                    .bind(start)
-                    .fetch_all(connection)
-                    .await?;
-                let due: Vec<Work> = rows.iter().map(as_work).collect::<Result<_, _>>()?;
-                let reached = rows.first().map(|row| row.try_get("reached")).transpose()?;
-                Ok((due, reached))
-            })
-            .await?;
-        transaction.commit().await?;
-        if let Some(reached) = reached {
-            self.floor.advance(reached);
-        }
-        Ok(due)
-    }
-}
-
-fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
-    let body: Vec<u8> = row.try_get("body")?;
-    let event_type: &str = row.try_get("event_type")?;
-    let claims: i32 = row.try_get("claims")?;
-    let companies: Option<&str> = row.try_get("companies")?;
-    let event = AcceptedEvent {
-        webhook_id: row.try_get("webhook_id")?,
-        event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
-        body_sha256: shared::message::body_sha256(&body),
-        body: body.into(),
-        received_at: row.try_get("received_at")?,
-        attempted_at: row.try_get("attempted_at")?,
-        secret_name: row.try_get("secret_name")?,
-        secret_companies: companies.map(Companies::read),
-    };
-    let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
-    let problem = if gives_up {
-        Some(format!("{STOPPED_WORKER} {TRIES_ALONE} times"))
-    } else {
-        problem::known_of(&event)
-    };
-    Ok(Work {
-        event,
-        receipt: if row.try_get("has_receipt")? {
-            Receipt::Recorded
-        } else {
-            Receipt::Missing
-        },
-        attempts: row.try_get("attempts")?,
-        problem,
-        source: Source::Spool,
-    })
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{
-    spool_reader::{ISOLATE_AFTER, LEASE},
+    due_rows::{ISOLATE_AFTER, LEASE, free_spooled},
     work::{Source, Work},
 };
 
@@ -106,14 +106,17 @@ async fn update_spooled(
     ) -> Vec<T> {
         postponements.iter().map(|p| pick(p)).collect()
     }
-    sqlx::query(
+    sqlx::query(concat!(
         "update webhook_spool s
-            set attempts = later.attempts, claims = 0, last_error = later.reason,
-                due_at = now() + make_interval(secs => later.delay)
-           from unnest($1::text[], $2::bytea[], $3::int[], $4::text[], $5::float8[])
-             as later (webhook_id, body_sha256, attempts, reason, delay)
-          where s.webhook_id = later.webhook_id and s.body_sha256 = later.body_sha256",
-    )
+            set (attempts, claims, last_error, due_at) = (
+                    select attempts, 0, reason, now() + make_interval(secs => delay)
+                      from unnest($1::text[], $2::bytea[], $3::int[], $4::text[], $5::float8[])
+                        as later (webhook_id, body_sha256, attempts, reason, delay)
+                     where s.webhook_id = later.webhook_id and s.body_sha256 = later.body_sha256
+                     limit 1)
+          where ",
+        free_spooled!()
+    ))
     .bind(column(postponements, |p| p.work.event.webhook_id.as_str()))
     .bind(column(postponements, |p| &p.work.event.body_sha256[..]))
     .bind(column(postponements, |p| p.attempts))
@@ -172,10 +175,11 @@ impl<'b> Claims<'b> {
     /// were set aside meanwhile have no claim and keep their time.
     pub async fn renew(&self) {
         self.update(
-            "update webhook_spool s set due_at = now() + make_interval(secs => $3)
-               from unnest($1::text[], $2::bytea[]) as held (webhook_id, body_sha256)
-              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256
-                and s.claims > 0",
+            concat!(
+                "update webhook_spool s set due_at = now() + make_interval(secs => $3)
+                  where s.claims > 0 and ",
+                free_spooled!()
+            ),
             LEASE,
         )
         .await;
@@ -184,11 +188,12 @@ impl<'b> Claims<'b> {
     /// Gives the rows back at once, uncounted.
     pub async fn release(&self) {
         self.update(
-            "update webhook_spool s
-                set due_at = now() + make_interval(secs => $3), claims = s.claims - 1
-               from unnest($1::text[], $2::bytea[]) as held (webhook_id, body_sha256)
-              where s.webhook_id = held.webhook_id and s.body_sha256 = held.body_sha256
-                and s.claims > 0",
+            concat!(
+                "update webhook_spool s
+                    set due_at = now() + make_interval(secs => $3), claims = s.claims - 1
+                  where s.claims > 0 and ",
+                free_spooled!()
+            ),
             Duration::ZERO,
         )
         .await;

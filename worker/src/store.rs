@@ -15,6 +15,7 @@ use sqlx::{PgConnection, Row};
 use tokio::time::Instant;
 
 use crate::{
+    due_rows::free_spooled,
     families::{self, Text, Typed},
     groups::Patience,
     judge::Class,
@@ -451,11 +452,10 @@ async fn delete_spooled(
         .map(|w| w.event.webhook_id.as_str())
         .collect();
     let hashes: Vec<&[u8]> = spooled.iter().map(|w| &w.event.body_sha256[..]).collect();
-    sqlx::query(
-        "delete from webhook_spool s
-          using unnest($1::text[], $2::bytea[]) as done (webhook_id, body_sha256)
-          where s.webhook_id = done.webhook_id and s.body_sha256 = done.body_sha256",
-    )
+    sqlx::query(concat!(
+        "delete from webhook_spool s where ",
+        free_spooled!()
+    ))
     .bind(ids)
     .bind(hashes)
     .execute(connection)

@@ -6,8 +6,8 @@ use serde_json::json;
 use shared::{AcceptedEvent, EventType, message::Receipt};
 use sqlx::{PgConnection, Row as _, postgres::PgRow};
 use worker::{
+    due_rows::ISOLATE_AFTER,
     record::Record,
-    spool_reader::ISOLATE_AFTER,
     work::{Source, Work},
 };
 

@@ -74,7 +74,27 @@ async fn a_claim_takes_no_more_rows_than_it_may(pool: PgPool) {
     reader.cancel();
 }
 
-/// A pool of an account whose every look at a row of the spool takes two seconds, as one that has to pass
+/// Vendors whose events are due since then, given as an SQL interval.
+async fn spool_vendors(pool: &PgPool, prefix: &str, events: i32, since: &str) {
+    sqlx::query(
+        r#"insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
+                                      has_receipt, due_at)
+           select id, sha256(body), 'vendor', 'v1.vendor.created', body, now(), true,
+                  now() - $3::text::interval
+             from generate_series(1, $2) n,
+                  lateral (select $1 || n as id) named,
+                  lateral (select convert_to(format('{"eventType":"v1.vendor.created","data":
+                      {"id":"%s","companyId":"c1","name":"n","state":"DRAFT"}}', id), 'UTF8') as body) sent"#,
+    )
+    .bind(prefix)
+    .bind(events)
+    .bind(since)
+    .execute(pool)
+    .await
+    .expect("rows");
+}
+
+/// A pool of an account whose searches take two seconds for each old row, as one that has to pass
 /// millions of entries of rows that are gone.
 async fn slow_account(pool: &PgPool) -> (String, PgPool) {
     let name = format!("slow_{:016x}", rand::random::<u64>());
@@ -82,7 +102,11 @@ async fn slow_account(pool: &PgPool) -> (String, PgPool) {
         "create role {name} login password '{name}';
          grant all on all tables in schema public to {name};
          alter table webhook_spool enable row level security;
-         create policy slow on webhook_spool using (pg_sleep(2)::text = '') with check (true)"
+         create policy slow on webhook_spool
+          using (due_at > now() - interval '5 minutes'
+                 or current_setting('transaction_read_only') = 'off'
+                 or pg_sleep(2)::text = '')
+           with check (true)"
     );
     sqlx::raw_sql(AssertSqlSafe(statements))
         .execute(pool)
@@ -93,20 +117,14 @@ async fn slow_account(pool: &PgPool) -> (String, PgPool) {
     (name, slow.expect("it logs in"))
 }
 
-/// Otherwise a worker that starts while an old snapshot keeps such rows would take nothing.
+/// Otherwise a worker that starts while an old snapshot keeps such rows would take nothing for long.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
-async fn a_first_claim_that_takes_long_comes_to_its_end(pool: PgPool) {
-    sql(
-        &pool,
-        "insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
-                                    has_receipt, due_at)
-         select 'm' || n, sha256('{}'), 'vendor', 'v1.vendor.created', '{}', now(), true, now()
-           from generate_series(1, 3) n",
-    )
-    .await;
+async fn no_claim_waits_for_a_search_and_a_search_may_take_long(pool: PgPool) {
+    spool_vendors(&pool, "old", 3, "1 hour").await;
+    spool_vendors(&pool, "fresh", 3, "0").await;
     let (name, slow) = slow_account(&pool).await;
     let reader = start_reader(&slow, 10);
-    until_count(&pool, "select sum(claims) from webhook_spool", 3).await;
+    until_count(&pool, "select count(*) from vendors", 6).await;
     reader.cancel();
     slow.close().await;
     let drop = format!("drop owned by {name}; drop role {name}");
@@ -114,6 +132,66 @@ async fn a_first_claim_that_takes_long_comes_to_its_end(pool: PgPool) {
         .execute(&pool)
         .await
         .expect("nothing is left of it");
+    let earlier = "select count(*) from events
+                    where webhook_id like 'fresh%'
+                      and stored_at < all (select stored_at from events
+                                            where webhook_id like 'old%')";
+    assert_eq!(count(&pool, earlier).await, 3);
+}
+
+/// A backlog has more rows than one search finds, also with one and the same time.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_backlog_is_stored_by_all_readers_without_pauses(pool: PgPool) {
+    spool_vendors(&pool, "old", 2_000, "1 hour").await;
+    let readers = [start_reader(&pool, 10), start_reader(&pool, 10)];
+    until_count(&pool, "select count(*) from vendors", 2_000).await;
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    // With a pause of a second after each search, the 200 pages would take minutes.
+    let took = "select extract(epoch from max(stored_at) - min(stored_at))::int8 from events";
+    assert!(count(&pool, took).await < 50);
+    readers.iter().for_each(CancellationToken::cancel);
+}
+
+const GONE: i64 = 20_000;
+
+/// As workers leave it behind: each row was claimed once and deleted, and an old snapshot keeps all.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn only_a_search_passes_the_entries_of_rows_that_are_gone(pool: PgPool) {
+    let mut old = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql("set transaction isolation level repeatable read; select from events")
+        .execute(&mut *old)
+        .await
+        .expect("an old snapshot");
+    spool_vendors(&pool, "gone", GONE.try_into().expect("small"), "1 hour").await;
+    sql(&pool, "delete from webhook_spool; analyze webhook_spool").await;
+    let options = (*pool.connect_options()).clone();
+    let own = PgPool::connect_with(options.application_name("reader")).await;
+    let own = own.expect("a pool");
+    let reader = start_reader(&own, 100);
+    for n in 0..3 {
+        // Several claims find nothing meanwhile.
+        sleep(Duration::from_secs(2)).await;
+        spool_vendors(&pool, &format!("fresh{n}-"), 1, "0").await;
+        until_count(&pool, "select count(*) from vendors", n + 1).await;
+    }
+    reader.cancel();
+    own.close().await;
+    // What its sessions have read is counted at their end.
+    until_count(
+        &pool,
+        "select count(*) from pg_stat_activity
+          where application_name = 'reader' and datname = current_database()",
+        0,
+    )
+    .await;
+    let read = count(
+        &pool,
+        "select sum(idx_tup_read)::int8 from pg_stat_user_indexes where relname = 'webhook_spool'",
+    )
+    .await;
+    old.rollback().await.expect("the end");
+    assert!(read >= GONE, "the search has read {read}");
+    assert!(read < 2 * GONE, "claims have read {read}");
 }
 
 /// As many rows to sweep as two batches and a half have, and what notes how many a statement deleted.

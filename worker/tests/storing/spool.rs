@@ -8,8 +8,10 @@ use shared::{
     spool::{self, SpoolEntry},
 };
 use sqlx::PgPool;
+use tokio_util::sync::CancellationToken;
+use worker::work::{Source, Work};
 
-use crate::sample::{count, sql, start_spool_reader, until_count, vendor};
+use crate::sample::{count, persistence, sql, start_spool_reader, until_count, vendor, work};
 
 pub(crate) async fn spool_events(pool: &PgPool, events: &[AcceptedEvent], claims: i32) {
     let entries: Vec<_> = events
@@ -115,5 +117,36 @@ async fn a_reader_outlives_every_error(pool: PgPool) {
         spool_events(&pool, &[event], 0).await;
         until_count(&pool, "select count(*) from vendors", stored).await;
     }
+    reader.cancel();
+}
+
+/// What a user may have selected for update after it was claimed.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_locked_row_of_the_spool_holds_nothing_up(pool: PgPool) {
+    let events: Vec<AcceptedEvent> = (0..100).map(|n| vendor(&format!("m{n}"))).collect();
+    spool_events(&pool, &events, 1).await;
+    let mut user = pool.begin().await.expect("a transaction");
+    sqlx::query("select from webhook_spool where webhook_id = 'm50' for update")
+        .execute(&mut *user)
+        .await
+        .expect("a lock");
+    let claimed = events.into_iter().map(|event| Work {
+        source: Source::Spool,
+        ..work(event)
+    });
+    persistence(&pool, Family::Vendor)
+        .persist(claimed.collect(), &CancellationToken::new())
+        .await
+        .expect("not abandoned");
+    assert_eq!(count(&pool, "select count(*) from vendors").await, 100);
+    let left = "select count(*) from webhook_spool where webhook_id = 'm50' and attempts = 0";
+    assert_eq!(count(&pool, left).await, 1);
+    assert_eq!(count(&pool, "select count(*) from webhook_spool").await, 1);
+    user.rollback().await.expect("the end");
+    // Its claim has run out.
+    sql(&pool, "update webhook_spool set due_at = now()").await;
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(&pool, "select count(*) from webhook_spool", 0).await;
+    assert_eq!(count(&pool, "select count(*) from events").await, 100);
     reader.cancel();
 }

@@ -1,0 +1,392 @@
+//! Claims on due rows of `webhook_spool`.
+//!
+//! Rows that were taken leave entries in the index until vacuum removes them, which it cannot while a
+//! transaction is open that began before (an old snapshot). A claim that began at the oldest entry
+//! would pass all of them: some seconds for a million. So each claim begins where the last one ended.
+//! What became due before that is searched for beside the claims, by reading only, and claimed by its
+//! key: the rows of a long outage at a worker's start, and rows whose transaction took long.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use shared::{
+    AcceptedEvent, Companies, EventType, Family,
+    database::{DeadlineTransaction, Durability, Pool, TransactionError, TransactionMode},
+    message::Receipt,
+};
+use sqlx::{Row, postgres::PgRow};
+use tokio::{
+    sync::{Mutex, Notify},
+    time::Instant,
+};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::warn;
+
+use crate::{
+    problem::{self, STOPPED_WORKER},
+    work::{Source, Work},
+};
+
+/// How long a claimed row is left to its worker.
+pub const LEASE: Duration = Duration::from_secs(60);
+
+/// After so many unfinished claims in company, a row is handled alone: its neighbours must not pay
+/// for it.
+pub const ISOLATE_AFTER: i32 = 2;
+
+/// After so many unfinished claims alone, it is what stops the workers.
+const TRIES_ALONE: i32 = 3;
+
+/// For one claim. Postgres' own limit ends it earlier: a claim that commits unseen would count
+/// against its events.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
+
+/// For one search, which may have to pass millions of entries.
+const SEARCH_DEADLINE: Duration = Duration::from_secs(70);
+
+/// The count of claims has to outlive this process, and need not outlive the server.
+const CLAIM: TransactionMode = TransactionMode::write(Durability::Local).by_index();
+
+const SEARCH: TransactionMode = TransactionMode::read()
+    .by_index()
+    .statement_timeout(Duration::from_secs(60));
+
+/// Between the end of one round of searching and the next one.
+const SEARCH_EVERY: Duration = Duration::from_secs(60);
+
+/// After a search that failed.
+const SEARCH_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// A row is due at the time at which its transaction began, and shows up when that commits. One that
+/// takes longer is found by searching.
+const SHOWS_UP_WITHIN: TimeDelta = TimeDelta::seconds(5);
+
+/// The same where nothing was due. Nothing is passed again then but what came in that time, so it may
+/// be longer.
+const SHOWS_UP_WITHIN_IDLE: TimeDelta = TimeDelta::seconds(20);
+
+/// The rows of `webhook_spool` with these ids and hashes. Each key is looked up on its own: a join may
+/// read all of an index, entries of rows that are gone included.
+macro_rules! with_keys {
+    ($ids:literal, $hashes:literal) => {
+        concat!(
+            "ctid = any (array(
+                 select (select spooled.ctid from webhook_spool spooled
+                          where spooled.webhook_id = key.webhook_id
+                            and spooled.body_sha256 = key.body_sha256)
+                   from unnest(",
+            $ids,
+            "::text[], ",
+            $hashes,
+            "::bytea[]) as key (webhook_id, body_sha256)))"
+        )
+    };
+}
+pub(crate) use with_keys;
+
+/// Of the rows with the ids `$1` and the hashes `$2`, those that nobody else has locked. What is not
+/// noted of a locked row costs little: its claim runs out, and its event is found stored.
+macro_rules! free_spooled {
+    () => {
+        concat!(
+            "ctid = any (array(select ctid from webhook_spool where ",
+            $crate::due_rows::with_keys!("$1", "$2"),
+            " for update skip locked))"
+        )
+    };
+}
+pub(crate) use free_spooled;
+
+/// What sets rows apart that are claimed apart, and the statements for them.
+pub struct Kind {
+    claim: &'static str,
+    claim_found: &'static str,
+    search: &'static str,
+}
+
+/// Claims at most `$2` rows that `$due` has chosen. They are chosen once, whatever the plan is: a subquery
+/// would be chosen anew for each row that a nested loop compares it with, and each time choose other ones.
+macro_rules! claim {
+    ($which:literal, $due:expr, $order:literal) => {
+        concat!(
+            "with due as materialized (
+                 select ctid as place, due_at from webhook_spool
+                  where family = $1 and due_at <= now() and ",
+            $which,
+            " and ",
+            $due,
+            $order,
+            "     limit $2
+                    for update skip locked)
+             update webhook_spool s
+                set claims = s.claims + 1, due_at = now() + make_interval(secs => $3)
+              where s.ctid = any (array(select place from due))
+             returning s.*, array_to_string(s.secret_companies, ' ') as companies,
+                       (select max(due_at) from due) as reached"
+        )
+    };
+}
+
+macro_rules! kind {
+    ($which:literal) => {
+        Kind {
+            claim: claim!($which, "due_at >= $4", " order by due_at"),
+            claim_found: claim!($which, with_keys!("$4", "$5"), ""),
+            search: concat!(
+                "select webhook_id, body_sha256, due_at from webhook_spool
+                  where family = $1 and due_at <= now() and ",
+                $which,
+                "   and due_at >= coalesce($3, '-infinity')
+                  order by due_at
+                  limit $2"
+            ),
+        }
+    };
+}
+
+// The bounds are `ISOLATE_AFTER`, written out as the indexes have them.
+
+/// Rows that have never been in trouble.
+pub const FRESH: Kind = kind!("attempts = 0 and claims < 2");
+/// Rows that Postgres refused before.
+pub const REFUSED: Kind = kind!("attempts > 0 and claims < 2");
+/// Rows that are handled alone.
+pub const ALONE: Kind = kind!("claims >= 2");
+
+/// Where rows are claimed.
+#[derive(Clone)]
+pub struct Spool {
+    /// The database.
+    pub pool: Pool,
+    /// Whose rows.
+    pub family: Family,
+    /// Woken when a search has ended.
+    pub searched: Arc<Notify>,
+    /// One search at a time, which may keep a connection for a minute.
+    pub searching: Arc<Mutex<()>>,
+}
+
+/// The key of a row.
+#[derive(sqlx::FromRow)]
+struct Found {
+    webhook_id: String,
+    body_sha256: Vec<u8>,
+    due_at: DateTime<Utc>,
+}
+
+/// The search for rows that became due before the place where claims begin.
+enum Search {
+    /// It is made at this time, for rows from this one on; `None` is the oldest.
+    Planned {
+        at: Instant,
+        from: Option<DateTime<Utc>>,
+    },
+    Running(AbortOnDropHandle<Result<Vec<Found>, TransactionError>>),
+}
+
+/// The due rows of one kind, claim by claim.
+pub struct DueRows {
+    kind: Kind,
+    limit: i64,
+    spool: Spool,
+    /// Where the next claim begins, by the clock of Postgres.
+    start: Option<DateTime<Utc>>,
+    search: Search,
+}
+
+impl DueRows {
+    /// At most `limit` rows in a claim.
+    pub fn new(kind: Kind, limit: i64, spool: Spool) -> Self {
+        Self {
+            kind,
+            limit,
+            spool,
+            start: None,
+            search: Search::Planned {
+                at: Instant::now(),
+                from: None,
+            },
+        }
+    }
+
+    /// Claims the oldest rows, or those that a search has found.
+    pub async fn claim(&mut self) -> Result<Vec<Work>, TransactionError> {
+        match self.found().await {
+            Some(found) => self.claim_found(found).await,
+            None => self.claim_next().await,
+        }
+    }
+
+    async fn claim_next(&mut self) -> Result<Vec<Work>, TransactionError> {
+        let deadline = Instant::now() + CLAIM_DEADLINE;
+        let mut transaction =
+            DeadlineTransaction::begin(&self.spool.pool, &CLAIM, deadline).await?;
+        let (rows, next) = transaction
+            .run(async |connection| {
+                let now: DateTime<Utc> = sqlx::query_scalar("select now()")
+                    .fetch_one(&mut *connection)
+                    .await?;
+                let rows = sqlx::query(self.kind.claim)
+                    .bind(self.spool.family.name())
+                    .bind(self.limit)
+                    .bind(LEASE.as_secs_f64())
+                    .bind(self.start.unwrap_or(now - SHOWS_UP_WITHIN_IDLE))
+                    .fetch_all(connection)
+                    .await?;
+                let next = match rows.first() {
+                    Some(row) => row.try_get::<DateTime<Utc>, _>("reached")? - SHOWS_UP_WITHIN,
+                    None => now - SHOWS_UP_WITHIN_IDLE,
+                };
+                Ok((as_works(&rows)?, next))
+            })
+            .await?;
+        transaction.commit().await?;
+        self.start = self.start.max(Some(next));
+        Ok(rows)
+    }
+
+    async fn claim_found(&mut self, found: Vec<Found>) -> Result<Vec<Work>, TransactionError> {
+        let keys: (Vec<&str>, Vec<&[u8]>) = found
+            .iter()
+            .map(|row| (&*row.webhook_id, &*row.body_sha256))
+            .unzip();
+        let deadline = Instant::now() + CLAIM_DEADLINE;
+        let mut transaction =
+            DeadlineTransaction::begin(&self.spool.pool, &CLAIM, deadline).await?;
+        let rows = transaction
+            .run(async |connection| {
+                let rows = sqlx::query(self.kind.claim_found)
+                    .bind(self.spool.family.name())
+                    .bind(self.limit)
+                    .bind(LEASE.as_secs_f64())
+                    .bind(keys.0)
+                    .bind(keys.1)
+                    .fetch_all(connection)
+                    .await?;
+                as_works(&rows)
+            })
+            .await?;
+        transaction.commit().await?;
+        self.search = plan(&found, self.limit, rows.len());
+        Ok(rows)
+    }
+
+    /// What a search has found, if one has ended. Begins the one that is due.
+    async fn found(&mut self) -> Option<Vec<Found>> {
+        let now = Instant::now();
+        match &mut self.search {
+            Search::Planned { at, from } => {
+                if *at <= now {
+                    let search = search(self.spool.clone(), self.kind.search, self.limit, *from);
+                    self.search = Search::Running(AbortOnDropHandle::new(tokio::spawn(search)));
+                }
+                None
+            }
+            Search::Running(task) if task.is_finished() => {
+                let found = task.await;
+                self.search = Search::Planned {
+                    at: now + SEARCH_AGAIN_AFTER,
+                    from: None,
+                };
+                match found {
+                    Ok(Ok(found)) if found.is_empty() => {
+                        self.search = plan(&found, self.limit, 0);
+                        None
+                    }
+                    Ok(Ok(found)) => Some(found),
+                    Ok(Err(error)) => {
+                        warn!(family = %self.spool.family, %error, "cannot search the spool");
+                        None
+                    }
+                    Err(panic) => {
+                        warn!(family = %self.spool.family, %panic, "a search of the spool ended");
+                        None
+                    }
+                }
+            }
+            Search::Running(_) => None,
+        }
+    }
+}
+
+/// The search after one that found these rows, of which so many could be claimed.
+fn plan(found: &[Found], limit: i64, claimed: usize) -> Search {
+    let is_full = usize::try_from(limit).is_ok_and(|limit| found.len() >= limit);
+    match found.last() {
+        // Rows that another replica takes, or that somebody has locked, are not looked at again.
+        Some(last) if is_full => Search::Planned {
+            at: Instant::now(),
+            from: Some(last.due_at + TimeDelta::microseconds((claimed == 0).into())),
+        },
+        _ => Search::Planned {
+            at: Instant::now() + SEARCH_EVERY,
+            from: None,
+        },
+    }
+}
+
+async fn search(
+    spool: Spool,
+    sql: &'static str,
+    limit: i64,
+    from: Option<DateTime<Utc>>,
+) -> Result<Vec<Found>, TransactionError> {
+    let _one_at_a_time = spool.searching.lock().await;
+    let deadline = Instant::now() + SEARCH_DEADLINE;
+    let searched = async {
+        let mut transaction = DeadlineTransaction::begin(&spool.pool, &SEARCH, deadline).await?;
+        let found = transaction
+            .run(async |connection| {
+                sqlx::query_as(sql)
+                    .bind(spool.family.name())
+                    .bind(limit)
+                    .bind(from)
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        transaction.rollback().await?;
+        Ok(found)
+    };
+    let searched = searched.await;
+    spool.searched.notify_one();
+    searched
+}
+
+fn as_works(rows: &[PgRow]) -> Result<Vec<Work>, sqlx::Error> {
+    rows.iter().map(as_work).collect()
+}
+
+fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
+    let body: Vec<u8> = row.try_get("body")?;
+    let event_type: &str = row.try_get("event_type")?;
+    let claims: i32 = row.try_get("claims")?;
+    let companies: Option<&str> = row.try_get("companies")?;
+    let event = AcceptedEvent {
+        webhook_id: row.try_get("webhook_id")?,
+        event_type: EventType::parse(event_type).unwrap_or_else(EventType::unknown),
+        body_sha256: shared::message::body_sha256(&body),
+        body: body.into(),
+        received_at: row.try_get("received_at")?,
+        attempted_at: row.try_get("attempted_at")?,
+        secret_name: row.try_get("secret_name")?,
+        secret_companies: companies.map(Companies::read),
+    };
+    let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
+    let problem = if gives_up {
+        Some(format!("{STOPPED_WORKER} {TRIES_ALONE} times"))
+    } else {
+        problem::known_of(&event)
+    };
+    Ok(Work {
+        event,
+        receipt: if row.try_get("has_receipt")? {
+            Receipt::Recorded
+        } else {
+            Receipt::Missing
+        },
+        attempts: row.try_get("attempts")?,
+        problem,
+        source: Source::Spool,
+    })
+}

@@ -1,4 +1,4 @@
-//! Who may look: everybody on this machine, users who have signed in, or whom a proxy has signed in.
+//! Who may look and who may act: everybody on this machine, users who have signed in, or whom a proxy has signed in.
 
 pub mod guard;
 mod limit;
@@ -7,7 +7,9 @@ pub mod sign_in;
 mod trusted_proxy;
 pub mod users;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
+
+use anyhow::bail;
 
 use self::{limit::Limit, sessions::Sessions, users::Users};
 
@@ -18,13 +20,47 @@ pub use self::trusted_proxy::TrustedProxy;
 pub struct User {
     /// As in the users file, or as the proxy says.
     pub name: String,
+    /// What they may do.
+    pub role: Role,
+}
+
+/// What somebody may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Look, and change dead letters.
+    Operator,
+}
+
+impl Role {
+    /// Reads a role's name.
+    ///
+    /// # Errors
+    /// With the names that there are.
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        match text {
+            "viewer" => Ok(Self::Viewer),
+            "operator" => Ok(Self::Operator),
+            _ => bail!("the role must be viewer or operator"),
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+        })
+    }
 }
 
 /// Who may look.
 #[derive(Clone)]
 pub enum Access {
-    /// Everybody who reaches the port, which only this machine does.
-    Loopback,
+    /// Everybody who reaches the port, which only this machine does, with this role.
+    Loopback(Role),
     /// Users who have signed in.
     SignedIn(Arc<SignIns>),
     /// Users of a proxy that signs them in.

@@ -24,6 +24,15 @@ pub enum PageError {
     /// The request comes from another site, or for another host than this one.
     #[error("{0}")]
     Forbidden(&'static str),
+    /// Only operators do this.
+    #[error("Only operators may do this.")]
+    NotOperator,
+    /// Nobody can act here.
+    #[error("Nobody can act here: the console has no account for it (OPERATOR_DATABASE_URL).")]
+    NoOperatorAccount,
+    /// Some of it was done at most.
+    #[error("{0}")]
+    NotDone(String),
     /// Too many tries.
     #[error("Too many sign-ins have failed. Try again in a minute.")]
     TooManyTries,
@@ -49,7 +58,8 @@ impl ResponseError for PageError {
         match self {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::BadAddress(_) => StatusCode::BAD_REQUEST,
-            Self::Forbidden(_) => StatusCode::FORBIDDEN,
+            Self::Forbidden(_) | Self::NotOperator => StatusCode::FORBIDDEN,
+            Self::NoOperatorAccount | Self::NotDone(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooManyTries => StatusCode::TOO_MANY_REQUESTS,
             Self::TooManyViews => StatusCode::SERVICE_UNAVAILABLE,
             Self::Store(StoreError::TooSlow) => StatusCode::GATEWAY_TIMEOUT,
@@ -113,6 +123,19 @@ impl PageError {
             Self::Forbidden(_) => (
                 "Refused",
                 "Open the console by its own address and try again.",
+            ),
+            Self::NotOperator => (
+                "Refused",
+                "Ask for the role operator: in USERS_FILE, or in OPERATORS behind a proxy.",
+            ),
+            Self::NoOperatorAccount => (
+                "Nobody can act here",
+                "Set OPERATOR_DATABASE_URL to the account console-operator that hookctl setup makes, or use \
+                 hookctl.",
+            ),
+            Self::NotDone(_) => (
+                "It was not done",
+                "What was done before is in the record. Go back and do the rest.",
             ),
             Self::TooManyTries => ("Too many tries", "Everybody else can still sign in."),
             Self::TooManyViews => (

@@ -46,7 +46,7 @@ impl Frame {
             .get::<User>()
             .map(|user| user.name.clone());
         let access = request.app_data::<web::Data<Access>>();
-        let needs_no_user = access.is_some_and(|access| matches!(***access, Access::Loopback));
+        let needs_no_user = access.is_some_and(|access| matches!(***access, Access::Loopback(_)));
         let can_sign_out = access.is_some_and(|access| matches!(***access, Access::SignedIn(_)));
         Self {
             title: text::plain(title),

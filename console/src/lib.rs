@@ -1,7 +1,7 @@
 //! The console: the events, the dead letters and the ledger in a browser.
 //!
-//! It only looks. Its account in Postgres has no other right, and its pages have no button that
-//! changes anything; they show the commands of `hookctl` that do.
+//! Its account in Postgres can only look. What operators change of dead letters goes by [`operations`],
+//! under an account of its own; for everything else pages show the commands of `hookctl`.
 //!
 //! The way of a page: [`access`] (may they look?) → [`pages`] (one file each) → [`store`] or
 //! [`search`] (bounded looks into Postgres) → a template. The overview shows what [`watch`] found last,
@@ -15,6 +15,7 @@ pub mod error;
 pub mod frame;
 pub mod json;
 pub mod metrics;
+pub mod operations;
 pub mod pages;
 pub mod search;
 pub mod server;

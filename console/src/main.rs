@@ -42,7 +42,11 @@ fn print_user() -> anyhow::Result<()> {
     let password = password.context("cannot read a password")?;
     println!(
         "{}",
-        users::line(&arguments.name, password.trim_end_matches(['\r', '\n']))?
+        users::line(
+            &arguments.name,
+            arguments.role,
+            password.trim_end_matches(['\r', '\n'])
+        )?
     );
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The pages, one file each.
 
+pub mod act;
 pub mod dead_letters;
 pub mod event;
 pub mod events;

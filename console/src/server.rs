@@ -16,6 +16,7 @@ use crate::{
     config::Config,
     error::PageError,
     metrics::Metrics,
+    operations::Operations,
     pages::{self, export::Exports, live::Views},
     store::Store,
     watch::Watch,
@@ -28,7 +29,7 @@ const WORKERS: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 const HEADERS_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_CONNECTIONS: usize = 1_000;
-/// Of the only form that is posted.
+/// Of a form that is posted.
 const MOST_FORM_BYTES: usize = 8 * 1024;
 
 /// What pages need.
@@ -40,6 +41,8 @@ pub struct Parts {
     pub watch: Watch,
     /// Who may look.
     pub access: Access,
+    /// What operators do.
+    pub operations: Operations,
     /// What is counted.
     pub metrics: Metrics,
     /// Live views, which end before the console does.
@@ -55,6 +58,7 @@ pub fn bind(config: &Config, parts: Parts) -> anyhow::Result<(Server, SocketAddr
             .app_data(web::Data::new(parts.watch.clone()))
             .app_data(web::Data::new(parts.access.clone()))
             .app_data(web::Data::new(parts.metrics.clone()))
+            .app_data(web::Data::new(parts.operations.clone()))
             .app_data(web::Data::new(exports.clone()))
             .app_data(web::Data::new(parts.views.clone()))
             .app_data(QueryConfig::default().error_handler(|_, _| {
@@ -94,6 +98,16 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/event/body", web::get().to(pages::event::body))
         .route("/resource", web::get().to(pages::resource::page))
         .route("/dead-letters", web::get().to(pages::dead_letters::page))
+        .route("/dead-letters/dismiss", web::get().to(pages::act::dismiss))
+        .route(
+            "/dead-letters/dismiss",
+            web::post().to(pages::act::do_dismiss),
+        )
+        .route("/dead-letters/restore", web::get().to(pages::act::restore))
+        .route(
+            "/dead-letters/restore",
+            web::post().to(pages::act::do_restore),
+        )
         .route("/receipts", web::get().to(pages::receipts::page))
         .route("/record", web::get().to(pages::record::page))
         .route("/find", web::get().to(pages::find::find))

@@ -17,6 +17,7 @@ use crate::{
     access::{Access, TrustedProxy, users::Users},
     config::Config,
     metrics::Metrics,
+    operations::Operations,
     pages::live::Views,
     server::{self, Parts},
     store::Store,
@@ -53,8 +54,9 @@ impl Service {
             (None, Some(file)) => Access::Proxy(Arc::new(TrustedProxy::open(
                 file,
                 &config.trusted_proxy_user_header,
+                &config.operators,
             )?)),
-            (None, None) => Access::Loopback,
+            (None, None) => Access::Loopback(config.loopback_role),
         };
         let watch = Watch::new(store.clone());
         let end_views = CancellationToken::new();
@@ -68,6 +70,7 @@ impl Service {
             watch: watch.clone(),
             access,
             metrics,
+            operations: Operations::new(config.operator_database()?),
             views: Views::until(end_views.clone()),
         };
         let (public, address) = server::bind(config, parts)?;

@@ -38,7 +38,7 @@ pub(crate) fn uses(program: Program, topology: &Topology) -> Uses {
             read: vec![topology.queue(family)],
         },
         // It has no account there.
-        Program::Console => Uses {
+        Program::Console | Program::ConsoleOperator => Uses {
             write: Vec::new(),
             read: Vec::new(),
         },
@@ -56,7 +56,7 @@ pub fn name(program: Program, prefix: &str) -> String {
 pub(crate) const fn tag(program: Program) -> &'static str {
     match program {
         Program::Worker(_) => "management",
-        Program::Ingest | Program::Console => "",
+        Program::Ingest | Program::Console | Program::ConsoleOperator => "",
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn identifier(name: &str) -> String {
 
 /// Refuses a prefix whose accounts would have too long names.
 pub fn check_prefix(prefix: &str) -> anyhow::Result<()> {
-    let longest = Program::WITH_CONSOLE.map(|program| name(program, "").len());
+    let longest = Program::ACCOUNTS.map(|program| name(program, "").len());
     let longest = longest.into_iter().max().unwrap_or(0);
     ensure!(
         prefix.len() + longest <= MAX_NAME_LEN,

@@ -9,7 +9,7 @@ use shared::{Program, password_file, text_file};
 const MIN_LEN: usize = 16;
 const MAX_LEN: usize = 128;
 
-/// A password for every account but perhaps the console's, which cannot log in without one.
+/// A password for every account but perhaps the two of the console, which cannot log in without one.
 #[derive(Debug)]
 pub struct Passwords(Vec<(Program, SecretString)>);
 
@@ -30,7 +30,7 @@ impl Passwords {
         for (index, entry) in entries.enumerate() {
             let position = index + 1;
             let named = entry.split_once('=').and_then(|(name, password)| {
-                let mut programs = Program::WITH_CONSOLE.into_iter();
+                let mut programs = Program::ACCOUNTS.into_iter();
                 let program = programs.find(|p| p.name() == name.trim())?;
                 Some((program, password.trim()))
             });
@@ -58,16 +58,17 @@ impl Passwords {
 
     /// Reads one file for each service, named as the service, with its password and nothing else.
     pub fn from_folder(setting: &str, folder: &Path) -> anyhow::Result<Self> {
-        let console = folder.join(Program::Console.name());
-        let console = console.exists().then_some(Program::Console);
-        let passwords = Program::ALL.into_iter().chain(console).map(|program| {
+        let consoles = [Program::Console, Program::ConsoleOperator]
+            .into_iter()
+            .filter(|program| folder.join(program.name()).exists());
+        let passwords = Program::ALL.into_iter().chain(consoles).map(|program| {
             let password = password_file::read(setting, &folder.join(program.name()))?;
             Ok((program, checked(program, password.expose_secret())?))
         });
         passwords.collect::<anyhow::Result<_>>().map(Self)
     }
 
-    /// An account's password; only the console may have none.
+    /// An account's password; only the two of the console may have none.
     pub fn of(&self, program: Program) -> Option<&SecretString> {
         let mut passwords = self.0.iter();
         passwords

@@ -228,7 +228,7 @@ impl Setup {
         }
         let mut looking = postgres.begin(&READING).await?;
         let mut rights = Vec::new();
-        for program in Program::WITH_CONSOLE {
+        for program in Program::ACCOUNTS {
             let granted = postgres::rights(&mut looking, &account::name(program, prefix)).await?;
             rights.push((program, granted));
         }
@@ -297,7 +297,7 @@ impl Setup {
             for (table, kinds) in rights {
                 writeln!(out, "  {table}: {kinds}")?;
             }
-            if program == Program::Console {
+            if matches!(program, Program::Console | Program::ConsoleOperator) {
                 writeln!(out, "  RabbitMQ: no account")?;
                 continue;
             }
@@ -331,7 +331,7 @@ impl Setup {
             "-- After the migrations, in the database {} as {}:",
             place.database, place.role
         )?;
-        for program in Program::WITH_CONSOLE {
+        for program in Program::ACCOUNTS {
             let name = account::name(program, prefix);
             let exists = existing.contains(&name);
             let statement = postgres::role(&name, exists, Login::Allowed, self.terms);

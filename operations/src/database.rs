@@ -36,10 +36,15 @@ pub struct Connection {
 
 /// Opens a connection that shows as `hookctl` in Postgres' own views.
 pub async fn connect(url: &DatabaseUrl) -> Result<Connection, Unreached> {
+    connect_as(url, "hookctl").await
+}
+
+/// As [`connect`], for another program than hookctl.
+pub async fn connect_as(url: &DatabaseUrl, program: &'static str) -> Result<Connection, Unreached> {
     Ok(Connection {
-        postgres: url.connect("hookctl", Access::AsTheAddressSays).await?,
+        postgres: url.connect(program, Access::AsTheAddressSays).await?,
         schema: url.schema().clone(),
-        watch: Watch::new(url),
+        watch: Watch::of(url, program),
     })
 }
 

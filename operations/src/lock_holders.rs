@@ -28,14 +28,21 @@ pub const MOST_LOCKED_ALONE: usize = 20;
 #[derive(Debug)]
 pub struct Watch {
     url: DatabaseUrl,
+    program: &'static str,
     observer: Mutex<Option<PgConnection>>,
 }
 
 impl Watch {
     /// Makes no connection yet.
     pub fn new(url: &DatabaseUrl) -> Self {
+        Self::of(url, "hookctl")
+    }
+
+    /// As [`Watch::new`], for another program than hookctl.
+    pub fn of(url: &DatabaseUrl, program: &'static str) -> Self {
         Self {
             url: url.clone(),
+            program,
             observer: Mutex::new(None),
         }
     }
@@ -63,7 +70,10 @@ impl Watch {
         sleep(LOOK_AFTER).await;
         let mut observer = self.observer.lock().await;
         if observer.is_none() {
-            let connected = self.url.connect("hookctl", Access::AsTheAddressSays).await;
+            let connected = self
+                .url
+                .connect(self.program, Access::AsTheAddressSays)
+                .await;
             *observer = connected.ok();
         }
         match observer.as_mut() {

@@ -1,7 +1,12 @@
 //! The settings that every service has. Each is a flag and an environment variable; ranges are
 //! checked at startup, and an error never repeats a value that may hold a password.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{anyhow, ensure};
 use clap::{Args, Parser};
@@ -40,19 +45,31 @@ pub struct DatabaseArgs {
 impl DatabaseArgs {
     /// How to connect to Postgres.
     pub fn postgres(&self) -> anyhow::Result<DatabaseUrl> {
-        let url = DatabaseUrl::parse(self.database_url.expose_secret())
-            .map_err(|reason| anyhow!("DATABASE_URL is {reason}"))?
+        let file = self.database_password_file.as_deref();
+        self.postgres_of("DATABASE", &self.database_url, file)
+    }
+
+    /// How to connect to the same schema by another address and password file, whose settings begin with
+    /// `prefix` and end with `_URL` and `_PASSWORD_FILE`.
+    pub fn postgres_of(
+        &self,
+        prefix: &str,
+        url: &SecretString,
+        password_file: Option<&Path>,
+    ) -> anyhow::Result<DatabaseUrl> {
+        let url = DatabaseUrl::parse(url.expose_secret())
+            .map_err(|reason| anyhow!("{prefix}_URL is {reason}"))?
             .with_schema(self.database_schema.clone());
         url.check_certificates()?;
-        let Some(file) = &self.database_password_file else {
+        let Some(file) = password_file else {
             return Ok(url);
         };
         ensure!(
             !url.has_password(),
-            "DATABASE_URL has a password although DATABASE_PASSWORD_FILE is set: remove one of the \
-             two"
+            "{prefix}_URL has a password although {prefix}_PASSWORD_FILE is set: remove one of the two"
         );
-        Ok(url.with_password(&password_file::read("DATABASE_PASSWORD_FILE", file)?))
+        let setting = format!("{prefix}_PASSWORD_FILE");
+        Ok(url.with_password(&password_file::read(&setting, file)?))
     }
 
     /// The environment variables that say the same to a child process, password included.

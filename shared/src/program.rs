@@ -13,6 +13,8 @@ pub enum Program {
     Worker(Family),
     /// Shows the events in a browser.
     Console,
+    /// No binary of its own: the account under which the console acts for operators.
+    ConsoleOperator,
 }
 
 impl Program {
@@ -30,6 +32,19 @@ impl Program {
         [ingest, export_job, vendor, other, Self::Console]
     };
 
+    /// Those that have an account in Postgres.
+    pub const ACCOUNTS: [Self; 6] = {
+        let [ingest, export_job, vendor, other, console] = Self::WITH_CONSOLE;
+        [
+            ingest,
+            export_job,
+            vendor,
+            other,
+            console,
+            Self::ConsoleOperator,
+        ]
+    };
+
     /// The binary's file name. It is also the program's name in metrics and, after a prefix, that
     /// of its accounts in the stores.
     pub const fn name(self) -> &'static str {
@@ -39,6 +54,7 @@ impl Program {
             Self::Worker(Family::Vendor) => "vendor-worker",
             Self::Worker(Family::Other) => "other-worker",
             Self::Console => "console",
+            Self::ConsoleOperator => "console-operator",
         }
     }
 
@@ -50,7 +66,7 @@ impl Program {
             Self::Worker(Family::ExportJob) => 9101,
             Self::Worker(Family::Vendor) => 9102,
             Self::Worker(Family::Other) => 9103,
-            Self::Console => 9104,
+            Self::Console | Self::ConsoleOperator => 9104,
         }
     }
 }

@@ -15,18 +15,22 @@ const PREFIX: &str = "pleo";
 
 /// An account for each service, with a password made up here.
 #[derive(Debug, Clone)]
-pub struct Accounts([(Program, Login); Program::WITH_CONSOLE.len()]);
+pub struct Accounts(Vec<(Program, Login)>);
 
 impl Accounts {
     /// New passwords, which hold once [`Accounts::set_up`] is through.
     pub fn random() -> Self {
-        Self(Program::WITH_CONSOLE.map(|program| {
-            let login = Login {
-                user: account::name(program, PREFIX),
-                password: format!("{:032x}", rand::random::<u128>()),
-            };
-            (program, login)
-        }))
+        Self(
+            Program::ACCOUNTS
+                .map(|program| {
+                    let login = Login {
+                        user: account::name(program, PREFIX),
+                        password: format!("{:032x}", rand::random::<u128>()),
+                    };
+                    (program, login)
+                })
+                .into(),
+        )
     }
 
     /// A service's account.

@@ -12,7 +12,7 @@ use actix_web::{
     web,
 };
 
-use super::{Access, User, sign_in};
+use super::{Access, sign_in};
 use crate::{error::PageError, metrics::Metrics, text};
 
 /// Nothing comes from elsewhere, nothing is inline, and no other page may show this one in a frame.
@@ -92,19 +92,19 @@ fn admit(request: &ServiceRequest, access: &Access) -> Result<Option<HttpRespons
         check_origin(request.headers())?;
     }
     match access {
-        Access::Loopback => {
+        Access::Loopback(_) => {
             check_host(request)?;
             Ok(None)
         }
         Access::Proxy(proxy) => {
-            let name = proxy.user(request.headers())?;
-            request.extensions_mut().insert(User { name });
+            let user = proxy.user(request.headers())?;
+            request.extensions_mut().insert(user);
             Ok(None)
         }
         Access::SignedIn(_) if is_open(request.path()) => Ok(None),
         Access::SignedIn(sign_ins) => {
-            if let Some(name) = sign_ins.user(request.headers()) {
-                request.extensions_mut().insert(User { name });
+            if let Some(user) = sign_ins.user(request.headers()) {
+                request.extensions_mut().insert(user);
                 return Ok(None);
             }
             if is_link_from_elsewhere(request.headers()) {

@@ -12,7 +12,7 @@ use cookie::{Cookie, SameSite};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use super::{Access, SignIns};
+use super::{Access, SignIns, User};
 use crate::{
     error::PageError,
     frame::{Frame, Section, html},
@@ -58,7 +58,7 @@ pub(crate) async fn form(
     access: web::Data<Access>,
 ) -> Result<HttpResponse, PageError> {
     match access.as_ref() {
-        Access::Loopback | Access::Proxy(_) => Ok(see("/")),
+        Access::Loopback(_) | Access::Proxy(_) => Ok(see("/")),
         Access::SignedIn(sign_ins) => html(&SignInPage {
             frame: Frame::new(&request, "Sign in", Section::None),
             next: own(&query.next).to_owned(),
@@ -140,9 +140,10 @@ async fn verify(
 impl SignIns {
     /// Whose session the request is of. A user who is no longer in the file, or has another password
     /// there, is out.
-    pub(super) fn user(&self, headers: &HeaderMap) -> Option<String> {
+    pub(super) fn user(&self, headers: &HeaderMap) -> Option<User> {
         let (name, hash) = self.sessions.user(&token(headers)?, Instant::now())?;
-        self.users.has(&name, &hash).then_some(name)
+        let role = self.users.role(&name, &hash)?;
+        Some(User { name, role })
     }
 }
 

@@ -8,6 +8,7 @@ use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
 use shared::text_file;
 
+use super::{Role, User};
 use crate::error::PageError;
 
 /// The header in which the proxy sends the secret that it shares with the console.
@@ -20,11 +21,17 @@ const MAX_NAME: usize = 128;
 pub struct TrustedProxy {
     secret_sha256: [u8; 32],
     user_header: HeaderName,
+    /// Those who may act; all others look.
+    operators: Vec<String>,
 }
 
 impl TrustedProxy {
     /// Reads the secret, which is all of the file but white space around it. The error never shows it.
-    pub fn open(secret_file: &Path, user_header: &str) -> anyhow::Result<Self> {
+    pub fn open(
+        secret_file: &Path,
+        user_header: &str,
+        operators: &[String],
+    ) -> anyhow::Result<Self> {
         let at = || format!("TRUSTED_PROXY_SECRET_FILE {}", secret_file.display());
         let text = text_file::read(secret_file).with_context(at)?;
         let secret = text_file::without_mark(text.expose_secret()).trim();
@@ -39,11 +46,12 @@ impl TrustedProxy {
         Ok(Self {
             secret_sha256: Sha256::digest(secret).into(),
             user_header,
+            operators: operators.to_vec(),
         })
     }
 
     /// Who asks, by a proxy that knows the secret.
-    pub(super) fn user(&self, headers: &HeaderMap) -> Result<String, PageError> {
+    pub(super) fn user(&self, headers: &HeaderMap) -> Result<User, PageError> {
         let secret = only(headers, &SECRET_HEADER);
         // Digests, so that the time of the comparison tells nothing about the secret.
         let is_proxy = secret
@@ -53,12 +61,17 @@ impl TrustedProxy {
                 "The console answers only through its proxy, which signs you in.",
             ));
         }
-        only(headers, &self.user_header)
+        let name = only(headers, &self.user_header)
             .filter(|name| (1..=MAX_NAME).contains(&name.len()))
             .map(str::to_owned)
             .ok_or(PageError::Forbidden(
                 "The proxy does not say who asks: see TRUSTED_PROXY_USER_HEADER.",
-            ))
+            ))?;
+        let role = match self.operators.contains(&name) {
+            true => Role::Operator,
+            false => Role::Viewer,
+        };
+        Ok(User { name, role })
     }
 }
 
@@ -91,7 +104,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("secret");
         std::fs::write(&file, secret).expect("a file");
-        let error = TrustedProxy::open(&file, header).err().expect("refused");
+        let error = TrustedProxy::open(&file, header, &[])
+            .err()
+            .expect("refused");
         let error = format!("{error:#}");
         assert!(error.contains(expected), "{error}");
         assert!(!error.contains(secret), "{error}");

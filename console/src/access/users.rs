@@ -1,4 +1,4 @@
-//! The users file: one user a line, `name:viewer:hash`.
+//! The users file: one user a line, `name:role:hash`.
 
 use std::{
     path::PathBuf,
@@ -15,6 +15,8 @@ use secrecy::ExposeSecret;
 use shared::text_file;
 use tracing::{info, warn};
 
+use super::Role;
+
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -22,12 +24,10 @@ const MIN_PASSWORD: usize = 12;
 const MAX_PASSWORD: usize = 256;
 const MAX_NAME: usize = 64;
 
-/// What a user may do. There is one role so far, for looking.
-const VIEWER: &str = "viewer";
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     name: String,
+    role: Role,
     hash: String,
 }
 
@@ -93,12 +93,13 @@ impl Users {
         self.entries().is_empty()
     }
 
-    /// Whether there is a user of this name whose password has this hash.
-    pub fn has(&self, name: &str, hash: &str) -> bool {
+    /// What the user of this name may do whose password has this hash, if there is one.
+    pub fn role(&self, name: &str, hash: &str) -> Option<Role> {
         let entries = self.entries();
         entries
             .iter()
-            .any(|entry| entry.name == name && entry.hash == hash)
+            .find(|entry| entry.name == name && entry.hash == hash)
+            .map(|entry| entry.role)
     }
 
     /// The password's hash, if it is the user's. It takes as long for a name that no user has.
@@ -133,10 +134,10 @@ fn parse(text: &str) -> anyhow::Result<Vec<Entry>> {
         let mut parts = line.splitn(3, ':').map(str::trim);
         let (Some(name), Some(role), Some(hash)) = (parts.next(), parts.next(), parts.next())
         else {
-            bail!("line {number} is not name:{VIEWER}:hash; make one with `console user NAME`");
+            bail!("line {number} is not name:role:hash; make one with `console user NAME`");
         };
         check_name(name).with_context(|| format!("line {number}"))?;
-        ensure!(role == VIEWER, "line {number}: the role must be {VIEWER}");
+        let role = Role::parse(role).with_context(|| format!("line {number}"))?;
         ensure!(
             PasswordHash::new(hash).is_ok_and(|hash| hash.algorithm.as_str().starts_with("argon2")),
             "line {number} has no argon2 hash; make the line with `console user NAME`"
@@ -147,6 +148,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Entry>> {
         );
         entries.push(Entry {
             name: name.to_owned(),
+            role,
             hash: hash.to_owned(),
         });
     }
@@ -166,13 +168,13 @@ fn check_name(name: &str) -> anyhow::Result<()> {
 }
 
 /// The line of the users file for a user with this password.
-pub fn line(name: &str, password: &str) -> anyhow::Result<String> {
+pub fn line(name: &str, role: Role, password: &str) -> anyhow::Result<String> {
     check_name(name)?;
     ensure!(
         (MIN_PASSWORD..=MAX_PASSWORD).contains(&password.len()),
         "a password has {MIN_PASSWORD} to {MAX_PASSWORD} bytes"
     );
-    Ok(format!("{name}:{VIEWER}:{}", hash(password)?))
+    Ok(format!("{name}:{role}:{}", hash(password)?))
 }
 
 fn hash(password: &str) -> anyhow::Result<String> {
@@ -192,12 +194,15 @@ mod tests {
     fn a_line_lets_its_user_in_and_nobody_else() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("users");
-        let text = line("ada", "correct horse battery").expect("a line");
+        let text = line("ada", Role::Operator, "correct horse battery").expect("a line");
         std::fs::write(&path, format!("\u{feff}# people\r\n\n{text}\r\n")).expect("a file");
         let users = Users::open(path).expect("good users");
         let hash = users.verify("ada", "correct horse battery");
-        assert!(users.has("ada", &hash.expect("the right one")));
-        assert!(!users.has("ada", "another hash"));
+        assert_eq!(
+            users.role("ada", &hash.expect("the right one")),
+            Some(Role::Operator)
+        );
+        assert_eq!(users.role("ada", "another hash"), None);
         assert!(!users.is_empty());
         for (name, password) in [
             ("ada", "correct horse"),
@@ -212,7 +217,8 @@ mod tests {
     #[case("ada", "line 1 is not")]
     #[case("\nada:viewer", "line 2 is not")]
     #[case("a b:viewer:x", "line 1")]
-    #[case("ada:operator:$argon2id$x", "must be viewer")]
+    #[case("ada:admin:$argon2id$x", "must be viewer or operator")]
+    #[case("ada:operator:$argon2id", "no argon2 hash")]
     #[case("ada:viewer:hunter2hunter2", "no argon2 hash")]
     #[case(
         "ada:viewer:$pbkdf2-sha256$i=1$c2FsdHNhbHQ$aGFzaGhhc2g",
@@ -231,6 +237,6 @@ mod tests {
     #[case("a b", "long enough to do")]
     #[case("ada", "short")]
     fn no_line_is_made_of_a_bad_name_or_password(#[case] name: &str, #[case] password: &str) {
-        assert!(line(name, password).is_err());
+        assert!(line(name, Role::Viewer, password).is_err());
     }
 }

@@ -10,6 +10,7 @@ use worker::problem::Kind;
 use crate::{
     error::PageError,
     frame::{Frame, Section, html},
+    operations::{Operations, Standing},
     pages::{self, events},
     search::Key,
     store::Store,
@@ -31,6 +32,8 @@ pub(crate) struct Query {
     company: String,
     state: String,
     before: String,
+    /// How many an operator has just changed.
+    changed: String,
 }
 
 /// Which letters, checked.
@@ -84,6 +87,9 @@ struct DeadLettersPage {
     commands: Vec<(&'static str, String)>,
     older: Option<String>,
     is_filtered: bool,
+    standing: Standing,
+    act: String,
+    changed: Option<u32>,
 }
 
 /// `GET /dead-letters`
@@ -91,6 +97,7 @@ pub(crate) async fn page(
     request: HttpRequest,
     query: web::Query<Query>,
     store: web::Data<Store>,
+    operations: web::Data<Operations>,
 ) -> Result<HttpResponse, PageError> {
     let query = query.into_inner();
     let which = query.which().map_err(PageError::BadAddress)?;
@@ -116,6 +123,9 @@ pub(crate) async fn page(
     html(&DeadLettersPage {
         frame: Frame::new(&request, title, Section::DeadLetters),
         kinds: Kind::ALL.map(Kind::name),
+        standing: operations.standing(&request),
+        act: query.act(which.dismissed),
+        changed: query.changed.parse().ok(),
         dismissed: which.dismissed,
         total: match counted > MOST_COUNTED {
             true => format!("more than {MOST_COUNTED}"),
@@ -150,6 +160,22 @@ impl Query {
                 text => Some(text.parse()?),
             },
         })
+    }
+
+    /// Where these are dismissed, or restored.
+    fn act(&self, dismissed: bool) -> String {
+        let path = match dismissed {
+            true => "/dead-letters/restore",
+            false => "/dead-letters/dismiss",
+        };
+        text::href(
+            path,
+            &[
+                ("kind", &self.kind),
+                ("type", &self.event_type),
+                ("company", &self.company),
+            ],
+        )
     }
 
     fn with(&self, kind: &str, event_type: &str, before: &str) -> String {

@@ -12,7 +12,9 @@ use worker::problem::Kind;
 use crate::{
     error::PageError,
     frame::{Frame, Section, html},
-    json, pages,
+    json,
+    operations::{Operations, Standing},
+    pages,
     search::{self, Filter, Key, Summary},
     store::Store,
     text, time,
@@ -73,6 +75,8 @@ struct EventPage {
     commands: Vec<(&'static str, String)>,
     download: String,
     others: Vec<Summary>,
+    standing: Standing,
+    act: String,
 }
 
 /// A body as a page shows it.
@@ -90,6 +94,7 @@ pub(crate) async fn page(
     request: HttpRequest,
     query: web::Query<Query>,
     store: web::Data<Store>,
+    operations: web::Data<Operations>,
 ) -> Result<HttpResponse, PageError> {
     let Some(event) = read(&store, &query.id).await? else {
         return waiting(&request, &query.id, &store).await;
@@ -102,6 +107,8 @@ pub(crate) async fn page(
             &format!("Event {}", event.webhook_id),
             Section::Events,
         ),
+        standing: operations.standing(&request),
+        act: act(&event),
         body: event.body(),
         commands: commands(&event, kind),
         download: text::href("/event/body", &[("id", &event.webhook_id)]),
@@ -174,6 +181,15 @@ async fn others(store: &Store, event: &Event) -> Result<Vec<Summary>, PageError>
         .into_iter()
         .filter(|other| other.webhook_id != event.webhook_id);
     Ok(others.take(OTHERS).collect())
+}
+
+/// Where it is dismissed, or restored.
+fn act(event: &Event) -> String {
+    let path = match event.dismissed_at {
+        Some(_) => "/dead-letters/restore",
+        None => "/dead-letters/dismiss",
+    };
+    text::href(path, &[("id", &event.webhook_id)])
 }
 
 /// What does something about a problem.

@@ -161,7 +161,11 @@ async fn a_user_signs_in_and_out_with_the_keyboard(pool: PgPool) {
     };
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("users");
-    let line = web_console::access::users::line("ada", "correct horse battery");
+    let line = web_console::access::users::line(
+        "ada",
+        web_console::access::Role::Viewer,
+        "correct horse battery",
+    );
     std::fs::write(&file, line.expect("a line")).expect("a file");
     let url = pool.connect_options().to_url_lossy();
     let app = App::with(
@@ -179,6 +183,40 @@ async fn a_user_signs_in_and_out_with_the_keyboard(pool: PgPool) {
     assert!(address.ends_with("/events?company=c1"), "{address}");
     browser.click(".who button").await;
     browser.until_heading("Sign in").await;
+    browser.close().await;
+    app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_operator_dismisses_and_restores_without_scripts(pool: PgPool) {
+    use sqlx::ConnectOptions;
+    let Some(browser) = Browser::start(Kind::WithoutScripts).await else {
+        return;
+    };
+    sample::store(&pool, [sample::nameless("msg_1", "c1")]).await;
+    let url = pool.connect_options().to_url_lossy();
+    let app = App::with(
+        url.as_str(),
+        &[
+            "--operator-database-url",
+            url.as_str(),
+            "--loopback-role",
+            "operator",
+        ],
+    )
+    .await;
+    browser.open(&app, "/dead-letters").await;
+    browser.click("a.act").await;
+    browser.until_heading("Dismiss dead letters").await;
+    browser.fill("note", "a test").await;
+    browser.click("button.main").await;
+    browser.until_text("1 dismissed.").await;
+    browser.open(&app, "/event?id=msg_1").await;
+    browser.until_text("a test").await;
+    browser.click("a.act").await;
+    browser.until_heading("Restore dead letters").await;
+    browser.click("button.main").await;
+    browser.until_text("Dismiss it").await;
     browser.close().await;
     app.stop().await;
 }

@@ -1,5 +1,6 @@
 //! The console's pages, asked for as a browser does, on a real Postgres.
 
+mod acting;
 mod app;
 mod behind_a_proxy;
 mod documentation;

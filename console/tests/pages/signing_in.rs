@@ -6,7 +6,7 @@ use reqwest::Response;
 use sqlx::{ConnectOptions, PgPool};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
-use web_console::access::users;
+use web_console::access::{Role, users};
 
 use crate::app::{App, SOON};
 
@@ -19,7 +19,11 @@ struct Door {
 
 impl Door {
     async fn new(pool: &PgPool) -> Self {
-        Self::with(pool, &users::line("ada", PASSWORD).expect("a line")).await
+        Self::with(
+            pool,
+            &users::line("ada", Role::Viewer, PASSWORD).expect("a line"),
+        )
+        .await
     }
 
     async fn with(pool: &PgPool, users: &str) -> Self {
@@ -136,7 +140,7 @@ async fn who_is_taken_out_of_the_file_or_has_another_password_is_out(pool: PgPoo
     for (name, new_password) in [("ada", "another horse battery"), ("bob", PASSWORD)] {
         let cookie = cookie(&door.sign_in("ada", password, "/").await);
         assert_eq!(door.get("/events", &cookie).await.status(), 200);
-        let line = users::line(name, new_password).expect("a line");
+        let line = users::line(name, Role::Viewer, new_password).expect("a line");
         fs::write(door.folder.path().join("users"), line).expect("a file");
         let deadline = Instant::now() + SOON;
         while door.get("/events", &cookie).await.status() != 303 {
@@ -156,7 +160,7 @@ async fn while_there_is_no_user_the_page_says_so_and_the_first_one_needs_no_rest
     assert!(form.contains("There is no user yet"), "{form}");
     assert_eq!(door.app.get("/events").await.status(), 303);
     assert_eq!(door.sign_in("ada", PASSWORD, "/").await.status(), 401);
-    let line = users::line("ada", PASSWORD).expect("a line");
+    let line = users::line("ada", Role::Viewer, PASSWORD).expect("a line");
     fs::write(door.folder.path().join("users"), line).expect("a file");
     let deadline = Instant::now() + SOON;
     while door.app.page("/sign-in").await.contains("no user yet") {

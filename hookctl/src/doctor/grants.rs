@@ -42,7 +42,7 @@ pub(super) async fn check(
     postgres: &mut PgConnection,
     prefix: &str,
 ) -> Result<Vec<Finding>, sqlx::Error> {
-    let names = Program::WITH_CONSOLE.map(|program| account::name(program, prefix));
+    let names = Program::ACCOUNTS.map(|program| account::name(program, prefix));
     let existing: Vec<String> =
         sqlx::query_scalar("select rolname::text from pg_roles where rolname = any($1)")
             .bind(names.to_vec())
@@ -55,7 +55,7 @@ pub(super) async fn check(
         )]);
     }
     let mut findings = Vec::new();
-    for program in Program::WITH_CONSOLE {
+    for program in Program::ACCOUNTS {
         let name = account::name(program, prefix);
         let found = if existing.contains(&name) {
             let lacking = lacking(postgres, program, &name).await?;
@@ -130,7 +130,7 @@ fn rights(sql: &str) -> Vec<Right> {
         let Some((objects, to)) = rest.rsplit_once(" to ") else {
             continue;
         };
-        let programs = Program::WITH_CONSOLE.into_iter().filter(|program| {
+        let programs = Program::ACCOUNTS.into_iter().filter(|program| {
             let variable = format!(":\"{}\"", program.name().replace('-', "_"));
             to.contains(&variable)
         });
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn no_grant_of_the_set_up_is_overlooked() {
         let rights = rights(GRANTS);
-        for program in Program::WITH_CONSOLE {
+        for program in Program::ACCOUNTS {
             let of = |on: &On| rights.iter().any(|r| r.program == program && r.on == *on);
             assert!(of(&On::Database) && of(&On::Schema), "{program}");
         }

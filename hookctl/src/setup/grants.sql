@@ -12,14 +12,17 @@ revoke all on
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     export_jobs_reported_pending, vendors_reported_draft, stored_receipts, unstored_receipts,
     written_off_receipts, operator_actions, sweeps, _sqlx_migrations
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
+       :"console_operator";
 revoke all on function
     sweep_receipts(timestamptz, timestamptz, integer),
     sweep_events(timestamptz, integer), sweep_events(timestamptz, timestamptz, integer),
     sweep_typed_rows(text, timestamptz, timestamptz, integer)
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
+       :"console_operator";
 revoke all on schema :"schema"
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
+       :"console_operator";
 -- Databases that come from Postgres 14 or older let everybody create tables.
 revoke create on schema :"schema" from public;
 -- What everybody has and no service needs: temporary tables, and large objects, which only a superuser
@@ -37,11 +40,14 @@ begin
 end $$;
 
 revoke all on database :"database"
-  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
+  from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
+       :"console_operator";
 grant connect on database :"database"
-   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
+   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
+       :"console_operator";
 grant usage on schema :"schema"
-   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console";
+   to :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
+       :"console_operator";
 
 -- Ingest claims ids and notes when they were published.
 grant select (webhook_id, body_sha256, published_at),
@@ -92,3 +98,11 @@ grant select
 grant select (webhook_id, received_at, published_at, written_off_at) on webhook_receipts to :"console";
 grant select (webhook_id, family, event_type, received_at, attempts, claims, due_at, last_error, spooled_at)
    on webhook_spool to :"console";
+
+-- For operators, the console dismisses dead letters and takes that back, under an account that can do this
+-- and reads no body. Each change is written down with the account, which the database knows, and the person.
+grant select (webhook_id, event_type, company_id, resource_id, problem, attempts, received_at, stored_at,
+              dismissed_at, dismissed_by, dismissal_note),
+      update (dismissed_at, dismissed_by, dismissal_note)
+   on events to :"console_operator";
+grant insert (run, person, action, filter, changed, changes) on operator_actions to :"console_operator";

@@ -163,7 +163,7 @@ async fn apply_on(
         .await
         .context("another setup is under way")?;
     let existing = existing(connection, prefix).await?;
-    for program in Program::WITH_CONSOLE {
+    for program in Program::ACCOUNTS {
         let name = account::name(program, prefix);
         let password = passwords.of(program);
         let login = match password {
@@ -289,7 +289,7 @@ pub(super) fn grants(place: &Place, prefix: &str, terms: Terms) -> String {
     let mut sql = format!("{GRANTS}\n{events}{typed_rows}")
         .replace(":\"schema\"", &identifier(&place.schema))
         .replace(":\"database\"", &identifier(&place.database));
-    for program in Program::WITH_CONSOLE {
+    for program in Program::ACCOUNTS {
         let variable = format!(":\"{}\"", program.name().replace('-', "_"));
         sql = sql.replace(&variable, &identifier(&account::name(program, prefix)));
     }
@@ -297,7 +297,7 @@ pub(super) fn grants(place: &Place, prefix: &str, terms: Terms) -> String {
 }
 
 fn names(prefix: &str) -> Vec<String> {
-    Program::WITH_CONSOLE
+    Program::ACCOUNTS
         .map(|program| account::name(program, prefix))
         .to_vec()
 }

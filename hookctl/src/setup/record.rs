@@ -18,7 +18,7 @@ pub(super) struct State {
 
 struct Account {
     exists: bool,
-    /// Only the console's account may be without a password, and then it cannot.
+    /// Only the two accounts of the console may be without a password, and then they cannot.
     can_log_in: bool,
     /// By table, as [`postgres::rights`] has them.
     rights: BTreeMap<String, String>,
@@ -42,7 +42,7 @@ impl State {
             false => None,
         };
         let mut accounts = BTreeMap::new();
-        for program in Program::WITH_CONSOLE {
+        for program in Program::ACCOUNTS {
             let name = account::name(program, prefix);
             let can_log_in: Option<bool> =
                 sqlx::query_scalar("select rolcanlogin from pg_roles where rolname = $1")

@@ -111,6 +111,61 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
 }
 
 #[sqlx::test(migrations = false)]
+async fn for_operators_the_console_can_dismiss_and_restore_and_nothing_else(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    let (program, who) = (Program::ConsoleOperator, "the console for operators");
+    let mut operator = place.postgres(program).await.expect("it logs in");
+    assert_denied(&mut operator, who, &OWNERS_ONLY).await;
+    let (_added, denied) = HISTORY.split_last().expect("statements");
+    assert_denied(&mut operator, who, denied).await;
+    assert_denied(
+        &mut operator,
+        who,
+        &[
+            "select payload from events",
+            "select raw from events",
+            "select body from webhook_spool",
+            "select id from vendors",
+            "insert into events (webhook_id) values ('m')",
+            "update events set payload = null",
+            "update events set replayed_at = now()",
+            "insert into vendors (id) values ('v')",
+            "insert into operator_actions (account) values ('another')",
+            "update webhook_receipts set written_off_at = now()",
+        ],
+    )
+    .await;
+    place
+        .sql(
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem, attempts)
+             values ('m', 'unknown', now(), '', '', 'no event', 1)",
+        )
+        .await;
+    use sqlx::ConnectOptions;
+    for (command, note) in [("dismiss", &["--note=why"][..]), ("restore", &[])] {
+        let url = place.database(program).to_url_lossy();
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_hookctl"))
+            .env_clear()
+            .env("DATABASE_URL", url.as_str())
+            .args(["dead-letters", command, "--id=m", "--yes"])
+            .args(note)
+            .output()
+            .await
+            .expect("hookctl runs");
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("1 "), "{said}");
+    }
+    let accounts: Vec<String> = sqlx::query_scalar(
+        "select account from operator_actions where action like 'dead-letters %'",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("the record");
+    assert_eq!(accounts, [place.name(program), place.name(program)]);
+    place.clean_up().await;
+}
+
+#[sqlx::test(migrations = false)]
 async fn the_console_can_change_nothing(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     let mut console = place.postgres(Program::Console).await.expect("it logs in");

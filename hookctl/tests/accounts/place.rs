@@ -59,7 +59,7 @@ impl Place {
 
     /// New passwords for the next [`Self::set_up`].
     pub(crate) fn change_passwords(&mut self) {
-        self.passwords = Program::WITH_CONSOLE
+        self.passwords = Program::ACCOUNTS
             .map(|program| (program.name(), format!("{:032x}", rand::random::<u128>())))
             .into();
     }
@@ -198,9 +198,9 @@ impl Place {
                 .await
                 .expect("the exchange");
         }
-        for program in Program::WITH_CONSOLE {
+        for program in Program::ACCOUNTS {
             let name = self.name(program);
-            if program != Program::Console {
+            if !matches!(program, Program::Console | Program::ConsoleOperator) {
                 self.management()
                     .delete(&format!("/api/users/{name}"))
                     .await

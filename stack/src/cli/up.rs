@@ -122,7 +122,7 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
         let public = match program {
             Program::Ingest => prefer(WEBHOOKS, "ingest")?,
             Program::Console => prefer(CONSOLE, "the console")?,
-            Program::Worker(_) => ports::free()?,
+            Program::Worker(_) | Program::ConsoleOperator => ports::free()?,
         };
         let listen = Listen {
             private: prefer(private, program.name())?,

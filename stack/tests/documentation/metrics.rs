@@ -77,7 +77,7 @@ fn labels_of_cell(cell: &str, program: Program) -> BTreeMap<String, BTreeSet<Str
             "the program" => vec![program.name()],
             "the worker's" => match program {
                 Program::Worker(family) => vec![family.name()],
-                Program::Ingest | Program::Console => vec![],
+                Program::Ingest | Program::Console | Program::ConsoleOperator => vec![],
             },
             listed => listed.split('`').skip(1).step_by(2).collect(),
         };

@@ -1,0 +1,390 @@
+//! Dismissing dead letters and restoring them: a page that shows which, and the form on it that does it.
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use askama::Template;
+use chrono::{DateTime, SecondsFormat, Utc};
+use operations::dead_letters::{Change, Filter, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
+
+use super::events;
+use crate::{
+    error::PageError,
+    frame::{Frame, Section, html},
+    operations::{Operations, person},
+    store::Store,
+    text, time,
+};
+
+/// The most that one action takes.
+const MOST: usize = 10_000;
+
+/// Those that are shown before.
+const SHOWN: usize = 20;
+
+const MAX_NOTE: usize = 1_000;
+
+/// Which ones, in the address and in the form.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Choice {
+    kind: String,
+    #[serde(rename = "type")]
+    event_type: String,
+    company: String,
+    id: String,
+}
+
+/// What is posted: `note` where they are dismissed, and when the page with the form was made.
+#[derive(Deserialize)]
+pub(crate) struct Form {
+    #[serde(default)]
+    kind: String,
+    #[serde(default, rename = "type")]
+    event_type: String,
+    #[serde(default)]
+    company: String,
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    note: String,
+    until: DateTime<Utc>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Dismiss,
+    Restore,
+}
+
+#[derive(sqlx::FromRow)]
+struct Letter {
+    webhook_id: String,
+    event_type: String,
+    problem: String,
+    stored_at: DateTime<Utc>,
+}
+
+#[derive(Template)]
+#[template(path = "act.html")]
+struct ActPage {
+    frame: Frame,
+    choice: Choice,
+    dismisses: bool,
+    path: &'static str,
+    back: String,
+    count: usize,
+    is_cut: bool,
+    letters: Vec<Letter>,
+    until: String,
+}
+
+/// `GET /dead-letters/dismiss`
+pub(crate) async fn dismiss(
+    request: HttpRequest,
+    choice: web::Query<Choice>,
+    store: web::Data<Store>,
+    operations: web::Data<Operations>,
+) -> Result<HttpResponse, PageError> {
+    ask(
+        &request,
+        Action::Dismiss,
+        choice.into_inner(),
+        &store,
+        &operations,
+    )
+    .await
+}
+
+/// `GET /dead-letters/restore`
+pub(crate) async fn restore(
+    request: HttpRequest,
+    choice: web::Query<Choice>,
+    store: web::Data<Store>,
+    operations: web::Data<Operations>,
+) -> Result<HttpResponse, PageError> {
+    ask(
+        &request,
+        Action::Restore,
+        choice.into_inner(),
+        &store,
+        &operations,
+    )
+    .await
+}
+
+/// `POST /dead-letters/dismiss`
+pub(crate) async fn do_dismiss(
+    request: HttpRequest,
+    form: web::Form<Form>,
+    store: web::Data<Store>,
+    operations: web::Data<Operations>,
+) -> Result<HttpResponse, PageError> {
+    act(
+        &request,
+        Action::Dismiss,
+        form.into_inner(),
+        &store,
+        &operations,
+    )
+    .await
+}
+
+/// `POST /dead-letters/restore`
+pub(crate) async fn do_restore(
+    request: HttpRequest,
+    form: web::Form<Form>,
+    store: web::Data<Store>,
+    operations: web::Data<Operations>,
+) -> Result<HttpResponse, PageError> {
+    act(
+        &request,
+        Action::Restore,
+        form.into_inner(),
+        &store,
+        &operations,
+    )
+    .await
+}
+
+/// Shows which they are. Nothing is changed.
+async fn ask(
+    request: &HttpRequest,
+    action: Action,
+    choice: Choice,
+    store: &Store,
+    operations: &Operations,
+) -> Result<HttpResponse, PageError> {
+    operations.check(request)?;
+    let filter = choice.filter()?;
+    let (count, now, letters) = store
+        .look(async |connection| preview(connection, action, &filter).await)
+        .await?;
+    html(&ActPage {
+        frame: Frame::new(request, action.title(), Section::DeadLetters),
+        dismisses: action == Action::Dismiss,
+        path: action.path(),
+        back: choice.back(action, None),
+        is_cut: count > MOST,
+        count: count.min(MOST),
+        letters,
+        until: now.to_rfc3339_opts(SecondsFormat::Micros, true),
+        choice,
+    })
+}
+
+async fn act(
+    request: &HttpRequest,
+    action: Action,
+    form: Form,
+    store: &Store,
+    operations: &Operations,
+) -> Result<HttpResponse, PageError> {
+    operations.check(request)?;
+    let Form {
+        kind,
+        event_type,
+        company,
+        id,
+        note,
+        until,
+    } = form;
+    let choice = Choice {
+        kind,
+        event_type,
+        company,
+        id,
+    };
+    let note = action.note(&note)?;
+    let filter = choice.filter()?;
+    let ids = store
+        .look(async |connection| chosen(connection, action, &filter, until).await)
+        .await?;
+    let (operations, person) = (operations.clone(), person(request));
+    let record = choice.describe(until);
+    // On its own, so that somebody who closes the page does not end it half done.
+    let done = actix_web::rt::spawn(async move {
+        let change = match action {
+            Action::Dismiss => Change::Dismiss { note: &note },
+            Action::Restore => Change::Restore,
+        };
+        let changed = operations
+            .change(change, &ids, record, person.as_deref())
+            .await;
+        tracing::info!(
+            person,
+            action = change.action(),
+            changed = changed.rows,
+            "an operator acted"
+        );
+        changed
+    });
+    let changed = done
+        .await
+        .map_err(|_ended| PageError::NotDone("The console was stopped meanwhile.".to_owned()))?;
+    if let Some(error) = changed.error {
+        let error = shared::reason::one_line(&error);
+        tracing::warn!(error, changed = changed.rows, "an operator's action failed");
+        let (rows, verb) = (changed.rows, action.verb());
+        return Err(PageError::NotDone(format!(
+            "{rows} {verb}, and none of the others: {error}"
+        )));
+    }
+    Ok(HttpResponse::SeeOther()
+        .insert_header((header::LOCATION, choice.back(action, Some(changed.rows))))
+        .finish())
+}
+
+/// How many they are, up to one more than an action takes, Postgres' time, and the newest of them.
+async fn preview(
+    connection: &mut PgConnection,
+    action: Action,
+    filter: &Filter,
+) -> Result<(usize, DateTime<Utc>, Vec<Letter>), sqlx::Error> {
+    let mut query =
+        QueryBuilder::<Postgres>::new("select count(*), now() from (select from events");
+    filter.push(action.takes(), &mut query);
+    query.push(format!(" limit {}) letter", MOST + 1));
+    let (count, now): (i64, DateTime<Utc>) =
+        query.build_query_as().fetch_one(&mut *connection).await?;
+    let mut query = QueryBuilder::<Postgres>::new(
+        "select webhook_id, event_type, problem, stored_at from events",
+    );
+    filter.push(action.takes(), &mut query);
+    query.push(format!(
+        " order by stored_at desc, webhook_id desc limit {SHOWN}"
+    ));
+    let letters = query.build_query_as().fetch_all(connection).await?;
+    Ok((usize::try_from(count).unwrap_or(0), now, letters))
+}
+
+/// The ids of those that were there when the page was made.
+async fn chosen(
+    connection: &mut PgConnection,
+    action: Action,
+    filter: &Filter,
+    until: DateTime<Utc>,
+) -> Result<Vec<String>, sqlx::Error> {
+    let mut query = QueryBuilder::<Postgres>::new("select webhook_id from events");
+    filter.push(action.takes(), &mut query);
+    query.push(match action {
+        Action::Dismiss => " and stored_at <= ",
+        Action::Restore => " and dismissed_at <= ",
+    });
+    query.push_bind(until);
+    query.push(format!(
+        " order by stored_at desc, webhook_id desc limit {MOST}"
+    ));
+    let mut ids: Vec<String> = query.build_query_scalar().fetch_all(connection).await?;
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+impl Action {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Dismiss => "Dismiss dead letters",
+            Self::Restore => "Restore dead letters",
+        }
+    }
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Dismiss => "/dead-letters/dismiss",
+            Self::Restore => "/dead-letters/restore",
+        }
+    }
+
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Dismiss => "dismissed",
+            Self::Restore => "restored",
+        }
+    }
+
+    /// Which they are before.
+    fn takes(self) -> State {
+        match self {
+            Self::Dismiss => State::Open,
+            Self::Restore => State::Dismissed,
+        }
+    }
+
+    /// Why they are dismissed, which has to be said.
+    fn note(self, note: &str) -> Result<String, PageError> {
+        let note = note.trim();
+        let is_good = match self {
+            Self::Dismiss => !note.is_empty() && note.len() <= MAX_NOTE && !note.contains('\0'),
+            Self::Restore => note.is_empty(),
+        };
+        match is_good {
+            true => Ok(note.to_owned()),
+            false => Err(PageError::BadAddress(format!(
+                "The note says why, in 1 to {MAX_NOTE} bytes of text."
+            ))),
+        }
+    }
+}
+
+impl Choice {
+    fn filter(&self) -> Result<Filter, PageError> {
+        let Self {
+            kind,
+            event_type,
+            company,
+            id,
+        } = self;
+        if [kind, event_type, company, id]
+            .iter()
+            .any(|text| text.contains('\0'))
+        {
+            return Err(PageError::BadAddress("There is a NUL in it.".to_owned()));
+        }
+        if !kind.is_empty() {
+            events::kind(kind).map_err(PageError::BadAddress)?;
+        }
+        let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+        Ok(Filter {
+            problem: given(kind),
+            event_type: given(event_type),
+            company: given(company),
+            ids: given(id).into_iter().collect(),
+            ..Filter::default()
+        })
+    }
+
+    /// For the record.
+    fn describe(&self, until: DateTime<Utc>) -> Value {
+        let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+        json!({
+            "problem": given(&self.kind),
+            "type": given(&self.event_type),
+            "company": given(&self.company),
+            "ids": given(&self.id).map(|id| [id]),
+            "until": until,
+        })
+    }
+
+    /// Where one came from, perhaps with how many were changed.
+    fn back(&self, action: Action, changed: Option<usize>) -> String {
+        if !self.id.is_empty() {
+            return text::href("/event", &[("id", &self.id)]);
+        }
+        let state = match action {
+            Action::Dismiss => "open",
+            Action::Restore => "dismissed",
+        };
+        let changed = changed.map(|count| count.to_string()).unwrap_or_default();
+        text::href(
+            "/dead-letters",
+            &[
+                ("state", state),
+                ("kind", &self.kind),
+                ("type", &self.event_type),
+                ("company", &self.company),
+                ("changed", &changed),
+            ],
+        )
+    }
+}

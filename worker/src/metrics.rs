@@ -34,6 +34,8 @@ pub struct Metrics {
     pub consuming: IntGauge,
     /// Events that came by the queue of another family: a binding is wrong.
     pub misrouted: IntCounter,
+    /// 1 while the worker can look at its queue's policies.
+    pub sees_policies: IntGauge,
     /// The family's rows in the spool.
     pub spool_depth: IntGauge,
     /// Seconds since the oldest of them was due.
@@ -85,6 +87,11 @@ impl Metrics {
                 "pleo_worker_misrouted_total",
                 "Events that came by the queue of another family and were stored as dead letters",
             )),
+            sees_policies: gauge(
+                "pleo_worker_sees_policies",
+                "1 while the worker can look at the policies of its queue; 0 where nobody looks, so \
+                 that `pleo_topology_drift` says nothing about them",
+            ),
             spool_depth: gauge(
                 "pleo_worker_spool_events",
                 "Events in the spool, of which at most 100,000 are counted",

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use prometheus::IntGauge;
 use rand::RngExt;
 use serde_json::Value;
 use shared::{metrics::ServiceMetrics, topology::Drift};
@@ -14,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     management::{Management, encode},
+    metrics::Metrics,
     queue_losses::Queue,
 };
 
@@ -35,6 +37,7 @@ pub struct QueueWatch {
     path: String,
     queue: String,
     metrics: ServiceMetrics,
+    sees_policies: IntGauge,
     every: Duration,
     losing: Option<String>,
     is_blind: bool,
@@ -46,14 +49,15 @@ impl QueueWatch {
         management: Management,
         vhost: &str,
         queue: String,
-        metrics: ServiceMetrics,
+        metrics: &Metrics,
         every: Duration,
     ) -> Self {
         Self {
             management,
             path: format!("/api/queues/{}/{}", encode(vhost), encode(&queue)),
             queue,
-            metrics,
+            metrics: metrics.service.clone(),
+            sees_policies: metrics.sees_policies.clone(),
             every,
             losing: None,
             is_blind: false,
@@ -73,7 +77,9 @@ impl QueueWatch {
     /// Looks once.
     pub async fn look(&mut self) {
         let found = timeout(DEADLINE, self.management.find(&self.path)).await;
-        match found.context("it takes too long").flatten() {
+        let found = found.context("it takes too long").flatten();
+        self.sees_policies.set(i64::from(found.is_ok()));
+        match found {
             Ok(queue) => {
                 if self.is_blind {
                     self.is_blind = false;

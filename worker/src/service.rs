@@ -147,6 +147,10 @@ fn queue_watch(
     metrics: &Metrics,
 ) -> anyhow::Result<Option<QueueWatch>> {
     let Some(url) = &config.rabbitmq_management_url else {
+        info!(
+            "RABBITMQ_MANAGEMENT_URL is not set, so this worker does not look whether a policy lets its \
+             queue drop messages"
+        );
         return Ok(None);
     };
     let broker = config.stores.broker()?;
@@ -154,7 +158,7 @@ fn queue_watch(
         Management::new(url, &broker)?,
         &broker.vhost(),
         config.stores.topology().queue(family),
-        metrics.service.clone(),
+        metrics,
         queue_watch::EVERY,
     )))
 }

@@ -16,8 +16,6 @@ use serde_json::{Value, json};
 use shared::{
     Family,
     broker::BrokerUrl,
-    metrics::ServiceMetrics,
-    program::Program,
     topology::{Drift, Topology},
 };
 use tokio::time::{Instant, sleep};
@@ -25,6 +23,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 use worker::{
     management::Management,
+    metrics::Metrics,
     queue_watch::{self, QueueWatch},
 };
 
@@ -80,7 +79,7 @@ struct Watched {
     channel: Channel,
     _connection: Connection,
     management: Management,
-    metrics: ServiceMetrics,
+    metrics: Metrics,
     watch: QueueWatch,
 }
 
@@ -111,12 +110,12 @@ impl Watched {
         let broker = BrokerUrl::parse(&amqp).expect("an address");
         let url = variable("RABBITMQ_MANAGEMENT_URL");
         let management = Management::new(&url, &broker).expect("an address");
-        let metrics = ServiceMetrics::new(Program::Worker(Family::Vendor));
+        let metrics = Metrics::new(Family::Vendor);
         let watch = QueueWatch::new(
             management.clone(),
             &broker.vhost(),
             queue.clone(),
-            metrics.clone(),
+            &metrics,
             queue_watch::EVERY,
         );
         Self {
@@ -133,7 +132,7 @@ impl Watched {
 
     fn drift(&self) -> Option<bool> {
         let metrics = TextEncoder::new()
-            .encode_to_string(&self.metrics.registry.gather())
+            .encode_to_string(&self.metrics.service.registry.gather())
             .expect("text");
         let series = format!("pleo_topology_drift{{entity=\"{}\"}} ", self.queue);
         let value = metrics
@@ -253,17 +252,20 @@ async fn an_argument_that_drops_messages_is_drift_as_well() {
         "{lines:?}"
     );
     // What the declaration finds does not take it back, nor the other way round.
-    watched.metrics.set_drift(&watched.topology, &[]);
+    watched.metrics.service.set_drift(&watched.topology, &[]);
     assert_eq!(watched.drift(), Some(true));
     let found = Drift {
         entity: watched.queue.clone(),
         reason: "other arguments".to_owned(),
         remedy: "none",
     };
-    watched.metrics.set_drift(&watched.topology, &[found]);
-    watched.metrics.set_losing(&watched.queue, false);
+    watched
+        .metrics
+        .service
+        .set_drift(&watched.topology, &[found]);
+    watched.metrics.service.set_losing(&watched.queue, false);
     assert_eq!(watched.drift(), Some(true));
-    watched.metrics.set_drift(&watched.topology, &[]);
+    watched.metrics.service.set_drift(&watched.topology, &[]);
     assert_eq!(watched.drift(), Some(false));
     watched.delete().await;
 }
@@ -275,19 +277,23 @@ async fn a_management_that_is_away_is_one_warning_and_changes_nothing() {
     watched
         .set("policies", json!({"message-ttl": 60_000}))
         .await;
+    // Until a look has succeeded, no drift means nothing.
+    assert_eq!(watched.metrics.sees_policies.get(), 0);
     watched.until_drift(true).await;
+    assert_eq!(watched.metrics.sees_policies.get(), 1);
     let amqp = std::env::var("AMQP_URL").expect("it is set");
     let broker = BrokerUrl::parse(&amqp).expect("an address");
     let mut blind = QueueWatch::new(
         Management::new("http://127.0.0.1:1", &broker).expect("an address"),
         &broker.vhost(),
         watched.queue.clone(),
-        watched.metrics.clone(),
+        &watched.metrics,
         queue_watch::EVERY,
     );
     for _ in 0..3 {
         blind.look().await;
     }
+    assert_eq!(watched.metrics.sees_policies.get(), 0);
     let lines = log.lines("cannot see the policies");
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert!(

@@ -139,7 +139,9 @@ fn parse(text: &str) -> anyhow::Result<Vec<Entry>> {
         check_name(name).with_context(|| format!("line {number}"))?;
         let role = Role::parse(role).with_context(|| format!("line {number}"))?;
         ensure!(
-            PasswordHash::new(hash).is_ok_and(|hash| hash.algorithm.as_str().starts_with("argon2")),
+            PasswordHash::new(hash).is_ok_and(|hash| hash.algorithm.as_str().starts_with("argon2")
+                && hash.salt.is_some()
+                && hash.hash.is_some()),
             "line {number} has no argon2 hash; make the line with `console user NAME`"
         );
         ensure!(

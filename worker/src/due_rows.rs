@@ -6,7 +6,7 @@
 //! What became due before that is searched for beside the claims, by reading only, and claimed by its
 //! key: the rows of a long outage at a worker's start, and rows whose transaction took long.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
@@ -138,7 +138,7 @@ macro_rules! kind {
                 $which,
                 "   and due_at >= coalesce($3, '-infinity')
                   order by due_at
-                  limit $2"
+                  limit $2 offset $4"
             ),
         }
     };
@@ -176,12 +176,20 @@ struct Found {
 
 /// The search for rows that became due before the place where claims begin.
 enum Search {
-    /// It is made at this time, for rows from this one on; `None` is the oldest.
+    /// It is made at this time.
     Planned {
         at: Instant,
-        from: Option<DateTime<Utc>>,
     },
     Running(AbortOnDropHandle<Result<Vec<Found>, TransactionError>>),
+}
+
+/// Where a search begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// At rows that were due at this time; `None` is the oldest.
+    from: Option<DateTime<Utc>>,
+    /// After so many of those: they were found before and could not be claimed.
+    skip: i64,
 }
 
 /// The due rows of one kind, claim by claim.
@@ -192,6 +200,7 @@ pub struct DueRows {
     /// Where the next claim begins, by the clock of Postgres.
     start: Option<DateTime<Utc>>,
     search: Search,
+    place: Place,
 }
 
 impl DueRows {
@@ -202,10 +211,8 @@ impl DueRows {
             limit,
             spool,
             start: None,
-            search: Search::Planned {
-                at: Instant::now(),
-                from: None,
-            },
+            search: Search::Planned { at: Instant::now() },
+            place: Place::default(),
         }
     }
 
@@ -267,7 +274,7 @@ impl DueRows {
             })
             .await?;
         transaction.commit().await?;
-        self.search = plan(&found, self.limit, rows.len());
+        self.plan(&found, &rows);
         Ok(rows)
     }
 
@@ -275,9 +282,10 @@ impl DueRows {
     async fn found(&mut self) -> Option<Vec<Found>> {
         let now = Instant::now();
         match &mut self.search {
-            Search::Planned { at, from } => {
+            Search::Planned { at } => {
                 if *at <= now {
-                    let search = search(self.spool.clone(), self.kind.search, self.limit, *from);
+                    let search =
+                        search(self.spool.clone(), self.kind.search, self.limit, self.place);
                     self.search = Search::Running(AbortOnDropHandle::new(tokio::spawn(search)));
                 }
                 None
@@ -286,11 +294,10 @@ impl DueRows {
                 let found = task.await;
                 self.search = Search::Planned {
                     at: now + SEARCH_AGAIN_AFTER,
-                    from: None,
                 };
                 match found {
                     Ok(Ok(found)) if found.is_empty() => {
-                        self.search = plan(&found, self.limit, 0);
+                        self.plan(&found, &[]);
                         None
                     }
                     Ok(Ok(found)) => Some(found),
@@ -307,21 +314,46 @@ impl DueRows {
             Search::Running(_) => None,
         }
     }
+
+    /// The search after one that found these rows, of which those could be claimed.
+    fn plan(&mut self, found: &[Found], claimed: &[Work]) {
+        let is_full = usize::try_from(self.limit).is_ok_and(|limit| found.len() >= limit);
+        let (place, pause) = match is_full {
+            true => (self.place.after(found, claimed), Duration::ZERO),
+            false => (Place::default(), SEARCH_EVERY),
+        };
+        self.place = place;
+        self.search = Search::Planned {
+            at: Instant::now() + pause,
+        };
+    }
 }
 
-/// The search after one that found these rows, of which so many could be claimed.
-fn plan(found: &[Found], limit: i64, claimed: usize) -> Search {
-    let is_full = usize::try_from(limit).is_ok_and(|limit| found.len() >= limit);
-    match found.last() {
-        // Rows that another replica takes, or that somebody has locked, are not looked at again.
-        Some(last) if is_full => Search::Planned {
-            at: Instant::now(),
-            from: Some(last.due_at + TimeDelta::microseconds((claimed == 0).into())),
-        },
-        _ => Search::Planned {
-            at: Instant::now() + SEARCH_EVERY,
-            from: None,
-        },
+impl Place {
+    /// Goes on with the last time that was found. Its rows that another replica takes, or that somebody
+    /// has locked, must not hide those of the same time.
+    fn after(self, found: &[Found], claimed: &[Work]) -> Self {
+        let Some(from) = found.last().map(|row| row.due_at) else {
+            return self;
+        };
+        let claimed: HashSet<_> = claimed
+            .iter()
+            .map(|work| (&*work.event.webhook_id, &work.event.body_sha256[..]))
+            .collect();
+        let left = found
+            .iter()
+            .filter(|row| row.due_at == from)
+            .filter(|row| !claimed.contains(&(&*row.webhook_id, &*row.body_sha256)))
+            .count();
+        let skipped = if self.from == Some(from) {
+            self.skip
+        } else {
+            0
+        };
+        Self {
+            from: Some(from),
+            skip: skipped + i64::try_from(left).unwrap_or(i64::MAX - skipped),
+        }
     }
 }
 
@@ -329,7 +361,7 @@ async fn search(
     spool: Spool,
     sql: &'static str,
     limit: i64,
-    from: Option<DateTime<Utc>>,
+    place: Place,
 ) -> Result<Vec<Found>, TransactionError> {
     let _one_at_a_time = spool.searching.lock().await;
     let deadline = Instant::now() + SEARCH_DEADLINE;
@@ -340,7 +372,8 @@ async fn search(
                 sqlx::query_as(sql)
                     .bind(spool.family.name())
                     .bind(limit)
-                    .bind(from)
+                    .bind(place.from)
+                    .bind(place.skip)
                     .fetch_all(connection)
                     .await
             })
@@ -389,4 +422,30 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
         problem,
         source: Source::Spool,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(ids: &[&str], due_at: DateTime<Utc>) -> Vec<Found> {
+        ids.iter()
+            .map(|id| Found {
+                webhook_id: (*id).to_owned(),
+                body_sha256: Vec::new(),
+                due_at,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn rows_that_cannot_be_claimed_hide_none_of_the_same_time() {
+        let due_at = DateTime::UNIX_EPOCH;
+        let first = Place::default().after(&found(&["a", "b"], due_at), &[]);
+        assert_eq!((first.from, first.skip), (Some(due_at), 2));
+        assert_eq!(first.after(&found(&["c"], due_at), &[]).skip, 3);
+        let later = due_at + TimeDelta::seconds(1);
+        let next = first.after(&found(&["d"], later), &[]);
+        assert_eq!((next.from, next.skip), (Some(later), 1));
+    }
 }

@@ -150,3 +150,24 @@ async fn a_locked_row_of_the_spool_holds_nothing_up(pool: PgPool) {
     assert_eq!(count(&pool, "select count(*) from events").await, 100);
     reader.cancel();
 }
+
+/// Rows that are handled alone often have one time: that at which their worker crashed.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_locked_row_hides_none_that_was_due_at_the_same_time(pool: PgPool) {
+    let events: Vec<AcceptedEvent> = (0..20).map(|n| vendor(&format!("m{n}"))).collect();
+    spool_events(&pool, &events, 2).await;
+    sql(
+        &pool,
+        "update webhook_spool set due_at = now() - interval '10 minutes'",
+    )
+    .await;
+    let mut user = pool.begin().await.expect("a transaction");
+    sqlx::query("select from webhook_spool order by due_at limit 1 for update")
+        .execute(&mut *user)
+        .await
+        .expect("a lock");
+    let reader = start_spool_reader(&pool, Family::Vendor);
+    until_count(&pool, "select count(*) from vendors", 19).await;
+    user.rollback().await.expect("the end");
+    reader.cancel();
+}

@@ -33,6 +33,9 @@ pub enum PageError {
     /// Some of it was done at most.
     #[error("{0}")]
     NotDone(String),
+    /// An action would take others than were shown.
+    #[error("Meanwhile others match than were shown. Nothing was changed.")]
+    Changed,
     /// Too many tries.
     #[error("Too many sign-ins have failed. Try again in a minute.")]
     TooManyTries,
@@ -59,6 +62,7 @@ impl ResponseError for PageError {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::BadAddress(_) => StatusCode::BAD_REQUEST,
             Self::Forbidden(_) | Self::NotOperator => StatusCode::FORBIDDEN,
+            Self::Changed => StatusCode::CONFLICT,
             Self::NoOperatorAccount | Self::NotDone(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooManyTries => StatusCode::TOO_MANY_REQUESTS,
             Self::TooManyViews => StatusCode::SERVICE_UNAVAILABLE,
@@ -136,6 +140,10 @@ impl PageError {
             Self::NotDone(_) => (
                 "It was not done",
                 "What was done before is in the record. Go back and do the rest.",
+            ),
+            Self::Changed => (
+                "It was not done",
+                "Go back, load the page again and look at what is to be changed now.",
             ),
             Self::TooManyTries => ("Too many tries", "Everybody else can still sign in."),
             Self::TooManyViews => (

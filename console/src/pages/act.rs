@@ -6,6 +6,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use operations::dead_letters::{Change, Filter, State};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::events;
@@ -36,7 +37,8 @@ pub(crate) struct Choice {
     id: String,
 }
 
-/// What is posted: `note` where they are dismissed, and when the page with the form was made.
+/// What is posted: `note` where they are dismissed, when the page with the form was made, and the digest of
+/// what it showed.
 #[derive(Deserialize)]
 pub(crate) struct Form {
     #[serde(default)]
@@ -50,6 +52,8 @@ pub(crate) struct Form {
     #[serde(default)]
     note: String,
     until: DateTime<Utc>,
+    #[serde(default)]
+    shown: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +82,15 @@ struct ActPage {
     is_cut: bool,
     letters: Vec<Letter>,
     until: String,
+    shown: String,
+}
+
+/// What an action would change.
+struct Preview {
+    now: DateTime<Utc>,
+    ids: Vec<String>,
+    is_cut: bool,
+    newest: Vec<Letter>,
 }
 
 /// `GET /dead-letters/dismiss`
@@ -158,7 +171,7 @@ async fn ask(
 ) -> Result<HttpResponse, PageError> {
     operations.check(request)?;
     let filter = choice.filter()?;
-    let (count, now, letters) = store
+    let preview = store
         .look(async |connection| preview(connection, action, &filter).await)
         .await?;
     html(&ActPage {
@@ -166,10 +179,11 @@ async fn ask(
         dismisses: action == Action::Dismiss,
         path: action.path(),
         back: choice.back(action, None),
-        is_cut: count > MOST,
-        count: count.min(MOST),
-        letters,
-        until: now.to_rfc3339_opts(SecondsFormat::Micros, true),
+        is_cut: preview.is_cut,
+        count: preview.ids.len(),
+        letters: preview.newest,
+        until: preview.now.to_rfc3339_opts(SecondsFormat::Micros, true),
+        shown: digest(&preview.ids),
         choice,
     })
 }
@@ -189,7 +203,11 @@ async fn act(
         id,
         note,
         until,
+        shown,
     } = form;
+    if until < DateTime::UNIX_EPOCH {
+        return Err(PageError::BadAddress("`until` is before 1970.".to_owned()));
+    }
     let choice = Choice {
         kind,
         event_type,
@@ -201,6 +219,10 @@ async fn act(
     let ids = store
         .look(async |connection| chosen(connection, action, &filter, until).await)
         .await?;
+    // One may have come by a transaction that began before the page, or been changed since.
+    if digest(&ids) != shown {
+        return Err(PageError::Changed);
+    }
     let (operations, person) = (operations.clone(), person(request));
     let record = choice.describe(until);
     // On its own, so that somebody who closes the page does not end it half done.
@@ -236,27 +258,47 @@ async fn act(
         .finish())
 }
 
-/// How many they are, up to one more than an action takes, Postgres' time, and the newest of them.
 async fn preview(
     connection: &mut PgConnection,
     action: Action,
     filter: &Filter,
-) -> Result<(usize, DateTime<Utc>, Vec<Letter>), sqlx::Error> {
-    let mut query =
-        QueryBuilder::<Postgres>::new("select count(*), now() from (select from events");
-    filter.push(action.takes(), &mut query);
-    query.push(format!(" limit {}) letter", MOST + 1));
-    let (count, now): (i64, DateTime<Utc>) =
-        query.build_query_as().fetch_one(&mut *connection).await?;
-    let mut query = QueryBuilder::<Postgres>::new(
-        "select webhook_id, event_type, problem, stored_at from events",
-    );
+) -> Result<Preview, sqlx::Error> {
+    let now = sqlx::query_scalar("select now()")
+        .fetch_one(&mut *connection)
+        .await?;
+    let mut query = QueryBuilder::<Postgres>::new("select webhook_id from events");
     filter.push(action.takes(), &mut query);
     query.push(format!(
-        " order by stored_at desc, webhook_id desc limit {SHOWN}"
+        " order by stored_at desc, webhook_id desc limit {}",
+        MOST + 1
     ));
-    let letters = query.build_query_as().fetch_all(connection).await?;
-    Ok((usize::try_from(count).unwrap_or(0), now, letters))
+    let mut ids: Vec<String> = query
+        .build_query_scalar()
+        .fetch_all(&mut *connection)
+        .await?;
+    let is_cut = ids.len() > MOST;
+    ids.truncate(MOST);
+    let shown: Vec<&String> = ids.iter().take(SHOWN).collect();
+    let newest = sqlx::query_as(
+        "select webhook_id, event_type, problem, stored_at from events
+          where webhook_id = any($1) and problem is not null
+          order by stored_at desc, webhook_id desc",
+    )
+    .bind(shown)
+    .fetch_all(connection)
+    .await?;
+    ids.sort_unstable();
+    Ok(Preview {
+        now,
+        ids,
+        is_cut,
+        newest,
+    })
+}
+
+/// What a set of ids is known by, which have to be sorted.
+fn digest(ids: &[String]) -> String {
+    hex::encode(Sha256::digest(ids.join("\n")))
 }
 
 /// The ids of those that were there when the page was made.

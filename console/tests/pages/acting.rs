@@ -72,10 +72,15 @@ async fn post(app: &App, path: &str, form: &str, headers: Headers<'_>) -> Respon
         .expect("an answer")
 }
 
-/// The form's `until`.
-fn until(page: &str) -> String {
-    let (_, rest) = page.split_once("name=\"until\" value=\"").expect("a form");
-    rest.split_once('"').expect("its value").0.to_owned()
+/// The form's hidden fields that say what was shown.
+fn shown(page: &str) -> String {
+    let value = |name: &str| {
+        let (_, rest) = page
+            .split_once(&format!("name=\"{name}\" value=\""))
+            .expect("a form");
+        rest.split_once('"').expect("its value").0.to_owned()
+    };
+    format!("until={}&shown={}", value("until"), value("shown"))
 }
 
 async fn open(pool: &PgPool) -> Vec<String> {
@@ -169,9 +174,9 @@ async fn an_operator_dismisses_what_was_shown_and_restores_it(pool: PgPool) {
         page.contains("Dismiss 2") && !page.contains("msg_3"),
         "{page}"
     );
-    let until = until(&page);
+    let shown = shown(&page);
     store(&pool, [nameless("msg_late", "c1")]).await;
-    let form = format!("company=c1&note=a+test&until={until}");
+    let form = format!("company=c1&note=a+test&{shown}");
     let answer = post(&desk.app, "/dead-letters/dismiss", &form, &headers).await;
     assert_eq!(answer.status(), 303);
     let back = answer.headers()["location"]
@@ -193,7 +198,7 @@ async fn an_operator_dismisses_what_was_shown_and_restores_it(pool: PgPool) {
     .expect("the record");
     assert_eq!(record, ["dead-letters dismiss, grace, 2, c1, a test"]);
     let (_, page) = desk.page("/dead-letters/restore?id=msg_2", &operator).await;
-    let form = format!("id=msg_2&until={}", self::until(&page));
+    let form = format!("id=msg_2&{}", self::shown(&page));
     let answer = post(&desk.app, "/dead-letters/restore", &form, &headers).await;
     assert_eq!(answer.headers()["location"], "/event?id=msg_2");
     assert_eq!(open(&pool).await, ["msg_2", "msg_3", "msg_late"]);
@@ -219,7 +224,7 @@ async fn one_action_takes_ten_thousand_and_says_so(pool: PgPool) {
         "{page}"
     );
     let headers = [("cookie", &*operator), ("sec-fetch-site", "same-origin")];
-    let form = format!("note=why&until={}", until(&page));
+    let form = format!("note=why&{}", shown(&page));
     let answer = post(&desk.app, "/dead-letters/dismiss", &form, &headers).await;
     assert_eq!(answer.status(), 303);
     assert_eq!(open(&pool).await.len(), 2);
@@ -255,7 +260,35 @@ async fn on_loopback_one_looks_unless_a_setting_says_otherwise(pool: PgPool) {
     let app = App::with(url.as_str(), &arguments).await;
     let evil = [("sec-fetch-site", "cross-site")];
     assert_eq!(post(&app, path, form, &evil).await.status(), 403);
-    assert_eq!(post(&app, path, form, &[]).await.status(), 303);
+    assert_eq!(post(&app, path, form, &[]).await.status(), 409, "not shown");
+    let page = app.page("/dead-letters/dismiss?id=msg_1").await;
+    let form = format!("id=msg_1&note=why&{}", shown(&page));
+    assert_eq!(post(&app, path, &form, &[]).await.status(), 303);
     assert!(open(&pool).await.is_empty());
     app.stop().await;
+}
+
+/// A commit that began before the page shows up after it, with an older time.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn nothing_is_done_to_letters_that_were_not_shown(pool: PgPool) {
+    store(&pool, [nameless("msg_1", "c1"), nameless("msg_2", "c1")]).await;
+    let set = |sql: &'static str| sqlx::raw_sql(sql).execute(&pool);
+    set("update events set dismissed_at = now() where webhook_id = 'msg_2'")
+        .await
+        .expect("a dismissal");
+    let desk = Desk::new(&pool, true).await;
+    let operator = desk.sign_in("grace").await;
+    let (_, page) = desk.page("/dead-letters/dismiss", &operator).await;
+    let form = format!("note=why&{}", shown(&page));
+    let headers = [("cookie", &*operator), ("sec-fetch-site", "same-origin")];
+    set("update events set dismissed_at = null where webhook_id = 'msg_2'")
+        .await
+        .expect("somebody else restores it");
+    let answer = post(&desk.app, "/dead-letters/dismiss", &form, &headers).await;
+    assert_eq!(answer.status(), 409);
+    assert_eq!(open(&pool).await, ["msg_1", "msg_2"]);
+    let early = "note=why&until=-262142-01-01T00:00:00Z";
+    let answer = post(&desk.app, "/dead-letters/dismiss", early, &headers).await;
+    assert_eq!(answer.status(), 400);
+    desk.app.stop().await;
 }

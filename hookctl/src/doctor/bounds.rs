@@ -33,7 +33,7 @@ pub(super) async fn check(
     let unbound = policies::unbound(postgres, prefix).await?;
     if !unbound.is_empty() {
         let found = format!(
-            "{}: may touch rows of other families in events and webhook_spool",
+            "{}: may touch rows of other families in events and webhook_spool, or healthy events",
             unbound.join(", ")
         );
         findings.push(Finding::warning(CHECK, found, REMEDY));

@@ -1,7 +1,8 @@
-//! Row-level security: a worker's account touches the rows of its family only.
+//! Row-level security: a worker's account touches the rows of its family only, and that by which the console
+//! acts changes only events with a problem.
 //!
 //! The tables' owner and superusers are exempt. Everybody else goes on seeing what their grants give
-//! them, by a policy for everybody; those for the workers' accounts only take away.
+//! them, by a policy for everybody; those for single accounts only take away.
 
 use shared::{Family, Program};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -46,7 +47,7 @@ impl Policy {
     }
 }
 
-/// The policies of all workers. An event of another family is added only with a problem that withholds
+/// The policies of all accounts that have some. An event of another family is added only with a problem that withholds
 /// it from a replay, and with the body that its hash is of. So no account makes an event of another
 /// family that an operator would replay with others, and what it stores never counts as another event
 /// whose body is lost.
@@ -73,7 +74,15 @@ fn wanted(prefix: &str) -> Vec<Policy> {
         };
         [events, spool]
     });
-    workers.into_iter().flatten().collect()
+    // An event that is dismissed before it has a problem would be no dead letter when it gets one.
+    let operator = Policy {
+        table: "events".to_owned(),
+        account: account::name(Program::ConsoleOperator, prefix),
+        command: "UPDATE".to_owned(),
+        sees: Some("(problem IS NOT NULL)".to_owned()),
+        adds: None,
+    };
+    workers.into_iter().flatten().chain([operator]).collect()
 }
 
 /// What the problems begin with that a worker withholds from a replay.
@@ -129,7 +138,7 @@ async fn open_tables(connection: &mut PgConnection) -> Result<Vec<String>, sqlx:
     .await
 }
 
-/// The accounts that may touch rows of other families.
+/// The accounts that may touch more rows than are theirs.
 pub(crate) async fn unbound(
     connection: &mut PgConnection,
     prefix: &str,

@@ -141,6 +141,21 @@ async fn for_operators_the_console_can_dismiss_and_restore_and_nothing_else(pool
              values ('m', 'unknown', now(), '', '', 'no event', 1)",
         )
         .await;
+    place
+        .sql(
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256, attempts)
+             values ('healthy', 'unknown', now(), '', '', 1)",
+        )
+        .await;
+    // It would be no dead letter when it gets a problem.
+    let dismissed = sqlx::query("update events set dismissed_at = now()")
+        .execute(&mut operator)
+        .await
+        .expect("a right on some rows");
+    assert_eq!(dismissed.rows_affected(), 1);
+    place
+        .sql("update events set dismissed_at = null where webhook_id = 'm'")
+        .await;
     use sqlx::ConnectOptions;
     for (command, note) in [("dismiss", &["--note=why"][..]), ("restore", &[])] {
         let url = place.database(program).to_url_lossy();

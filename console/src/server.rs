@@ -32,6 +32,9 @@ const MOST_CONNECTIONS: usize = 1_000;
 /// Of a form that is posted.
 const MOST_FORM_BYTES: usize = 8 * 1024;
 
+/// Where operators act on dead letters.
+const ACT: &str = "/dead-letters/{action:dismiss|restore}";
+
 /// What pages need.
 #[derive(Clone)]
 pub struct Parts {
@@ -98,16 +101,8 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/event/body", web::get().to(pages::event::body))
         .route("/resource", web::get().to(pages::resource::page))
         .route("/dead-letters", web::get().to(pages::dead_letters::page))
-        .route("/dead-letters/dismiss", web::get().to(pages::act::dismiss))
-        .route(
-            "/dead-letters/dismiss",
-            web::post().to(pages::act::do_dismiss),
-        )
-        .route("/dead-letters/restore", web::get().to(pages::act::restore))
-        .route(
-            "/dead-letters/restore",
-            web::post().to(pages::act::do_restore),
-        )
+        .route(ACT, web::get().to(pages::act::page))
+        .route(ACT, web::post().to(pages::act::act))
         .route("/receipts", web::get().to(pages::receipts::page))
         .route("/record", web::get().to(pages::record::page))
         .route("/find", web::get().to(pages::find::find))

@@ -41,14 +41,8 @@ pub(crate) struct Choice {
 /// what it showed.
 #[derive(Deserialize)]
 pub(crate) struct Form {
-    #[serde(default)]
-    kind: String,
-    #[serde(default, rename = "type")]
-    event_type: String,
-    #[serde(default)]
-    company: String,
-    #[serde(default)]
-    id: String,
+    #[serde(flatten)]
+    choice: Choice,
     #[serde(default)]
     note: String,
     until: DateTime<Utc>,
@@ -56,8 +50,10 @@ pub(crate) struct Form {
     shown: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
+/// What is done, by the last part of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Action {
     Dismiss,
     Restore,
 }
@@ -93,89 +89,22 @@ struct Preview {
     newest: Vec<Letter>,
 }
 
-/// `GET /dead-letters/dismiss`
-pub(crate) async fn dismiss(
+/// `GET /dead-letters/dismiss` and `/dead-letters/restore`: shows which they are. Nothing is changed.
+pub(crate) async fn page(
     request: HttpRequest,
+    action: web::Path<Action>,
     choice: web::Query<Choice>,
     store: web::Data<Store>,
     operations: web::Data<Operations>,
 ) -> Result<HttpResponse, PageError> {
-    ask(
-        &request,
-        Action::Dismiss,
-        choice.into_inner(),
-        &store,
-        &operations,
-    )
-    .await
-}
-
-/// `GET /dead-letters/restore`
-pub(crate) async fn restore(
-    request: HttpRequest,
-    choice: web::Query<Choice>,
-    store: web::Data<Store>,
-    operations: web::Data<Operations>,
-) -> Result<HttpResponse, PageError> {
-    ask(
-        &request,
-        Action::Restore,
-        choice.into_inner(),
-        &store,
-        &operations,
-    )
-    .await
-}
-
-/// `POST /dead-letters/dismiss`
-pub(crate) async fn do_dismiss(
-    request: HttpRequest,
-    form: web::Form<Form>,
-    store: web::Data<Store>,
-    operations: web::Data<Operations>,
-) -> Result<HttpResponse, PageError> {
-    act(
-        &request,
-        Action::Dismiss,
-        form.into_inner(),
-        &store,
-        &operations,
-    )
-    .await
-}
-
-/// `POST /dead-letters/restore`
-pub(crate) async fn do_restore(
-    request: HttpRequest,
-    form: web::Form<Form>,
-    store: web::Data<Store>,
-    operations: web::Data<Operations>,
-) -> Result<HttpResponse, PageError> {
-    act(
-        &request,
-        Action::Restore,
-        form.into_inner(),
-        &store,
-        &operations,
-    )
-    .await
-}
-
-/// Shows which they are. Nothing is changed.
-async fn ask(
-    request: &HttpRequest,
-    action: Action,
-    choice: Choice,
-    store: &Store,
-    operations: &Operations,
-) -> Result<HttpResponse, PageError> {
-    operations.check(request)?;
+    let (action, choice) = (action.into_inner(), choice.into_inner());
+    operations.check(&request)?;
     let filter = choice.filter()?;
     let preview = store
         .look(async |connection| preview(connection, action, &filter).await)
         .await?;
     html(&ActPage {
-        frame: Frame::new(request, action.title(), Section::DeadLetters),
+        frame: Frame::new(&request, action.title(), Section::DeadLetters),
         dismisses: action == Action::Dismiss,
         path: action.path(),
         back: choice.back(action, None),
@@ -188,42 +117,35 @@ async fn ask(
     })
 }
 
-async fn act(
-    request: &HttpRequest,
-    action: Action,
-    form: Form,
-    store: &Store,
-    operations: &Operations,
+/// `POST /dead-letters/dismiss` and `/dead-letters/restore`
+pub(crate) async fn act(
+    request: HttpRequest,
+    action: web::Path<Action>,
+    form: web::Form<Form>,
+    store: web::Data<Store>,
+    operations: web::Data<Operations>,
 ) -> Result<HttpResponse, PageError> {
-    operations.check(request)?;
+    operations.check(&request)?;
+    let action = action.into_inner();
     let Form {
-        kind,
-        event_type,
-        company,
-        id,
+        choice,
         note,
         until,
         shown,
-    } = form;
+    } = form.into_inner();
     if until < DateTime::UNIX_EPOCH {
         return Err(PageError::BadAddress("`until` is before 1970.".to_owned()));
     }
-    let choice = Choice {
-        kind,
-        event_type,
-        company,
-        id,
-    };
     let note = action.note(&note)?;
     let filter = choice.filter()?;
     let ids = store
-        .look(async |connection| chosen(connection, action, &filter, until).await)
+        .look(async |connection| chosen(connection, action, &filter, until, MOST).await)
         .await?;
     // One may have come by a transaction that began before the page, or been changed since.
     if digest(&ids) != shown {
         return Err(PageError::Changed);
     }
-    let (operations, person) = (operations.clone(), person(request));
+    let (operations, person) = (operations.as_ref().clone(), person(&request));
     let record = choice.describe(until);
     // On its own, so that somebody who closes the page does not end it half done.
     let done = actix_web::rt::spawn(async move {
@@ -263,19 +185,10 @@ async fn preview(
     action: Action,
     filter: &Filter,
 ) -> Result<Preview, sqlx::Error> {
-    let now = sqlx::query_scalar("select now()")
+    let now: DateTime<Utc> = sqlx::query_scalar("select now()")
         .fetch_one(&mut *connection)
         .await?;
-    let mut query = QueryBuilder::<Postgres>::new("select webhook_id from events");
-    filter.push(action.takes(), &mut query);
-    query.push(format!(
-        " order by stored_at desc, webhook_id desc limit {}",
-        MOST + 1
-    ));
-    let mut ids: Vec<String> = query
-        .build_query_scalar()
-        .fetch_all(&mut *connection)
-        .await?;
+    let mut ids = chosen(&mut *connection, action, filter, now, MOST + 1).await?;
     let is_cut = ids.len() > MOST;
     ids.truncate(MOST);
     let shown: Vec<&String> = ids.iter().take(SHOWN).collect();
@@ -287,7 +200,6 @@ async fn preview(
     .bind(shown)
     .fetch_all(connection)
     .await?;
-    ids.sort_unstable();
     Ok(Preview {
         now,
         ids,
@@ -296,17 +208,18 @@ async fn preview(
     })
 }
 
-/// What a set of ids is known by, which have to be sorted.
+/// What a list of ids is known by.
 fn digest(ids: &[String]) -> String {
     hex::encode(Sha256::digest(ids.join("\n")))
 }
 
-/// The ids of those that were there when the page was made.
+/// The ids of those that were there at that time, the newest first.
 async fn chosen(
     connection: &mut PgConnection,
     action: Action,
     filter: &Filter,
     until: DateTime<Utc>,
+    most: usize,
 ) -> Result<Vec<String>, sqlx::Error> {
     let mut query = QueryBuilder::<Postgres>::new("select webhook_id from events");
     filter.push(action.takes(), &mut query);
@@ -316,14 +229,20 @@ async fn chosen(
     });
     query.push_bind(until);
     query.push(format!(
-        " order by stored_at desc, webhook_id desc limit {MOST}"
+        " order by stored_at desc, webhook_id desc limit {most}"
     ));
-    let mut ids: Vec<String> = query.build_query_scalar().fetch_all(connection).await?;
-    ids.sort_unstable();
-    Ok(ids)
+    query.build_query_scalar().fetch_all(connection).await
 }
 
 impl Action {
+    /// What is done to letters that are dismissed, or are not.
+    pub(crate) fn of(dismissed: bool) -> Self {
+        match dismissed {
+            true => Self::Restore,
+            false => Self::Dismiss,
+        }
+    }
+
     fn title(self) -> &'static str {
         match self {
             Self::Dismiss => "Dismiss dead letters",
@@ -331,7 +250,7 @@ impl Action {
         }
     }
 
-    fn path(self) -> &'static str {
+    pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Dismiss => "/dead-letters/dismiss",
             Self::Restore => "/dead-letters/restore",

@@ -11,7 +11,7 @@ use crate::{
     error::PageError,
     frame::{Frame, Section, html},
     operations::{Operations, Standing},
-    pages::{self, events},
+    pages::{self, act::Action, events},
     search::Key,
     store::Store,
     text, time,
@@ -164,12 +164,8 @@ impl Query {
 
     /// Where these are dismissed, or restored.
     fn act(&self, dismissed: bool) -> String {
-        let path = match dismissed {
-            true => "/dead-letters/restore",
-            false => "/dead-letters/dismiss",
-        };
         text::href(
-            path,
+            Action::of(dismissed).path(),
             &[
                 ("kind", &self.kind),
                 ("type", &self.event_type),

@@ -14,7 +14,7 @@ use crate::{
     frame::{Frame, Section, html},
     json,
     operations::{Operations, Standing},
-    pages,
+    pages::{self, act::Action},
     search::{self, Filter, Key, Summary},
     store::Store,
     text, time,
@@ -185,11 +185,8 @@ async fn others(store: &Store, event: &Event) -> Result<Vec<Summary>, PageError>
 
 /// Where it is dismissed, or restored.
 fn act(event: &Event) -> String {
-    let path = match event.dismissed_at {
-        Some(_) => "/dead-letters/restore",
-        None => "/dead-letters/dismiss",
-    };
-    text::href(path, &[("id", &event.webhook_id)])
+    let action = Action::of(event.dismissed_at.is_some());
+    text::href(action.path(), &[("id", &event.webhook_id)])
 }
 
 /// What does something about a problem.

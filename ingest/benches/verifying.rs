@@ -1,4 +1,4 @@
-//! What it costs to check one request's signature: `cargo bench --bench verifying`.
+//! Measures the check of one request's signature: `cargo bench --bench verifying`.
 
 use std::hint::black_box;
 
@@ -11,7 +11,7 @@ use ingest::signature::{Key, Signatures};
 const ID: &str = "msg_2b1c7e3a";
 const TIMESTAMP: i64 = 1_740_132_343;
 
-/// Another secret than the one that signs, as the first in the list during a rotation.
+/// A secret that does not match, first in the list as during a rotation.
 const OTHER_SECRET: &str = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 fn verifying(criterion: &mut Criterion) {

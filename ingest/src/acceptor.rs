@@ -1,8 +1,9 @@
-//! From single verified events to batches and back: requests that arrive together share one
-//! transaction and one round of confirms.
+//! Collects verified events into batches and returns the outcomes to their requests. The events of
+//! a batch share one database transaction and one round of confirms.
 //!
-//! No timer keeps a batch open. It starts as soon as a slot is free, with all events that came while
-//! the slots were taken. So a lone request does not wait, and batches grow with the load.
+//! No timer keeps a batch open. A batch starts as soon as a slot is free, with all events that
+//! arrived while the slots were taken. So a lone request does not wait, and batches grow with the
+//! load.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -19,29 +20,29 @@ use tracing::warn;
 
 use crate::{recent::Recent, settlement::Settlement};
 
-/// What became of a verified event.
+/// The outcome for a verified event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// A quorum queue confirmed it, or its spool row is on disk.
     Accepted,
-    /// It is safe since an earlier delivery.
+    /// An earlier attempt already made it safe.
     Duplicate(Layer),
-    /// It is safe, and its id was accepted with another body before: it becomes a dead letter.
+    /// It is safe, but its id was accepted with another body before. It becomes a dead letter.
     Conflict,
-    /// Neither store took it in time.
+    /// Neither store accepted it in time.
     Unavailable,
 }
 
-/// Where a duplicate was recognised.
+/// Where a duplicate was detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// In this process's memory of recent ids.
+    /// By this process's memory of recent ids.
     Memory,
-    /// Beside its twin in one batch.
+    /// By the same event in its batch.
     Batch,
-    /// By a fresh receipt.
+    /// By a recent receipt.
     Receipt,
-    /// In `events` or the spool.
+    /// By its row in `events` or the spool.
     Stored,
 }
 
@@ -65,16 +66,16 @@ struct Waiting {
     reply: Reply,
 }
 
-/// The way back to a request.
+/// Where a request waits for its outcome.
 struct Reply {
     request: oneshot::Sender<Outcome>,
     thread: mpsc::UnboundedSender<Replies>,
 }
 
-/// Replies to requests of one thread.
+/// Replies for requests of one thread.
 type Replies = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 
-/// The way to the batcher, for every thread of the server.
+/// A handle to the batcher that all server threads share.
 #[derive(Clone)]
 pub struct Entrance {
     queue: mpsc::Sender<Waiting>,
@@ -82,14 +83,14 @@ pub struct Entrance {
     deadline: Duration,
 }
 
-/// The handlers' side, of one thread.
+/// Submits the events of one server thread.
 pub struct Acceptor {
     entrance: Entrance,
     thread: mpsc::UnboundedSender<Replies>,
 }
 
-/// The side that forms batches; it ends when every [`Entrance`] and [`Acceptor`] is gone and all is
-/// answered.
+/// Forms the batches. It ends when every [`Entrance`] and [`Acceptor`] is dropped and every event
+/// is answered.
 pub struct Batcher {
     queue: mpsc::Receiver<Waiting>,
     recent: Recent,
@@ -99,7 +100,8 @@ pub struct Batcher {
     slot_count: usize,
 }
 
-/// Both sides. At most `batch_size` events form a batch, at most `batches_in_flight` are under way.
+/// Creates a handle and its batcher. A batch has at most `batch_size` events, and at most
+/// `batches_in_flight` batches are processed at once.
 pub fn new(
     settlement: Settlement,
     batch_size: usize,
@@ -124,11 +126,10 @@ pub fn new(
 }
 
 impl Entrance {
-    /// An acceptor for the requests of this thread, which has to run a `LocalSet`, as those of actix
-    /// do.
+    /// An acceptor for this thread, which must run a `LocalSet`, as actix's threads do.
     ///
-    /// A batch's replies come to the thread together, and only here each to its request: waking a
-    /// thread up for every single one is a system call.
+    /// All replies of a batch to this thread come in one message, and a local task passes them on
+    /// to the requests. A wake-up of the thread for each reply would be one system call each.
     pub fn acceptor(&self) -> Acceptor {
         let (thread, mut replies) = mpsc::unbounded_channel::<Replies>();
         tokio::task::spawn_local(async move {
@@ -147,7 +148,7 @@ impl Entrance {
 }
 
 impl Acceptor {
-    /// Brings one event to safety, within the deadline.
+    /// Waits until the event is safe, or the deadline has passed.
     pub async fn accept(&self, event: AcceptedEvent) -> Outcome {
         let Entrance {
             queue,
@@ -165,7 +166,8 @@ impl Acceptor {
             queue.send(Waiting { event, reply }).await.ok()?;
             answer.await.ok()
         };
-        // The event may still be made safe after this; the sender's next try is then a duplicate.
+        // After the deadline the event may still become safe; the sender's retry is then a
+        // duplicate.
         timeout_at(deadline, wait)
             .await
             .ok()
@@ -175,7 +177,7 @@ impl Acceptor {
 }
 
 impl Batcher {
-    /// Forms batches until all senders are gone, then waits for the batches under way.
+    /// Runs until all senders are dropped, then waits for the batches in progress.
     pub async fn run(mut self) {
         let mut batch = Vec::new();
         loop {
@@ -227,7 +229,7 @@ async fn settle(
         let outcome = match outcomes[leader] {
             Outcome::Accepted | Outcome::Duplicate(_) => Outcome::Duplicate(Layer::Batch),
             Outcome::Conflict => Outcome::Conflict,
-            // The leader settled nothing, so the follower's own next try has to.
+            // Nothing is safe, so the sender must retry the follower as well.
             Outcome::Unavailable => Outcome::Unavailable,
         };
         answered.push((follower, outcome));
@@ -237,7 +239,7 @@ async fn settle(
     settlement.keep(receipts).await;
 }
 
-/// Sends the replies, one time for each thread.
+/// Sends the replies, in one message for each thread.
 fn send(answered: Vec<(Reply, Outcome)>) {
     let mut threads: Vec<(mpsc::UnboundedSender<Replies>, Replies)> = Vec::new();
     for (Reply { request, thread }, outcome) in answered {
@@ -247,13 +249,14 @@ fn send(answered: Vec<(Reply, Outcome)>) {
         }
     }
     for (thread, replies) in threads {
-        // A thread that is gone has no requests any more.
+        // If the thread has ended, none of its requests waits any more.
         thread.send(replies).ok();
     }
 }
 
-/// The first of each event, and the replies to the others with the position of the first. Another body
-/// is another event.
+/// Splits off repetitions within the batch: returns the first occurrence of each event, and for
+/// each repetition its reply with the position of that first occurrence. Two bodies under one id
+/// are two events.
 fn split_repetitions(batch: Vec<Waiting>) -> (Vec<Waiting>, Vec<(Reply, usize)>) {
     let mut positions: HashMap<(String, [u8; 32]), usize> = HashMap::with_capacity(batch.len());
     let mut leaders: Vec<Waiting> = Vec::with_capacity(batch.len());

@@ -1,4 +1,4 @@
-//! Every answer that the webhook endpoint can give, with its status, body and metric label.
+//! Every answer of the webhook endpoint, with its status, body and metric label.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     headers::{HeaderError, Stale},
 };
 
-/// What a sender should wait after a 503; senders honour it within one to two times the delay.
+/// The Retry-After of a 503. Senders wait between one and two times as long.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const PROBLEM_TYPE: &str = "application/problem+json";
@@ -26,35 +26,35 @@ const ALLOWED: &str = "POST, OPTIONS";
 /// An answer to one request.
 #[derive(Debug)]
 pub enum Answer {
-    /// The event went through dedup and publishing.
+    /// The event was verified and went through dedup and publishing.
     Settled(Outcome),
-    /// Headers missing or malformed.
+    /// A webhook header is missing or malformed.
     BadHeaders(HeaderError),
-    /// The body broke off or was badly framed.
+    /// The body ended early or was badly framed.
     BrokenBody,
     /// The body did not arrive in time.
     SlowBody,
-    /// The attempt is too old or from the future.
+    /// The attempt's timestamp is too old or in the future.
     Stale(Stale),
     /// No configured secret verifies any of the signatures.
     WrongSignature,
-    /// The body is over the limit, given in bytes.
+    /// The body is larger than this limit, in bytes.
     TooLarge(usize),
-    /// As many requests as allowed are being handled.
+    /// The limit of requests in flight is reached.
     Overloaded,
-    /// Smaller requests came before it while it was not verified.
+    /// Smaller requests took its memory or its turn before it was verified.
     CrowdedOut,
-    /// Webhooks are taken at another path.
+    /// The path is not the webhook endpoint.
     WrongPath,
-    /// Webhooks come as POST.
+    /// The method is not POST.
     WrongMethod,
-    /// The client asked which methods there are.
+    /// An OPTIONS request for the allowed methods.
     Options,
-    /// No HTTP, so actix could not read it.
+    /// Not HTTP, so actix could not parse it.
     NotHttp,
     /// The request line and headers did not arrive in time.
     SlowHead,
-    /// The request line and headers are over the limit, given in bytes.
+    /// The request line and headers are larger than this limit, in bytes.
     HeadTooLarge(usize),
 }
 
@@ -72,7 +72,7 @@ struct Problem {
 }
 
 impl Answer {
-    /// The label of a request whose client left before it was answered.
+    /// The label of a request whose client disconnected before the answer.
     pub const DISCONNECTED: &'static str = "disconnected";
 
     /// Every label under which a request is counted.
@@ -122,14 +122,15 @@ impl Answer {
         }
     }
 
-    /// The HTTP status. 410, 429, 502 and 504 are never given: senders disable or throttle an
-    /// endpoint for them.
+    /// The HTTP status. 410, 429, 502 and 504 are never used, because senders disable or throttle
+    /// an endpoint for them.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Settled(Outcome::Unavailable) | Self::Overloaded | Self::CrowdedOut => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            // A second body as well: a refusal would be repeated for a day, and the endpoint disabled.
+            // A conflict as well: if it were refused, the sender would retry for a day and then
+            // disable the endpoint.
             Self::Settled(_) => StatusCode::ACCEPTED,
             Self::BadHeaders(_) | Self::BrokenBody | Self::NotHttp => StatusCode::BAD_REQUEST,
             Self::SlowBody | Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
@@ -151,7 +152,7 @@ impl Answer {
         })
     }
 
-    /// What happened, in a few words, and what to do about it.
+    /// A short title, and a detail that says what to do.
     fn explanation(&self) -> Option<(&'static str, String)> {
         Some(match self {
             Self::Settled(Outcome::Unavailable) => (
@@ -223,8 +224,8 @@ impl Answer {
                 status: self.metric_label(),
             });
         }
-        // Only who has shown a good signature may keep a connection: actix guards the headers of its
-        // first request with a deadline, and of later ones not.
+        // Only a request with a good signature keeps its connection: actix applies its header
+        // deadline only to the first request of a connection.
         response.force_close();
         match self.problem() {
             None => response.finish(),
@@ -232,8 +233,8 @@ impl Answer {
         }
     }
 
-    /// The response as bytes, for where actix cannot be told what to answer. Its connection ends with
-    /// it.
+    /// The response as bytes, for connections on which actix itself answered. It closes the
+    /// connection.
     pub fn into_bytes(self) -> Vec<u8> {
         let status = self.status();
         let body = serde_json::to_string(&self.problem()).expect("texts are JSON");

@@ -1,4 +1,5 @@
-//! Reads bodies: within a size and a time, large ones at a minimum rate, and in memory that all share.
+//! Reads request bodies. Size, time and memory are limited, and large bodies must keep a minimum
+//! rate.
 
 mod memory;
 
@@ -13,23 +14,23 @@ use crate::answer::Answer;
 
 pub use memory::{BodyMemory, Full, Share};
 
-/// A body of the allowed size that takes longer than this is sent by a broken or hostile client.
+/// The limit for a whole body. A client that needs longer for an allowed size is broken or hostile.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A body of at most this many bytes has until [`DEADLINE`], at any rate: it takes little memory, and a
-/// good sender may have a slow line.
+/// A body of at most this size has until [`DEADLINE`] without a minimum rate: it takes little
+/// memory, and a good sender may have a slow connection.
 const SMALL: usize = 64 * 1024;
 
-/// So many bytes of a larger one have to come in each such time, unless it ends before. A sender whose
-/// packet is lost sends it again within a second or two.
+/// The minimum rate of a larger body: `LEAST` bytes in each period of `WITHIN`, until the body
+/// ends. TCP retransmits a lost packet within a second or two.
 const LEAST: usize = 16 * 1024;
 const WITHIN: Duration = Duration::from_secs(3);
 
-/// Bytes of bodies that may be in memory at once. Senders' bodies have a few kilobytes and are handled
-/// within milliseconds, so only unsigned bodies add up.
+/// The memory for all bodies together. Good senders' bodies have a few kilobytes and are handled
+/// within milliseconds, so only unsigned bodies can fill it.
 const BUDGET: usize = 64 * 1024 * 1024;
 
-/// What reads the bodies of all requests.
+/// Reads the bodies of all requests.
 #[derive(Debug)]
 pub struct Bodies {
     memory: BodyMemory,
@@ -37,7 +38,7 @@ pub struct Bodies {
 }
 
 impl Bodies {
-    /// `limit` is the most bytes of one body.
+    /// `limit` is the largest body, in bytes.
     pub fn new(limit: usize) -> Self {
         Self {
             memory: BodyMemory::new(BUDGET),
@@ -45,10 +46,10 @@ impl Bodies {
         }
     }
 
-    /// The whole body, and its share of the memory.
+    /// Reads the whole body and returns it with its share of the memory.
     ///
     /// # Errors
-    /// When it is too large, too slow, broken, or had to make room for smaller ones.
+    /// If the body is too large, too slow or broken, or had to make room for smaller ones.
     pub async fn read(
         &self,
         request: &HttpRequest,
@@ -82,17 +83,17 @@ impl Bodies {
     }
 }
 
-/// Whether a body comes fast enough.
+/// Checks that a body arrives fast enough.
 #[derive(Debug)]
 struct Pace {
     end: Instant,
-    /// Until when the missing bytes have to be there.
+    /// When the current period ends.
     next: Instant,
     missing: usize,
 }
 
 impl Pace {
-    /// A body without an announced length is small until more has come.
+    /// A body without a Content-Length counts as small until more than [`SMALL`] bytes came.
     fn start(announced: Option<usize>, now: Instant) -> Self {
         let end = now + DEADLINE;
         let (next, missing) = if announced.is_some_and(|length| length > SMALL) {
@@ -103,7 +104,7 @@ impl Pace {
         Self { end, next, missing }
     }
 
-    /// When the body is too slow, unless more of it comes.
+    /// The time by which more of the body must arrive.
     fn due(&self) -> Instant {
         self.next.min(self.end)
     }

@@ -1,5 +1,5 @@
-//! A circuit breaker: a store that just failed is left alone for a while, so that requests do not
-//! each wait for it, and is then tried by one batch at a time until it answers again.
+//! A circuit breaker. After a failure, a store is not used for a while, so that requests do not
+//! each wait for it. Then one batch at a time tries it, until one succeeds.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long a store is left alone after a failure: doubled with each further one.
+/// How long the breaker stays open after a failure. The pause doubles with each failed trial.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -16,7 +16,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Breaker {
     state: Mutex<State>,
-    /// When the store last answered or failed to.
+    /// When the last success or failure was reported.
     heard: Mutex<Option<Instant>>,
 }
 
@@ -28,25 +28,26 @@ enum State {
         until: Instant,
         pause: Duration,
     },
-    /// One batch is trying the store; `pause` is how long it is left alone if that fails too.
+    /// One batch is trying the store; `pause` is the last pause, doubled if the trial fails.
     Trying {
         pause: Duration,
     },
 }
 
-/// Permission to use the store. Report the outcome; a permit that is dropped without one counts as
-/// a failure, so that a trial cannot be forgotten.
+/// Permission to use the store. Report a success with [`Permit::succeeded`]; dropping the permit
+/// reports a failure, so that no trial is left open.
 #[must_use]
 #[derive(Debug)]
 pub struct Permit<'b> {
     breaker: &'b Breaker,
     reported: bool,
-    /// Whether the store failed before: where there is another one, give it only a short time.
+    /// Whether the store failed before. If the other store can be used instead, give this one only
+    /// a short time.
     pub is_trial: bool,
 }
 
 impl Breaker {
-    /// A permit if the store may be used at `now`.
+    /// A permit, if the store may be used at `now`.
     pub fn permit(&self, now: Instant) -> Option<Permit<'_>> {
         let mut state = self.lock();
         let is_trial = match *state {
@@ -64,7 +65,7 @@ impl Breaker {
         })
     }
 
-    /// A permit in any case, for when leaving the store alone would mean to refuse an event.
+    /// A permit even if the breaker is open, for use when the alternative is to refuse an event.
     pub fn last_resort(&self, now: Instant) -> Permit<'_> {
         self.permit(now).unwrap_or(Permit {
             breaker: self,
@@ -73,15 +74,14 @@ impl Breaker {
         })
     }
 
-    /// As [`Self::permit`], where no batch has told for as long as `silence` how the store fares: for
-    /// one who asks only to know.
+    /// As [`Self::permit`], but only if nothing was reported for `silence`. For probes.
     pub fn permit_if_silent(&self, now: Instant, silence: Duration) -> Option<Permit<'_>> {
         let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let silent = heard.is_none_or(|heard| heard + silence <= now);
         silent.then(|| self.permit(now)).flatten()
     }
 
-    /// Whether the store is being left alone or tried.
+    /// Whether the breaker is open or a trial is running.
     pub fn is_open(&self) -> bool {
         *self.lock() != State::Closed
     }
@@ -91,7 +91,7 @@ impl Breaker {
         let pause = match *state {
             State::Closed => FIRST_PAUSE,
             State::Trying { pause } if was_trial => (pause * 2).min(LONGEST_PAUSE),
-            // A batch from before the store was left alone reports late: nothing new.
+            // A late report of a batch that began before the breaker opened adds nothing.
             State::Open { .. } | State::Trying { .. } => return,
         };
         *state = State::Open {
@@ -105,13 +105,13 @@ impl Breaker {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // The state is a plain value, whole at every moment.
+        // The state is a plain value, so a panic cannot leave it half written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Permit<'_> {
-    /// The store answered.
+    /// Reports that the store worked.
     pub fn succeeded(mut self) {
         self.reported = true;
         self.breaker.hear();
@@ -134,8 +134,8 @@ impl Drop for Permit<'_> {
 mod tests {
     use super::*;
 
-    /// Fails a permit and checks that the store is then left alone for exactly `pause`; answers with
-    /// a moment at which it may be tried.
+    /// Fails a permit and checks that the breaker then stays open for exactly `pause`. Returns a
+    /// time at which a trial is allowed.
     fn fail(breaker: &Breaker, permit: Permit<'_>, pause: Duration) -> Instant {
         let before = Instant::now();
         drop(permit);

@@ -11,7 +11,7 @@ use shared::config::{
 
 use crate::{rotation::Source, secrets::DevelopmentSecret};
 
-/// Senders wait 15 s or more for an answer, and Postgres ends an idle transaction of ours after 15.
+/// Senders wait at least 15 s for an answer, and Postgres ends our idle transactions after 15 s.
 const MAX_ACCEPT_DEADLINE: u64 = 14 * SECOND;
 
 /// Receives Pleo's webhooks: verifies, dedups, publishes to RabbitMQ, answers 2xx only when safe.
@@ -79,7 +79,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Where the secrets are to be read.
+    /// Where to read the secrets from.
     pub fn secrets_source(&self) -> anyhow::Result<Source> {
         match (&self.webhook_secrets, &self.webhook_secrets_file) {
             (Some(text), _) => Ok(Source::Setting(text.clone())),
@@ -90,7 +90,7 @@ impl Config {
         }
     }
 
-    /// Whether the development secret may be among them.
+    /// Whether the development secret is allowed.
     pub fn development_secret(&self) -> DevelopmentSecret {
         if self.development {
             DevelopmentSecret::Allowed

@@ -1,4 +1,5 @@
-//! `POST /webhooks/pleo`: limits, headers, timestamp, body, signature, and only then the stores.
+//! `POST /webhooks/pleo`: checks headers, timestamp, body and signature, in this order, before any
+//! store is asked.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,13 +27,13 @@ use crate::{
     verifier::{Claim, Signer, Verifier},
 };
 
-/// The path that Pleo is to be pointed at.
+/// The path to configure at Pleo.
 pub const PATH: &str = "/webhooks/pleo";
 
-/// As people and proxies write it as well.
+/// Also accepted, because people and proxies add the slash.
 const PATH_AS_FOLDER: &str = "/webhooks/pleo/";
 
-/// What the endpoint works with.
+/// The state shared by all requests.
 pub struct Endpoint {
     verifier: Arc<Verifier>,
     bodies: Bodies,
@@ -41,7 +42,7 @@ pub struct Endpoint {
     timestamp_tolerance: Duration,
 }
 
-/// What there is on the public port.
+/// The routes of the public port.
 pub fn routes(config: &mut web::ServiceConfig) {
     let webhooks = web::resource([PATH, PATH_AS_FOLDER])
         .route(web::post().to(receive))
@@ -59,7 +60,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         }));
 }
 
-/// Answers a request for what is not here.
+/// Answers a request with a wrong path or method.
 async fn refuse(
     answer: Answer,
     endpoint: web::Data<Endpoint>,
@@ -84,7 +85,7 @@ async fn receive(
     unread::hold(answer.into_response(), payload)
 }
 
-/// Counts a request, also one whose client leaves in the middle.
+/// Counts a request, even if its client disconnects before the answer.
 struct Handling<'m> {
     metrics: &'m Metrics,
     started: Instant,
@@ -117,7 +118,7 @@ impl Drop for Handling<'_> {
 }
 
 impl Endpoint {
-    /// `body_limit` is in bytes; of verified events, at most `in_flight_limit` are settled at once.
+    /// `body_limit` is in bytes. At most `in_flight_limit` verified events are processed at once.
     pub fn new(
         secrets: watch::Receiver<Secrets>,
         metrics: Metrics,
@@ -169,7 +170,7 @@ impl Endpoint {
         };
         let (claim, signer) = self.verifier.verify(claim, &mut memory).await?;
         let event = event(claim, signer);
-        // Only now: unsigned requests must not use up the places of signed ones.
+        // Only after verification: unsigned requests must not take the places of signed ones.
         let _place = self
             .in_flight
             .try_acquire()
@@ -192,8 +193,8 @@ impl Endpoint {
     }
 }
 
-/// A signed body that is no Pleo event is kept: refusing it would make the sender repeat it for a day
-/// and then disable the endpoint.
+/// A signed body that is not a Pleo event is kept as an event of unknown type. If it were refused,
+/// the sender would retry for a day and then disable the endpoint.
 fn event(claim: Claim, signer: Signer) -> AcceptedEvent {
     let Claim {
         headers,

@@ -1,12 +1,12 @@
-//! The three headers of a Standard Webhooks request, read strictly before anything else happens.
+//! Strict parsing of the three headers of a Standard Webhooks request. It verifies no signature.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeZone, Utc};
 use thiserror::Error;
 
-/// The header sets that a sender may use: the specification's, and that of a Svix sender that does
-/// not hide its name. One whole set counts, never a mixture.
+/// The header sets that a sender may use: the specification's names, and the names of a Svix sender
+/// without white-labelling. All three headers must come from one set.
 const SETS: [[&str; 3]; 2] = [
     ["webhook-id", "webhook-timestamp", "webhook-signature"],
     ["svix-id", "svix-timestamp", "svix-signature"],
@@ -15,40 +15,41 @@ const SETS: [[&str; 3]; 2] = [
 const MAX_ID_LEN: usize = 200;
 const MAX_SIGNATURES_LEN: usize = 4_096;
 
-/// What is wrong with a request's headers, in words for the sender.
+/// Why a request's headers are refused, in words for the sender.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum HeaderError {
-    /// Not there at all.
+    /// The header is absent.
     #[error("the header `{0}` is missing")]
     Missing(&'static str),
-    /// There more than once, so that it is unclear which one was signed.
+    /// The header occurs more than once, so it is unclear which value was signed.
     #[error("the header `{0}` is there more than once")]
     Doubled(&'static str),
-    /// There, without a value.
+    /// The header has no value.
     #[error("the header `{0}` is empty")]
     Empty(&'static str),
-    /// Longer than any sender needs.
+    /// The value is longer than any sender needs.
     #[error("the header `{0}` is longer than {1} bytes")]
     TooLong(&'static str, usize),
-    /// With a byte outside printable ASCII.
+    /// The value has a byte outside printable ASCII.
     #[error("the header `{0}` has characters other than printable ASCII")]
     NotAscii(&'static str),
-    /// A `.` in the id could move bytes between the parts of the signed content.
+    /// The id has a `.`, which could shift bytes between the parts of the signed content, or a
+    /// space.
     #[error("the header `{0}` must not contain `.` or spaces")]
     BadId(&'static str),
-    /// Not a number of seconds.
+    /// The timestamp is not a number of seconds.
     #[error("the header `{0}` is not a whole number of seconds since 1970")]
     BadTimestamp(&'static str),
 }
 
-/// The attempt's time is too far from now.
+/// The attempt's timestamp is too far from the current time.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[error("the timestamp is more than {tolerance_s} s away from this server's clock")]
 pub struct Stale {
     tolerance_s: u64,
 }
 
-/// A request's webhook headers: well formed, not yet authenticated.
+/// A request's webhook headers: well formed, not yet verified.
 #[derive(Debug)]
 pub struct WebhookHeaders {
     id: String,
@@ -58,7 +59,7 @@ pub struct WebhookHeaders {
 }
 
 impl WebhookHeaders {
-    /// Reads the headers. `values` gives all values of a header, by its lower-case name.
+    /// Parses the headers. `values` returns all values of a header, by its lower-case name.
     pub fn parse<'v, I>(values: impl Fn(&'static str) -> I) -> Result<Self, HeaderError>
     where
         I: Iterator<Item = &'v [u8]>,
@@ -120,7 +121,7 @@ impl WebhookHeaders {
         &self.signatures
     }
 
-    /// Whether the attempt is at most `tolerance` in the past or future.
+    /// Checks that the attempt is at most `tolerance` in the past or future.
     pub fn check_fresh(&self, now: DateTime<Utc>, tolerance: Duration) -> Result<(), Stale> {
         let tolerance_s = tolerance.as_secs();
         if now.timestamp().abs_diff(self.timestamp.timestamp()) > tolerance_s {
@@ -291,7 +292,7 @@ mod tests {
             if let Ok(headers) = parse(&lines) {
                 prop_assert!(!headers.id().is_empty() && !headers.id().contains('.'));
                 let now = Utc.timestamp_opt(now.into(), 0).unwrap();
-                // Neither order of magnitude overflows the comparison.
+                // Extreme timestamps do not overflow the comparison.
                 prop_assert!(headers.check_fresh(now, Duration::MAX).is_ok());
             }
         }

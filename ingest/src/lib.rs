@@ -1,10 +1,11 @@
-//! The thin service in front: it verifies a webhook's signature, dedups by `webhook-id`, publishes
-//! to RabbitMQ (or spools to Postgres while RabbitMQ is away) and answers 2xx only when the event is
-//! safe. It does not interpret an event beyond its type.
+//! The webhook receiver. It verifies a webhook's signature, deduplicates by `webhook-id`, publishes
+//! to RabbitMQ (or spools to Postgres while RabbitMQ is down) and answers 2xx only when the event
+//! is safe. It does not interpret an event beyond its type.
 //!
-//! The way of a request: [`wire`], [`server`] → [`endpoint`] → [`headers`], [`body`] →
-//! [`verifier`], [`secrets`], [`signature`] → [`acceptor`] → [`settlement`] → [`receipts`] and [`publisher`] → [`answer`]. Beside it, [`rotation`] replaces
-//! the secrets, and [`watch`] asks the stores how they fare while no event comes.
+//! The path of a request: [`wire`], [`server`] → [`endpoint`] → [`headers`], [`body`] →
+//! [`verifier`], [`secrets`], [`signature`] → [`acceptor`] → [`settlement`] → [`receipts`] and
+//! [`publisher`] → [`answer`]. Two background tasks run beside it: [`rotation`] reloads the
+//! secrets, and [`watch`] probes the stores while no events arrive.
 
 pub mod acceptor;
 pub mod answer;

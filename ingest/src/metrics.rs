@@ -1,5 +1,5 @@
-//! What ingest counts. Labels come from fixed sets: outcomes, layers, stores, and the configured
-//! secrets' names.
+//! The metrics of ingest. Label values come from fixed sets: outcomes, layers, stores, and the
+//! names of the configured secrets.
 
 use std::time::Duration;
 
@@ -12,37 +12,37 @@ use shared::{
 
 use crate::{acceptor::Layer, answer::Answer, secrets::Secrets};
 
-/// The stores, as labels.
+/// Postgres, as a label.
 pub const POSTGRES: &str = "postgres";
-/// As [`POSTGRES`].
+/// RabbitMQ, as a label.
 pub const RABBITMQ: &str = "rabbitmq";
 
 /// All metrics of the ingest service.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Those that every service has.
+    /// The metrics that every service has.
     pub service: ServiceMetrics,
     requests: IntCounterVec,
     request_seconds: Histogram,
     secret_matched: IntCounterVec,
     secrets_loaded: Gauge,
-    /// 1 while the secrets file holds something that was refused.
+    /// 1 while the content of the secrets file is refused.
     pub secrets_rejected: IntGauge,
     development_secret: IntGauge,
     dedup_hits: IntCounterVec,
-    /// Events that went to a batch together.
+    /// The number of events of a batch.
     pub batch_size: Histogram,
-    /// From publishing a batch to its last confirm.
+    /// The time from publishing a batch to its last confirm.
     pub confirm_seconds: Histogram,
     /// Events written to the spool because the broker did not confirm them.
     pub spooled: IntCounter,
-    /// Batches that had to go without dedup because Postgres did not answer.
+    /// Batches published without dedup because Postgres did not answer.
     pub without_dedup: IntCounter,
-    /// 1 while a store is left alone after a failure.
+    /// 1 while a store's breaker is open.
     pub breaker_open: IntGaugeVec,
     /// Requests being handled.
     pub in_flight: IntGauge,
-    /// How many verified ones there may be at once.
+    /// The limit for verified requests in flight.
     pub in_flight_limit: IntGauge,
 }
 
@@ -53,7 +53,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers everything.
+    /// Registers all metrics.
     pub fn new() -> Self {
         let service = ServiceMetrics::new(Program::Ingest);
         let counter = |name, help| service.counter(Opts::new(name, help));
@@ -120,8 +120,8 @@ impl Metrics {
         .with_all_series()
     }
 
-    /// Makes a series for every value that a label can take, so that a rate can be computed from the
-    /// first event on.
+    /// Creates a series for every label value, so that rates can be computed from the first event
+    /// on.
     fn with_all_series(self) -> Self {
         for label in Answer::METRIC_LABELS {
             self.requests.with_label_values(&[label]);
@@ -147,11 +147,11 @@ impl Metrics {
         self.secrets_rejected.set(0);
     }
 
-    /// Drops the series of names that are in `old` and not in `new`: one that stood still for ever
-    /// would look like a secret that is configured and not in use.
+    /// Removes the series of names that are in `old` and not in `new`. A series that no longer
+    /// changes would look like a secret that is configured and unused.
     pub fn forget_secrets_beyond(&self, new: &Secrets, old: &Secrets) {
         for name in old.names().filter(|&name| new.names().all(|n| n != name)) {
-            // An error says that it had no series.
+            // An error only means that there was no series.
             self.secret_matched.remove_label_values(&[name]).ok();
         }
     }
@@ -162,7 +162,7 @@ impl Metrics {
         self.request_seconds.observe(took.as_secs_f64());
     }
 
-    /// Counts a request that was refused before there was anything to measure.
+    /// Counts a request that was refused before it was read, so it has no duration.
     pub fn refused_unread(&self, answer: &Answer) {
         self.requests
             .with_label_values(&[answer.metric_label()])
@@ -174,13 +174,14 @@ impl Metrics {
         self.dedup_hits.with_label_values(&[layer.name()]).inc();
     }
 
-    /// Counts a verified request. `name` must be a configured secret's.
+    /// Counts a verified request. `name` must be the name of a configured secret.
     pub fn secret_matched(&self, name: &str) {
         self.secret_matched.with_label_values(&[name]).inc();
     }
 }
 
-/// When the secrets were read, whether some were refused, and whether the development secret is one.
+/// The metrics of the secrets: when they were loaded, whether a list is refused, and whether the
+/// development secret is in use.
 fn of_secrets(service: &ServiceMetrics) -> (Gauge, IntGauge, IntGauge) {
     let loaded = service.seconds(Opts::new(
         "pleo_ingest_secrets_loaded_timestamp_seconds",

@@ -1,5 +1,4 @@
-//! Publishing with confirms, over a connection that is brought back for as long as the process
-//! lives.
+//! Publishes to RabbitMQ with confirms. The supervisor reconnects for as long as the process lives.
 
 use std::{
     sync::{
@@ -33,38 +32,38 @@ use tracing::{error, info, warn};
 
 use crate::receipts;
 
-/// Two round trips, over a long way perhaps.
+/// Time for two round trips over a long distance.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Between two declarations because of events without a queue.
+/// The shortest time between two declarations of the topology.
 const REDECLARE_PAUSE: Duration = Duration::from_secs(5);
 
-/// Why an event is not known to be with the broker. It may be there all the same: the workers
-/// absorb what then arrives twice.
+/// Why it is not known whether the broker has an event. The broker may have it all the same; the
+/// workers absorb the second copy.
 #[derive(Clone, Debug, Error)]
 pub enum PublishError {
-    /// There is no connection just now.
+    /// There is no connection now.
     #[error("not connected to RabbitMQ")]
     Disconnected,
-    /// It failed a moment ago and was not asked.
+    /// The breaker is open, so the broker was not asked.
     #[error("RabbitMQ failed a moment ago")]
     LeftAlone,
-    /// The broker has a memory or disk alarm and takes nothing.
+    /// The broker has a memory or disk alarm and accepts nothing.
     #[error("RabbitMQ blocks publishers (memory or disk alarm)")]
     Blocked,
     /// No confirm before the deadline.
     #[error("RabbitMQ did not confirm in time")]
     Deadline,
-    /// The broker refused it.
+    /// The broker sent a nack.
     #[error("RabbitMQ refused the message")]
     Nack,
-    /// No queue takes it, or another event of its batch.
+    /// This event, or another one of its batch, was returned as unroutable.
     #[error("RabbitMQ has no queue for an event of the batch")]
     Unroutable,
     /// The connection or channel broke.
     #[error("publishing failed: {0}")]
     Broken(lapin::Error),
-    /// The exchange of events is gone, or may not be used.
+    /// The exchange of events is missing, or the account may not use it.
     #[error("RabbitMQ does not let ingest use its exchange: {0}")]
     NoExchange(lapin::Error),
     /// The account has no right to publish to the exchange of events.
@@ -72,23 +71,23 @@ pub enum PublishError {
     Forbidden(lapin::Error),
 }
 
-/// A connection that is open now, and its channels that no batch is using.
+/// An open connection, and its channels that no batch is using.
 ///
-/// Each batch has a channel of its own. A returned message does not name its publish, and lapin passes
-/// it to the next confirm of the channel. On a shared channel that could be the confirm of another
-/// batch, and the unroutable event would count as accepted.
+/// Each batch has a channel of its own. A returned message does not say which publish it belongs
+/// to, and lapin attaches it to the channel's next confirm. On a shared channel that could be the
+/// confirm of another batch, and the unroutable event would count as accepted.
 struct Link {
     connection: BrokerConnection,
     idle_channels: Mutex<Vec<Channel>>,
-    /// The exchange for probes is not there, or is not ours to use: an older `hookctl setup` made
-    /// the topology. Asking again would leave an error in the broker's log each time.
+    /// The exchange for probes is missing or not permitted, because an older `hookctl setup` made
+    /// the topology. Each further attempt would leave an error in the broker's log.
     cannot_probe: AtomicBool,
-    /// The broker refused to let the account publish events when it was asked last.
+    /// Whether the broker refused the account's last publish to the exchange of events.
     is_forbidden: AtomicBool,
 }
 
 impl Link {
-    /// Says once that nothing can be published, until that has changed.
+    /// Logs once that the account may not publish, until that has changed.
     fn forbid(&self, exchange: &str, error: lapin::Error) -> PublishError {
         if !self.is_forbidden.swap(true, Ordering::Relaxed) {
             error!(
@@ -139,7 +138,7 @@ pub struct Supervisor {
     link: watch::Sender<Option<Arc<Link>>>,
     /// Why the topology has to be declared again.
     redeclare: mpsc::Receiver<String>,
-    /// Where events go while there is no connection.
+    /// Probed to log what happens to events while there is no connection.
     spool: Pool,
 }
 
@@ -152,7 +151,7 @@ pub fn new(
     spool: Pool,
 ) -> (Publisher, Supervisor) {
     let (sender, receiver) = watch::channel(None);
-    // One reason is enough; further ones are dropped while it waits.
+    // While one reason waits, further ones are dropped.
     let (redeclare, reasons) = mpsc::channel(1);
     let publisher = Publisher {
         link: receiver,
@@ -173,8 +172,8 @@ pub fn new(
 }
 
 impl Publisher {
-    /// Publishes the events, pipelined, and waits for their confirms until `deadline`. The answer is
-    /// in the order of the events; `Ok` means that a queue has the event durably.
+    /// Publishes the events, pipelined, and waits for their confirms until `deadline`. The results
+    /// are in the order of the events. `Ok` means that a queue has stored the event durably.
     pub async fn publish(
         &self,
         events: &[&AcceptedEvent],
@@ -195,7 +194,7 @@ impl Publisher {
             let confirmations = self.publish_on(&channel, &messages).await?;
             Ok((channel, confirmations))
         };
-        // A channel that is dropped in the middle is closed, and nothing of it is believed.
+        // If this is dropped at the deadline, the channel closes and its confirms are ignored.
         let (channel, confirmations) = match timeout_at(deadline, publish).await {
             Ok(Ok(published)) => published,
             Ok(Err(error)) if broker::is_forbidden(&error) => {
@@ -211,7 +210,7 @@ impl Publisher {
             .iter()
             .any(|c| matches!(c, Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))))
         {
-            // Which event was returned is not known, so none counts as accepted.
+            // It is not known which event was returned, so none counts as accepted.
             self.redeclare("an event has no queue".to_owned());
             return all(PublishError::Unroutable);
         }
@@ -237,7 +236,7 @@ impl Publisher {
         self.redeclare.try_send(reason).ok();
     }
 
-    /// Waits for a connection, if there is none, until `deadline`.
+    /// Waits until there is a connection, or until `deadline`.
     pub async fn connected(&self, deadline: Instant) {
         let mut link = self.link.clone();
         timeout_at(deadline, link.wait_for(Option::is_some))
@@ -245,7 +244,7 @@ impl Publisher {
             .ok();
     }
 
-    /// All confirmations, or an error if one is missing.
+    /// Returns all confirmations, or an error if one is missing.
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that publishes"
@@ -255,13 +254,13 @@ impl Publisher {
         channel: &Channel,
         messages: &[Message<'_>],
     ) -> Result<Vec<Confirmation>, lapin::Error> {
-        // Without `mandatory` the broker confirms and drops what it cannot route.
+        // Without `mandatory`, the broker confirms unroutable messages and drops them.
         let options = BasicPublishOptions {
             mandatory: true,
             ..BasicPublishOptions::default()
         };
-        // Started together, they reach the socket in few writes: lapin's future of a publish waits
-        // until its message is written.
+        // All publishes start together and so reach the socket in few writes; lapin's future
+        // resolves only when its message is written.
         let publishes = messages.iter().map(|message| {
             channel.basic_publish(
                 self.exchange.as_str().into(),
@@ -279,8 +278,9 @@ impl Publisher {
         Ok(confirmations)
     }
 
-    /// Looks at the exchange of events and has the broker confirm a message in the queue for probes,
-    /// as it would have to confirm an event. An error says why nothing can be published now.
+    /// Checks that the exchange of events exists, and publishes a message to the queue for probes,
+    /// which the broker must confirm as it would an event. An error says why nothing can be
+    /// published now.
     pub async fn probe(&self) -> Result<(), PublishError> {
         let link = self.link.borrow().clone();
         let link = link.ok_or(PublishError::Disconnected)?;
@@ -289,7 +289,7 @@ impl Publisher {
         }
         match timeout(PROBE_DEADLINE, self.probe_on(&link)).await {
             Ok(outcome) => outcome,
-            // The broker tells of an alarm only once something was published.
+            // The broker reports an alarm only after a publish.
             Err(_elapsed) if link.connection.status().blocked() => Err(PublishError::Blocked),
             Err(_elapsed) => Err(PublishError::Deadline),
         }
@@ -323,12 +323,12 @@ impl Publisher {
         if !link.cannot_probe.load(Ordering::Relaxed) {
             match self.publish_probe(&channel).await {
                 Ok(Confirmation::Nack(_)) => return Err(PublishError::Nack),
-                // Returned for want of a queue, it was confirmed all the same. A channel that had a
-                // message returned is not used again.
+                // Returned as unroutable, but confirmed. A channel that got a returned message is
+                // not used again.
                 Ok(Confirmation::Ack(Some(_))) => return Ok(()),
                 Ok(Confirmation::Ack(None) | Confirmation::NotRequested) => {}
                 Err(error) if broker::is_refusal(&error) => {
-                    // An account that may publish nothing is refused here first.
+                    // An account without any right to publish is refused here first.
                     self.check_right(link).await?;
                     link.cannot_probe.store(true, Ordering::Relaxed);
                     return Ok(());
@@ -340,9 +340,9 @@ impl Publisher {
         Ok(())
     }
 
-    /// Fails unless the account may publish events. RabbitMQ looks at the right before it looks at the
-    /// message, so one that it can never accept tells without leaving anything in a queue. Each of them
-    /// is an error in the broker's log, so it is asked only where something was refused.
+    /// Fails unless the account may publish events. RabbitMQ checks the right before the message,
+    /// so a message that is always invalid tests the right without reaching a queue. Each test
+    /// leaves an error in the broker's log, so it is done only after a refusal.
     async fn check_right(&self, link: &Link) -> Result<(), PublishError> {
         let channel = link.channel().await.map_err(PublishError::Broken)?;
         let unacceptable = BasicProperties::default().with_expiration("none".into());
@@ -389,7 +389,7 @@ impl Publisher {
 }
 
 impl Supervisor {
-    /// Connects, and connects again whenever the connection ends, until `stop`.
+    /// Connects and reconnects until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut reconnects = Reconnects::default();
         while !stop.is_cancelled() {
@@ -412,14 +412,14 @@ impl Supervisor {
             }
         }
         if let Some(link) = self.link.send_replace(None) {
-            // Every confirm was awaited before the stop, so nothing is cut off; the broker may be
-            // away, hence the limit.
+            // All confirms were awaited before the stop, so closing cuts nothing off. The broker
+            // may be down, hence the timeout.
             let close = link.connection.close(200, "stopping".into());
             timeout(PROBE_DEADLINE, close).await.ok();
         }
     }
 
-    /// Resolves with the reason when a connection that worked has ended.
+    /// Connects and serves until the connection ends. Returns the reason.
     async fn serve_one_connection(&mut self) -> anyhow::Result<String> {
         let connection = broker::connect(&self.url, "ingest").await?;
         self.declare(&connection).await?;
@@ -437,8 +437,8 @@ impl Supervisor {
                 reason = &mut ended => return Ok(reason),
                 Some(reason) = self.redeclare.recv() => reason,
             };
-            // A queue, binding or exchange is gone. Where this does not help, it is asked for again
-            // and again, so not too often.
+            // A queue, binding or exchange is missing. If a declaration does not help, the next
+            // request follows soon, so pause.
             warn!(reason, "declaring the topology again");
             self.declare(&link.connection).await?;
             tokio::select! {
@@ -448,7 +448,7 @@ impl Supervisor {
         }
     }
 
-    /// Says what becomes of events meanwhile, which depends on Postgres.
+    /// Logs what happens to events meanwhile, which depends on Postgres.
     async fn report_absence(&self, error: &anyhow::Error) {
         let error = shared::reason::one_line(error);
         match database::probe(&self.spool, receipts::PROBE).await {

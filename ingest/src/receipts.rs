@@ -1,7 +1,7 @@
-//! `webhook_receipts`: ingest's memory of what it answered 2xx to.
+//! `webhook_receipts`: a row for each event that ingest has answered 2xx.
 //!
-//! A receipt is written in a transaction that commits only after the broker's confirm, so a crash
-//! in between leaves none and the sender's retry goes through.
+//! The transaction that writes a receipt commits only after the broker's confirm. So a crash in
+//! between leaves no receipt, and the sender's retry is accepted.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,17 +16,17 @@ use sqlx::{PgConnection, Row};
 
 use crate::acceptor::Layer;
 
-/// A receipt may be lost in a crash of Postgres (then a repetition is published again, which the
-/// workers absorb), so its commit need not wait for the disk. The limits free the locks of an ingest
-/// that froze in the middle.
+/// The commit does not wait for the disk: if a crash of Postgres loses a receipt, a repetition is
+/// published again and the workers absorb it. The time limits release the locks of an ingest that
+/// froze during a transaction.
 pub const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed)
     .lock_timeout(Duration::from_secs(1))
     .statement_timeout(Duration::from_secs(5))
     .idle_timeout(Duration::from_secs(15));
 
-/// Inserts the receipts that are not there yet. The order of the ids makes two batches with the same
-/// ones wait instead of deadlocking. Times are the database's, so that all readers of receipts share
-/// one clock.
+/// Inserts the missing receipts. They are sorted by id, so that two batches with the same ids wait
+/// for each other and do not deadlock. Times come from the database, so that all readers of
+/// receipts use one clock.
 const INSERT: &str =
     "insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
      select id, body_sha256, now(), now()
@@ -35,8 +35,9 @@ const INSERT: &str =
      on conflict do nothing
      returning webhook_id";
 
-/// The receipts that are there, with what proves that their events are safe: by the rule of the view
-/// `stored_receipts`. `offset 0` keeps the planner from reading the whole spool for them.
+/// Reads the existing receipts, each with the proof that its event is safe, if there is one. The
+/// rule is the same as in the view `stored_receipts`. `offset 0` keeps the planner from reading the
+/// whole spool.
 const LOOK_UP: &str = "select webhook_id, body_sha256,
             case when published_at > now() - make_interval(secs => $2) then 'receipt'
                  when exists (select from events e
@@ -52,10 +53,10 @@ const LOOK_UP: &str = "select webhook_id, body_sha256,
        from webhook_receipts r
       where webhook_id = any($1)";
 
-/// What a claim usually needs. A connection prepares it while it is being made.
+/// The statements of a usual claim. A new connection prepares them while it is opened.
 pub const STATEMENTS: &[&str] = &[INSERT, LOOK_UP];
 
-/// Fails unless an event could be claimed and spooled now, and writes nothing.
+/// Fails unless ingest could claim and spool an event now. It writes nothing.
 pub const PROBE: &str = "select webhook_id, body_sha256 from events where false;
     select webhook_id, body_sha256 from webhook_spool where false;
     insert into webhook_receipts (webhook_id, body_sha256, received_at)
@@ -64,32 +65,33 @@ pub const PROBE: &str = "select webhook_id, body_sha256 from events where false;
                                secret_companies, has_receipt, due_at)
     select '', '', '', '', '', now(), null, false, now() where false";
 
-/// What is to be done with an event, by its receipt.
+/// What to do with an event, by its receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// It is ours to publish.
+    /// This batch must publish it.
     Publish,
-    /// It is safe already.
+    /// It is already safe.
     Duplicate(Layer),
-    /// Its id was accepted with another body. It is ours to publish, under an id of its own.
+    /// Its id was accepted with another body. This batch must publish it, under an id of its own.
     Conflict,
 }
 
-/// What a receipt says of the body that it is of.
+/// The claim on the body that a receipt is for.
 struct Known {
     body_sha256: [u8; 32],
     claim: Claim,
 }
 
-/// Claims the events, which must be distinct, for publishing: the answer is in their order. A claim is
-/// held by the transaction: another batch with the same id waits for its end.
+/// Claims distinct events for publishing and returns the claims in the same order. The transaction
+/// holds a claim: another batch with the same id waits until it ends.
 ///
-/// A receipt alone proves little when it is old: the queue may have been purged since. So past
-/// `trust` an event counts as a duplicate only if it is in `events` or in the spool, and is
-/// otherwise claimed anew.
+/// An old receipt alone proves little, because the queue may have been purged since. After `trust`,
+/// an event counts as a duplicate only if it is in `events` or the spool; otherwise it is claimed
+/// again.
 ///
-/// Of several bodies under one id the first is the event. Each other one has a receipt under an id of
-/// its own, by which its repetitions are known and the ledger counts it.
+/// Of several bodies under one id, the first is the event. Each other one is a conflict and gets a
+/// receipt under an id of its own. By this receipt its repetitions are detected and the ledger
+/// counts it.
 pub async fn claim(
     connection: &mut PgConnection,
     events: &[&AcceptedEvent],
@@ -145,7 +147,7 @@ async fn claim_ids(
         .map(|event| match known.get(&event.webhook_id) {
             Some(known) if known.body_sha256 == event.body_sha256 => known.claim,
             Some(_) => Claim::Conflict,
-            // It was swept between the two statements.
+            // The receipt was swept between the two statements.
             None => Claim::Publish,
         })
         .collect())
@@ -192,7 +194,7 @@ async fn look_up(
     for row in rows {
         let id: String = row.try_get(0)?;
         let body_sha256: &[u8] = row.try_get(1)?;
-        // What is not as long as a hash is no event's.
+        // A value of another length is not a hash, so it matches no event.
         let body_sha256 = body_sha256.try_into().unwrap_or_default();
         let proof: Option<&str> = row.try_get(2)?;
         let claim = match proof {
@@ -215,8 +217,8 @@ async fn look_up(
     Ok(known)
 }
 
-/// Whether each of these is in `events` under the id that its receipt has with another body: without
-/// Postgres the second one may have been stored first.
+/// Whether each of these conflicts is in `events` under its original id. Without Postgres, workers
+/// may have stored the second body first.
 async fn stored(
     connection: &mut PgConnection,
     events: &[&AcceptedEvent],
@@ -235,8 +237,8 @@ async fn stored(
     .await
 }
 
-/// Claims anew what has a receipt and is nowhere to be found. Of several that try at once, the
-/// first gets it, and the others then see a fresh receipt.
+/// Claims again events that have an old receipt and are nowhere stored. If several batches try at
+/// once, the first one gets the event and the others see a recent receipt.
 async fn reclaim(
     connection: &mut PgConnection,
     stale: Vec<String>,
@@ -268,7 +270,7 @@ async fn reclaim(
         .collect())
 }
 
-/// Notes that these are in the spool and not with the broker.
+/// Notes that these events are in the spool and not with the broker.
 pub async fn mark_spooled(connection: &mut PgConnection, ids: &[&str]) -> Result<(), sqlx::Error> {
     sqlx::query("update webhook_receipts set published_at = null where webhook_id = any($1)")
         .bind(ids)

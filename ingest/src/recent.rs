@@ -1,4 +1,5 @@
-//! Ids answered a moment ago, so that a burst of repetitions costs no query.
+//! Recently answered ids, so that a burst of repetitions needs no query. It only saves work:
+//! receipts decide about duplicates.
 
 use std::{
     sync::Arc,
@@ -7,13 +8,13 @@ use std::{
 
 use quick_cache::sync::Cache;
 
-/// Repetitions of older ones cost a query.
+/// The number of ids; the repetition of an older id needs a query.
 const CAPACITY: usize = 8_192;
 
-/// Short, as this knows nothing of a queue that was purged since.
+/// Short, because this memory does not notice if the queue is purged.
 const LIFE: Duration = Duration::from_secs(30);
 
-/// The bodies' hashes by `webhook-id`. Clones are the same memory.
+/// The hashes of bodies by `webhook-id`. Clones share the memory.
 #[derive(Clone)]
 pub struct Recent(Arc<Cache<String, Answered>>);
 
@@ -36,7 +37,7 @@ impl Recent {
         (answered.at.elapsed() < LIFE).then_some(answered.body_sha256)
     }
 
-    /// Remembers what was just answered 2xx.
+    /// Remembers an event that was just answered 2xx.
     pub fn insert(&self, webhook_id: String, body_sha256: [u8; 32]) {
         let at = Instant::now();
         self.0.insert(webhook_id, Answered { body_sha256, at });

@@ -1,5 +1,6 @@
-//! Secrets that change without a restart: their file is read again and again, and a good new list
-//! replaces the one in use for the next request. A bad one changes nothing and shows.
+//! Reloads the secrets file without a restart. The file is read every second. A good new list
+//! replaces the current one for the next request. A bad list changes nothing; a metric and the log
+//! show it.
 
 use std::{
     io,
@@ -25,29 +26,30 @@ use crate::{
     secrets::{DevelopmentSecret, Secrets},
 };
 
-/// A change is taken when two looks in a row find it, so it is in use within twice this.
+/// The interval between two reads. A change is loaded when two reads in a row find the same
+/// content, so within twice this time.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the secrets come from.
 #[derive(Debug)]
 pub enum Source {
-    /// A setting, which stays as it is until the end.
+    /// A setting, which does not change.
     Setting(SecretString),
     /// A file, which is watched.
     File(PathBuf),
 }
 
-/// Past this the largest body that nobody signed takes several milliseconds of a processor.
+/// With more passes, the largest body without a valid signature costs several milliseconds of CPU.
 const MANY_PASSES: usize = 32;
 
-/// What a look at the file found: enough to tell whether it has changed, without keeping it.
+/// The result of a read: enough to detect a change without keeping the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Content([u8; 32]),
     Unreadable(io::ErrorKind),
 }
 
-/// Keeps the list in use up to date with its file.
+/// Keeps the current list in step with its file.
 pub struct Rotation {
     path: PathBuf,
     policy: DevelopmentSecret,
@@ -55,16 +57,16 @@ pub struct Rotation {
     live: watch::Sender<Secrets>,
     hangups: Signal,
     look_every: Duration,
-    /// The content that the list in use was read from.
+    /// What the current list was loaded from.
     active: Found,
-    /// What was taken or refused last, so that each content is judged and logged once.
+    /// What was loaded or refused last, so that each content is judged and logged once.
     judged: Found,
-    /// What the last look found. An editor may have been at work on it.
+    /// What the last read found. An editor may have been halfway through writing it.
     last: Found,
 }
 
-/// Reads the secrets and, where they come from a file, prepares to follow it. An error says which
-/// entry is wrong and shows no secret.
+/// Loads the secrets, and prepares to watch their file if they have one. Errors name the bad entry
+/// and show no secret.
 pub fn open(
     source: Source,
     policy: DevelopmentSecret,
@@ -98,7 +100,7 @@ pub fn open(
 }
 
 impl Rotation {
-    /// Follows the file until `stop`. SIGHUP makes it look at once.
+    /// Watches the file until `stop`. SIGHUP triggers a read at once.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
             let told = tokio::select! {
@@ -107,8 +109,8 @@ impl Rotation {
                 () = sleep(self.look_every) => false,
             };
             let path = self.path.clone();
-            // One look at a time, without a deadline: on a network file system that hangs, more of
-            // them would only use up the threads.
+            // One read at a time, without a deadline: on a network file system that hangs, more
+            // reads would only use up threads.
             let looked = tokio::select! {
                 () = stop.cancelled() => return,
                 looked = spawn_blocking(move || look(&path)) => looked,
@@ -135,7 +137,8 @@ impl Rotation {
             Ok(secrets) => {
                 self.active = found;
                 taken(&secrets, &self.metrics);
-                // From here on nobody counts under a name of the old list; see its verification.
+                // From here on no request is counted under a name of the old list; see
+                // `Verifier::signer_of`.
                 let old = self.live.send_replace(secrets);
                 let new = self.live.borrow();
                 self.metrics.forget_secrets_beyond(&new, &old);

@@ -1,5 +1,5 @@
-//! The configured keys, each with a name. Several are live at once: one per subscription, and two
-//! during a rotation. One may be tied to the companies that it speaks for.
+//! The configured secrets, each with a name. Several are live at once: one per subscription, and
+//! two during a rotation. A secret may be tied to the companies whose events it may sign.
 
 use std::collections::HashMap;
 
@@ -12,8 +12,7 @@ use crate::{
     signature::{self, Key, Signatures},
 };
 
-/// The secret of the local stack and of examples. Known to everybody, so it must never sign anything
-/// real.
+/// The secret of the local stack and of examples. It is public, so it must never sign real events.
 pub const DEVELOPMENT_SECRET: &str = "whsec_cGxlby13ZWJob29rcy1kZXZlbG9wbWVudC1zZWNyZXQ=";
 
 const MAX_NAME_LEN: usize = 32;
@@ -21,32 +20,32 @@ const MAX_NAME_LEN: usize = 32;
 /// The name of a secret that is given without one.
 const DEFAULT_NAME: &str = "default";
 
-/// Before each company that a secret is tied to.
+/// The prefix of each company id that a secret is tied to.
 const COMPANY: &str = "company=";
 
 /// Whether [`DEVELOPMENT_SECRET`] may be among the secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DevelopmentSecret {
-    /// Whoever knows it could forge events.
+    /// Refused: it is public, so anybody could forge events.
     Refused,
-    /// This is no production system.
+    /// Allowed, because this is not a production system.
     Allowed,
 }
 
-/// All keys that a webhook may be signed with. Never empty, names unique.
+/// All keys that a webhook may be signed with. Never empty, and the names are unique.
 #[derive(Debug)]
 pub struct Secrets {
     keys: Vec<(String, Key)>,
-    /// By the secret's name; of the tied ones only.
+    /// The companies of the tied secrets, by the secret's name.
     companies: HashMap<String, Companies>,
     development: Option<String>,
 }
 
 impl Secrets {
-    /// Reads `name=whsec_…` entries, separated by commas or line ends; lines that start with `#`
-    /// are comments. One entry may be a secret without a name, which is then `default`. After the key
-    /// `company=ID` may follow, once for each company that the secret is tied to. The error names the
-    /// entry and never shows its key.
+    /// Parses `name=whsec_…` entries, separated by commas or line ends. Lines that start with `#`
+    /// are comments. One entry may lack a name; its name is then `default`. After the key,
+    /// `company=ID` may follow, once for each company that the secret is tied to. Errors name the
+    /// entry and never show its key.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
         let known = Key::parse(DEVELOPMENT_SECRET).expect("the development secret is a key");
         let mut keys: Vec<(String, Key)> = Vec::new();
@@ -101,7 +100,7 @@ impl Secrets {
         })
     }
 
-    /// The list itself, unless the development secret is in it and has no business there.
+    /// Returns the list, or an error if it has the development secret and `policy` refuses that.
     pub fn permitted(self, policy: DevelopmentSecret) -> anyhow::Result<Self> {
         if let (Some(name), DevelopmentSecret::Refused) = (&self.development, policy) {
             bail!(
@@ -112,17 +111,17 @@ impl Secrets {
         Ok(self)
     }
 
-    /// The name under which the development secret is among them.
+    /// The name of the entry that is the development secret.
     pub fn development_secret(&self) -> Option<&str> {
         self.development.as_deref()
     }
 
-    /// The name of the key that verifies the webhook, if any does.
+    /// The name of the key that verifies the webhook, if there is one.
     pub fn verify(&self, headers: &WebhookHeaders, body: &[u8]) -> Option<&str> {
         self.matching(&Signatures::of(headers), headers, body)
     }
 
-    /// As [`Self::verify`], with the signatures of the headers.
+    /// As [`Self::verify`], with the signatures already parsed.
     pub fn matching(
         &self,
         signatures: &Signatures,
@@ -132,17 +131,17 @@ impl Secrets {
         signatures.matching_key(&self.keys, headers, body)
     }
 
-    /// Whether one of the signatures could be one of a key here, by its form alone.
+    /// Whether one of the signatures has the form of one of the keys.
     pub fn fit(&self, signatures: &Signatures) -> bool {
         signatures.fit(&self.keys)
     }
 
-    /// How much has to be hashed at most to verify a body of this length, in bytes.
+    /// The most bytes that must be hashed to verify a body of this length.
     pub fn work(&self, signatures: &Signatures, body: usize) -> usize {
         signatures.work(&self.keys, body)
     }
 
-    /// How often the body of a request that nobody signed is hashed at most.
+    /// How many times the body of a request without a valid signature is hashed at most.
     pub fn most_passes(&self) -> usize {
         signature::most_passes(&self.keys)
     }
@@ -152,17 +151,17 @@ impl Secrets {
         self.keys.iter().map(|(name, key)| (name.as_str(), key))
     }
 
-    /// The companies that the secret of this name is tied to, if it is tied to any.
+    /// The companies that this secret is tied to, if any.
     pub fn companies_of(&self, name: &str) -> Option<&Companies> {
         self.companies.get(name)
     }
 
-    /// How many are tied to companies.
+    /// The number of secrets that are tied to companies.
     pub fn tied(&self) -> usize {
         self.companies.len()
     }
 
-    /// The names of those that speak for every company although others are tied to some.
+    /// The names of the untied secrets, if some others are tied.
     pub fn left_untied(&self) -> Vec<&str> {
         let is_untied =
             |name: &&str| !self.companies.is_empty() && self.companies_of(name).is_none();
@@ -175,7 +174,7 @@ impl Secrets {
     }
 }
 
-/// Reads what follows a key.
+/// Parses the words after a key.
 fn tied_companies<'t>(words: impl Iterator<Item = &'t str>) -> anyhow::Result<Option<Companies>> {
     let ids: Option<Vec<&str>> = words.map(|word| word.strip_prefix(COMPANY)).collect();
     let Some(ids) = ids else {
@@ -190,7 +189,7 @@ fn tied_companies<'t>(words: impl Iterator<Item = &'t str>) -> anyhow::Result<Op
     Ok(Some(Companies::new(ids)?))
 }
 
-/// Names become metric labels and column values.
+/// A name is used as a metric label and a column value.
 fn is_name(text: &str) -> bool {
     (1..=MAX_NAME_LEN).contains(&text.len())
         && text

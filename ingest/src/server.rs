@@ -1,4 +1,5 @@
-//! The public port: which paths and methods there are, and how long connections live.
+//! The public port: listening, connection limits and connection timeouts. The routes are in
+//! [`endpoint`].
 
 use std::{
     future::ready,
@@ -25,23 +26,24 @@ use crate::{
 /// From a connection's first byte to the end of its headers.
 const HEADERS_DEADLINE: Duration = Duration::from_secs(5);
 
-/// For a client to read the answer that its connection ends with.
+/// How long a client may take to read the last answer before its connection is closed.
 const DISCONNECT_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Connections that wait to be accepted.
+/// The listen backlog: connections that wait to be accepted.
 const BACKLOG: u32 = 1_024;
 
-/// Open connections, within what the system allows.
+/// Bounds for the number of open connections; the file limit decides between them.
 const MIN_CONNECTIONS: usize = 256;
 const MAX_CONNECTIONS: usize = 20_000;
 
-/// Files that are not connections of clients: those to the stores, logs, the private port.
+/// File descriptors kept free for everything else: connections to the stores, logs, the private
+/// port.
 const RESERVED_FILES: u64 = 256;
 
-/// What every system allows.
+/// The usual default limit, assumed if the real one cannot be read.
 const MIN_FILES: u64 = 1_024;
 
-/// Binds the port and says where. The server runs when it is awaited or spawned.
+/// Binds the port and returns its address. The server runs when it is awaited or spawned.
 pub fn bind(
     config: &Config,
     endpoint: Endpoint,
@@ -58,7 +60,7 @@ pub fn bind(
         .workers(workers)
         .max_concurrent_connections(max_connections() / workers)
         .disable_signals()
-        // A second before our own deadline, so that a client that hangs does not make us miss it.
+        // One second less than our own deadline, so that a hanging client does not make us miss it.
         .shutdown_timeout(config.process.shutdown_deadline.as_secs().max(2) - 1);
     let stopping = builder.graceful_shutdown_signal();
     let server = builder.listen("public", listener, move || {
@@ -68,7 +70,7 @@ pub fn bind(
             .configure(endpoint::routes);
         let (metrics, stopping) = (metrics.clone(), stopping.clone());
         let http = HttpService::build()
-            // Idle connections end with the service, so that a stop does not wait for them.
+            // Closes idle connections at shutdown, so that the shutdown does not wait for them.
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
@@ -96,7 +98,7 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     } else {
         TcpSocket::new_v6()
     }?;
-    // A service that is restarted finds its port busy with connections that are still closing.
+    // After a restart, connections of the old process may still be in TIME_WAIT on this port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()

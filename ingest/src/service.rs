@@ -1,4 +1,4 @@
-//! The service put together: start, serve, stop.
+//! Assembles the service: bind, serve, shut down.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
     watch::Watch,
 };
 
-/// A service that is bound to its ports and not yet serving.
+/// A service that has bound its ports and does not serve yet.
 pub struct Service {
     public: Server,
     private: Server,
@@ -36,7 +36,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Checks the settings and binds the ports. Neither store needs to be there.
+    /// Checks the settings and binds the ports. Neither store has to be reachable.
     pub fn bind(config: &Config) -> anyhow::Result<Self> {
         let metrics = Metrics::new();
         let (secrets, rotation) = rotation::open(
@@ -45,7 +45,8 @@ impl Service {
             &metrics,
         )?;
         let connections = u32::try_from(config.batches_in_flight).unwrap_or(u32::MAX);
-        // One for each batch, and one so that readiness can be probed while all are busy.
+        // One connection for each batch, and one for the readiness probe while all batches are
+        // busy.
         let pool = database::pool_preparing(
             config.stores.postgres()?,
             "ingest",
@@ -100,18 +101,18 @@ impl Service {
         })
     }
 
-    /// Where the public port listens.
+    /// The address of the public port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where the private port listens.
+    /// The address of the private port.
     pub fn private_address(&self) -> SocketAddr {
         self.private_address
     }
 
-    /// Serves until `stop`, then answers what is in flight. An error means that this took longer
-    /// than the shutdown deadline, or that a server failed.
+    /// Serves until `stop`, then answers the requests in flight. An error means that this took
+    /// longer than the shutdown deadline, or that a part of the service failed.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(address = %self.address, "listening");
         let stop_broker = CancellationToken::new();
@@ -130,7 +131,8 @@ impl Service {
         let public_handle = self.public.handle();
         let mut public = tokio::spawn(self.public);
         shared::systemd::started();
-        // Without one of its parts the service is better off restarted than half alive.
+        // If one part ends, stop the whole service: a restart is better than serving without that
+        // part.
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
@@ -154,8 +156,8 @@ impl Service {
     }
 }
 
-/// The server drops its handlers, and with them every way to the batcher, once it has answered everything;
-/// that is the batcher's end.
+/// When the server has answered every request, it drops its handlers, and with them the last
+/// senders to the batcher. The batcher then ends.
 async fn drain(
     public: &ServerHandle,
     batcher: JoinHandle<()>,

@@ -1,5 +1,5 @@
-//! One batch of events on its way to safety: claim, publish, await confirms, spool what was not
-//! confirmed, commit. Either store alone is enough.
+//! Makes one batch of events safe: claim the ids, publish, wait for the confirms, spool unconfirmed
+//! events, commit. It works as long as one of the two stores does.
 
 mod last_resort;
 
@@ -26,53 +26,54 @@ use crate::{
     watch::Breakers,
 };
 
-/// How long a store that failed before may take to begin: the batch that tries it still has to be
-/// answered in good time from the other one. Enough for four round trips over a long way.
+/// The time for the first step of a trial, when a store failed before. It is short so that the
+/// other store still has time to take the batch. It is enough for four round trips over a long
+/// distance.
 const TRIAL: Duration = Duration::from_secs(1);
 
-/// For [`Settlement::prove`].
+/// The transaction of [`Settlement::prove`].
 const PROOF: TransactionMode = TransactionMode::write(Durability::Replicated);
 
-/// How long a proof waits for another one. Where that one hangs, publishing again is faster.
+/// How long a proof waits for an earlier one. If that one hangs, publishing again is faster.
 const PROOF_TURN: Duration = Duration::from_millis(50);
 
-/// How long a commit may take that only receipts depend on. The events are safe and answered by then.
+/// The time for a commit of receipts alone. Its events are already safe and answered.
 const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
 
-/// Brings batches to safety.
+/// Processes batches.
 pub struct Settlement {
     pool: Pool,
     publisher: Publisher,
     breakers: Breakers,
-    /// One at a time, as each may wait for a standby that is away.
+    /// One proof at a time, because each may wait for a standby that is down.
     proofs: Arc<Semaphore>,
     metrics: Metrics,
     deadline: Duration,
     receipt_trust: Duration,
 }
 
-/// The moments at which a batch's phases must be over. The first store's failure must leave the
-/// second one time.
+/// The deadlines of a batch's phases. They leave time for the second store if the first one fails.
 struct Schedule {
     claimed: Instant,
     confirmed: Instant,
-    /// Later there is no time to publish any more.
+    /// Waiting for a connection ends here, because later there is no time to publish.
     connected: Instant,
     committed: Instant,
 }
 
-/// The batch's transaction, with the permit that is to be told how Postgres fared.
+/// The batch's transaction, and the breaker's permit, which is told whether Postgres worked.
 struct Claimed<'s> {
     transaction: DeadlineTransaction,
     permit: Permit<'s>,
 }
 
-/// The receipts of a settled batch, not committed yet.
+/// The uncommitted receipts of a batch.
 #[must_use = "dropped, they are taken back"]
 pub struct Receipts<'s>(Option<Claimed<'s>>);
 
 impl Settlement {
-    /// `deadline` is for a whole batch; `receipt_trust` is explained at [`receipts::claim`].
+    /// `deadline` is the time for a whole batch; `receipt_trust` is explained at
+    /// [`receipts::claim`].
     pub fn new(
         pool: Pool,
         publisher: Publisher,
@@ -91,19 +92,19 @@ impl Settlement {
         }
     }
 
-    /// What batches find of the stores.
+    /// The breakers that this processing reports to.
     pub fn breakers(&self) -> Breakers {
         self.breakers.clone()
     }
 
-    /// How long a batch may take.
+    /// The time for a whole batch.
     pub fn deadline(&self) -> Duration {
         self.deadline
     }
 
-    /// Settles events that are distinct by id and body; the outcomes are in their order. They can be
-    /// answered at once: receipts alone, which are then still to be [kept](Self::keep), are not worth a
-    /// sender's wait.
+    /// Processes events that are distinct by id and body, and returns their outcomes in the same
+    /// order. The answers can be sent at once. The returned receipts are then to be
+    /// [committed](Self::keep); a sender does not wait for them.
     pub async fn settle(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
         self.metrics.batch_size.observe(events.len() as f64);
         let now = Instant::now();
@@ -174,7 +175,8 @@ impl Settlement {
         (outcomes, Receipts(receipts))
     }
 
-    /// Commits the receipts of a batch. Losing them loses no event: the broker has them all.
+    /// Commits the receipts of a batch. If that fails, no event is lost, because the broker has
+    /// them all.
     pub async fn keep(&self, receipts: Receipts<'_>) {
         if let Receipts(Some(mut claimed)) = receipts {
             claimed
@@ -185,8 +187,8 @@ impl Settlement {
         }
     }
 
-    /// Claims in a new transaction; `None` if Postgres cannot be asked, which is no reason to refuse
-    /// an event.
+    /// Claims the events in a new transaction. Returns `None` if Postgres is not available; the
+    /// events are then published without dedup.
     async fn claim(
         &self,
         events: &[&AcceptedEvent],
@@ -215,8 +217,8 @@ impl Settlement {
         }
     }
 
-    /// Duplicates that were found in `events` or the spool are safe only if what was found is. Where
-    /// that is not proven, they are published again, which the workers absorb.
+    /// A duplicate that was detected by a row in `events` or the spool is safe only if that row is.
+    /// If this is not proven, the duplicate is published again; the workers absorb it.
     async fn without_unproven(&self, mut claims: Vec<Claim>) -> Vec<Claim> {
         let found = Claim::Duplicate(Layer::Stored);
         if claims.contains(&found) && !self.prove().await {
@@ -227,8 +229,9 @@ impl Settlement {
         claims
     }
 
-    /// Whether all that Postgres shows by now is on the synchronous standby as well, if there is one.
-    /// After a restart of the primary, a commit that still waited for the standby is visible.
+    /// Whether everything that Postgres shows now is on the synchronous standby too, if there is
+    /// one. After a restart of the primary, commits that were still waiting for the standby are
+    /// visible.
     async fn prove(&self) -> bool {
         let turn = Arc::clone(&self.proofs).acquire_owned();
         let Ok(Ok(turn)) = timeout(PROOF_TURN, turn).await else {
@@ -266,7 +269,7 @@ impl Settlement {
         }
     }
 
-    /// Publishes, while what the broker does not take can still be spooled in the claim's
+    /// Publishes, with a deadline that leaves time to spool unconfirmed events in the claim's
     /// transaction.
     async fn publish(
         &self,
@@ -304,7 +307,7 @@ impl Settlement {
             }
             Some(error) => {
                 match error {
-                    // The broker is well; what is missing is a queue for some type of event.
+                    // The broker works; only a queue for one type of event is missing.
                     PublishError::Unroutable => permit.succeeded(),
                     _ => drop(permit),
                 }
@@ -313,7 +316,7 @@ impl Settlement {
         confirms
     }
 
-    /// Spools what was not confirmed and commits. True if that is safe in the spool then.
+    /// Spools unconfirmed events and commits. Returns true if they are safe in the spool.
     async fn spool(
         &self,
         claimed: Option<Claimed<'_>>,
@@ -323,7 +326,7 @@ impl Settlement {
     ) -> bool {
         let claimed = match claimed {
             Some(claimed) => Some(claimed),
-            // The claim failed, over a lock perhaps: the spool may still be reached.
+            // The claim may have failed only because of a lock, so the spool may still work.
             None => {
                 let permit = self.breakers.postgres.last_resort(Instant::now());
                 self.begin(permit, schedule.committed).await
@@ -361,7 +364,8 @@ impl Claimed<'_> {
         }
     }
 
-    /// Gives the transaction up. Losing a race for a lock says nothing against Postgres.
+    /// Rolls back and reports to the breaker. A lock timeout or a deadlock is not a failure of
+    /// Postgres.
     fn failed(self, error: &TransactionError) {
         const LOCK_NOT_AVAILABLE: &str = "55P03";
         const DEADLOCK_DETECTED: &str = "40P01";
@@ -373,8 +377,8 @@ impl Claimed<'_> {
     }
 }
 
-/// The events that are still to be made safe, and their positions. One whose id is taken goes under an
-/// id of its own, so that it never comes to the worker in place of the first.
+/// The events that must be published, and their positions. A conflict gets an id of its own, so
+/// that the worker never takes it for the first body's event.
 fn unsafe_yet<'e>(
     events: &'e [AcceptedEvent],
     claims: &[Claim],
@@ -391,7 +395,7 @@ fn unsafe_yet<'e>(
         .unzip()
 }
 
-/// What is left alone after a failure was reported with that failure.
+/// While the breaker is open, spooling is not logged: the failure that opened it was.
 fn report_unconfirmed(confirms: &[Result<(), PublishError>], safe: bool) {
     let mut errors = confirms.iter().filter_map(|c| c.as_ref().err());
     let events = errors.clone().count();

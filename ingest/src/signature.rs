@@ -1,9 +1,9 @@
-//! Standard Webhooks signatures (specification 1.0.0): `v1`, HMAC-SHA256 under a `whsec_` secret,
-//! and `v1a`, ed25519 under a `whpk_` public key.
+//! Standard Webhooks signatures (specification 1.0.0): `v1` is HMAC-SHA256 under a `whsec_` secret,
+//! `v1a` is ed25519 under a `whpk_` public key.
 //!
-//! Everything works on the bytes as they came: the signed content is
-//! `{webhook-id}.{webhook-timestamp}.{raw body}`, with the timestamp's own digits and not a number
-//! printed again. Time is an argument.
+//! The signed content is `{webhook-id}.{webhook-timestamp}.{raw body}`, byte for byte as received:
+//! the timestamp is not parsed and printed again. Whether the timestamp is fresh is checked in
+//! [`crate::headers`].
 
 use std::{cell::LazyCell, fmt};
 
@@ -24,11 +24,11 @@ use crate::headers::WebhookHeaders;
 const SYMMETRIC_PREFIX: &str = "whsec_";
 const PUBLIC_PREFIX: &str = "whpk_";
 
-/// Bytes of a symmetric secret, by the specification.
+/// The length of a symmetric secret, by the specification.
 const SECRET_LEN: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// Keys come by hand, out of dashboards and password managers. So both alphabets of base64 are
-/// read, with or without padding, as the reference libraries do.
+/// People copy keys from dashboards and password managers. So both base64 alphabets are accepted,
+/// with or without padding, as in the reference libraries.
 const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
 const KEY_BASE64_URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
 const ANY_PADDING: GeneralPurposeConfig =
@@ -36,19 +36,19 @@ const ANY_PADDING: GeneralPurposeConfig =
 
 type HmacSha256 = Hmac<Sha256>;
 
-/// Why a key is not accepted at startup. No variant repeats the key.
+/// Why a key is refused. No variant contains the key.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum KeyError {
-    /// Neither prefix.
+    /// It has neither prefix.
     #[error("must start with whsec_ (shared secret) or whpk_ (public key)")]
     Prefix,
-    /// The rest is not base64.
+    /// The part after the prefix is not base64.
     #[error("is not base64 after its prefix")]
     Base64,
-    /// Too short or too long.
+    /// The secret is too short or too long.
     #[error("has {0} bytes after decoding; a whsec_ secret has 24 to 64")]
     Length(usize),
-    /// Not a point on the curve, or not 32 bytes.
+    /// It is not 32 bytes, or not a point on the curve.
     #[error("is not an ed25519 public key")]
     PublicKey,
     /// A public key cannot sign.
@@ -56,10 +56,10 @@ pub enum KeyError {
     CannotSign,
 }
 
-/// A key that verifies signatures. Its material never shows in debug output.
+/// A key that verifies signatures. Debug output never shows it.
 #[derive(Clone)]
 pub enum Key {
-    /// `whsec_…`: HMAC-SHA256, with the key's schedule computed once.
+    /// `whsec_…`: HMAC-SHA256, with a precomputed key schedule.
     Symmetric(Box<HmacSha256>),
     /// `whpk_…`: ed25519.
     Public(Box<VerifyingKey>),
@@ -78,7 +78,7 @@ impl fmt::Debug for Key {
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
-            // Two keys with one tag are one key.
+            // Keys that make the same tag are the same key.
             (Self::Symmetric(a), Self::Symmetric(b)) => {
                 a.clone().finalize() == b.clone().finalize()
             }
@@ -89,7 +89,7 @@ impl PartialEq for Key {
 }
 
 impl Key {
-    /// Reads a `whsec_…` or `whpk_…` key.
+    /// Parses a `whsec_…` or `whpk_…` key.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         if let Some(encoded) = text.strip_prefix(SYMMETRIC_PREFIX) {
             let secret = decode_key(encoded)?;
@@ -108,7 +108,7 @@ impl Key {
         }
     }
 
-    /// Signs as a sender does: `v1,<base64>` over the body. Only a symmetric key can.
+    /// Signs as a sender does and returns `v1,<base64>`. Only a symmetric key can sign.
     pub fn sign(&self, id: &str, timestamp_s: i64, body: &[u8]) -> Result<String, KeyError> {
         let Self::Symmetric(mac) = self else {
             return Err(KeyError::CannotSign);
@@ -117,8 +117,8 @@ impl Key {
         Ok(format!("v1,{}", BASE64.encode(tag.into_bytes())))
     }
 
-    /// Whether one of the signatures is this key's over the webhook. The message is authenticated
-    /// once, however many signatures there are, and each comparison takes constant time.
+    /// Whether one of the signatures is valid under this key. The HMAC is computed once for all
+    /// signatures, and each comparison takes constant time.
     fn verifies(&self, signatures: &Signatures, headers: &WebhookHeaders, body: &[u8]) -> bool {
         match self {
             Self::Symmetric(_) if signatures.v1.is_empty() => false,
@@ -134,7 +134,7 @@ impl Key {
                     headers.timestamp_digits().as_bytes(),
                     body,
                 ];
-                // One copy for all signatures.
+                // Joined once for all signatures.
                 let signed = LazyCell::new(|| parts.join(&b'.'));
                 signatures.v1a.iter().any(|bytes| {
                     key.verify_strict(&signed, &Signature::from_bytes(bytes))
@@ -144,7 +144,7 @@ impl Key {
         }
     }
 
-    /// Whether a signature has the form of this key's.
+    /// Whether one of the signatures has this key's form.
     fn fits(&self, signatures: &Signatures) -> bool {
         match self {
             Self::Symmetric(_) => !signatures.v1.is_empty(),
@@ -152,19 +152,19 @@ impl Key {
         }
     }
 
-    /// How much has to be hashed until none of so many signatures is this key's, in bytes. A curve's
-    /// arithmetic counts as what is hashed in the same time.
+    /// The bytes to hash until all of these signatures are rejected. The arithmetic of ed25519
+    /// counts as the bytes that could be hashed in the same time.
     fn work(&self, v1: usize, v1a: usize, signed: usize) -> usize {
         const ARITHMETIC: usize = 64 * 1024;
         match self {
-            // One pass, whatever it is compared with.
+            // One pass for any number of signatures.
             Self::Symmetric(_) => signed * v1.min(1),
             Self::Public(_) => (signed + ARITHMETIC) * v1a,
         }
     }
 }
 
-/// Whether a text starts as a key does. It may be a bad one all the same.
+/// Whether a text starts like a key. The rest may still be invalid.
 pub fn looks_like_key(text: &str) -> bool {
     text.starts_with(SYMMETRIC_PREFIX) || text.starts_with(PUBLIC_PREFIX)
 }
@@ -201,16 +201,15 @@ pub enum SignatureToken {
 }
 
 impl SignatureToken {
-    /// How many well-formed entries of one request are looked at. A sender in the middle of a
-    /// rotation sends up to 11; the limit bounds what an unauthenticated request can cost.
+    /// How many well-formed entries of a request are used. A sender sends up to 11 during a
+    /// rotation; the limit bounds the cost of an unauthenticated request.
     pub const MAX_PER_REQUEST: usize = 16;
 
-    /// Reads a space-separated list of `version,base64`. Unknown versions and malformed entries are
-    /// skipped, as the specification asks: one good signature is enough.
+    /// Parses a space-separated list of `version,base64`. Unknown versions and malformed entries
+    /// are skipped, as the specification requires: one good signature is enough.
     ///
-    /// A proxy may have joined several header lines with commas, which HTTP allows. So a comma is
-    /// also what separates two entries, and every version that is followed by a comma and a
-    /// signature is an entry.
+    /// HTTP allows a proxy to join several header lines with commas. So a comma may also separate
+    /// two entries, and each version that is followed by a comma and a signature is an entry.
     pub fn parse_list(list: &str) -> impl Iterator<Item = Self> + '_ {
         list.split(' ').flat_map(|entries| {
             let versions = entries.split(',');
@@ -222,7 +221,7 @@ impl SignatureToken {
     }
 
     fn parse(version: &str, signature: &str) -> Option<Self> {
-        // The version first: decoding is what costs.
+        // Check the version first, because decoding is expensive.
         match version {
             "v1" => decode(signature).map(Self::V1),
             "v1a" => decode(signature).map(Self::V1a),
@@ -235,7 +234,7 @@ fn decode<const LEN: usize>(signature: &str) -> Option<[u8; LEN]> {
     BASE64.decode(signature).ok()?.try_into().ok()
 }
 
-/// The well-formed signatures of one request. Not yet compared with anything.
+/// The well-formed signatures of one request, not yet verified.
 #[derive(Debug, Default)]
 pub struct Signatures {
     v1: Vec<[u8; 32]>,
@@ -243,7 +242,7 @@ pub struct Signatures {
 }
 
 impl Signatures {
-    /// Those of a request's headers.
+    /// Parses the signatures of a request's headers.
     pub fn of(headers: &WebhookHeaders) -> Self {
         let mut signatures = Self::default();
         let tokens = headers
@@ -260,19 +259,19 @@ impl Signatures {
         signatures
     }
 
-    /// Whether one of them could be one of these keys', by its form alone.
+    /// Whether one of them has the form of one of these keys.
     pub fn fit(&self, keys: &[(String, Key)]) -> bool {
         keys.iter().any(|(_, key)| key.fits(self))
     }
 
-    /// How much has to be hashed at most to compare them with these keys, in bytes, for a body of this
+    /// The most bytes that must be hashed to compare them with these keys, for a body of this
     /// length.
     pub fn work(&self, keys: &[(String, Key)], body: usize) -> usize {
         let work = |key: &Key| key.work(self.v1.len(), self.v1a.len(), body);
         keys.iter().map(|(_, key)| work(key)).sum()
     }
 
-    /// The name of the first key that verifies one of them; `None` if none does.
+    /// The name of the first key that verifies one of them.
     pub fn matching_key<'k>(
         &self,
         keys: &'k [(String, Key)],
@@ -285,7 +284,7 @@ impl Signatures {
     }
 }
 
-/// How often the body of a request that nobody signed is hashed at most.
+/// How many times the body of a request without a valid signature is hashed at most.
 pub fn most_passes(keys: &[(String, Key)]) -> usize {
     let passes = |key: &Key| match key {
         Key::Symmetric(_) => 1,

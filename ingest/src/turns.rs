@@ -1,7 +1,8 @@
-//! Turns at work that needs a processor for long. A fixed number run at once. The next turn goes
-//! alternately to the waiter with the least work and to the one that has waited longest. So small work
-//! does not wait behind large work, and large work does not starve behind small work; strangers can make
-//! much of both.
+//! Limits how many expensive verifications run at once and decides which one runs next.
+//!
+//! The next turn goes alternately to the waiter with the least work and to the one that has waited
+//! longest. So small work does not wait behind large work, and large work does not starve, even if
+//! clients send much of both.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// Hands the turns out.
+/// The scheduler. Clones share their state.
 #[derive(Clone, Debug)]
 pub struct Turns(Arc<Mutex<State>>);
 
@@ -18,15 +19,15 @@ pub struct Turns(Arc<Mutex<State>>);
 struct State {
     free: usize,
     next: u64,
-    /// Whether the next turn is the oldest one's.
+    /// Whether the oldest waiter is next, and not the one with the least work.
     oldest_is_due: bool,
-    /// By their numbers, the oldest first.
+    /// All waiters by number, the oldest first.
     waiting: BTreeMap<u64, Waiter>,
-    /// The same ones, the least work first.
+    /// The same waiters, the one with the least work first.
     by_work: BTreeSet<Place>,
 }
 
-/// The work, and the number: the order among those with as much.
+/// The work and the waiter's number; for equal work the older waiter is first.
 type Place = (usize, u64);
 
 #[derive(Debug)]
@@ -35,18 +36,18 @@ struct Waiter {
     sender: oneshot::Sender<Turn>,
 }
 
-/// Ends when it is dropped.
+/// Permission to work, passed on when it is dropped.
 #[derive(Debug)]
 pub struct Turn(Option<Turns>);
 
-/// Gives up its place in the line when it is dropped.
+/// Removes a waiter from the queue if its future is dropped.
 struct Waiting<'t> {
     turns: &'t Turns,
     number: u64,
 }
 
 impl Turns {
-    /// So many at once.
+    /// At most `at_once` turns are taken at the same time.
     pub fn new(at_once: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             free: at_once,
@@ -75,7 +76,7 @@ impl Turns {
         receiver.await.expect("who waits is given a turn")
     }
 
-    /// Passes a turn on.
+    /// Gives a turn to the next waiter, or back.
     fn pass(&self) {
         let mut state = self.lock();
         while let Some(waiter) = state.next_waiter() {
@@ -84,7 +85,8 @@ impl Turns {
                     state.oldest_is_due = !state.oldest_is_due;
                     return;
                 }
-                // The waiter is gone. Without `None`, dropping the unwanted turn would pass it on again.
+                // The waiter is gone. Dropping the returned turn would call `pass` again, so it is
+                // emptied first.
                 Err(mut unwanted) => unwanted.0 = None,
             }
         }
@@ -97,7 +99,7 @@ impl Turns {
 }
 
 impl State {
-    /// The waiter's number.
+    /// Adds a waiter and returns its number.
     fn enter(&mut self, waiter: Waiter) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -112,7 +114,7 @@ impl State {
         Some(waiter)
     }
 
-    /// Takes the waiter that gets the next turn out of the line.
+    /// Removes the waiter that gets the next turn.
     fn next_waiter(&mut self) -> Option<Waiter> {
         let number = if self.oldest_is_due {
             *self.waiting.first_key_value()?.0

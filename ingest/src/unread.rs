@@ -1,9 +1,9 @@
-//! Answers to requests whose body is not read to its end.
+//! Keeps a request's body alive until the answer is sent.
 //!
-//! When a chunked body is dropped before its end, actix waits for that end without a deadline before it
-//! closes the connection. A client that never ends its body would keep the connection without a
-//! signature. While the body is held, actix closes the connection a second after the answer. So the
-//! answer holds the body.
+//! If a handler drops a chunked body before its end, actix waits for that end without a deadline
+//! before it closes the connection. A client that never ends its body could so keep its connection
+//! without a signature. If the body is still held when the answer is sent, actix closes the
+//! connection one second later. So the response holds it.
 
 use std::{
     pin::Pin,
@@ -16,14 +16,14 @@ use actix_web::{
     web::{Bytes, Payload},
 };
 
-/// The body of an answer, together with the unread rest of the request's body.
+/// A response body that also holds the rest of the request's body.
 pub struct HoldingUnread {
     answer: BoxBody,
     _unread: Payload,
 }
 
-/// Holds the request's body until the answer is sent. Makes no difference where it was read to its
-/// end.
+/// Holds the request's body until the answer is sent. If the body was read to its end, this changes
+/// nothing.
 pub fn hold(response: HttpResponse, unread: Payload) -> HttpResponse<HoldingUnread> {
     response.map_body(|_head, answer| HoldingUnread {
         answer,

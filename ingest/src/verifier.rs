@@ -1,8 +1,8 @@
-//! Authenticates. Nothing is looked up on behalf of a request that fails here.
+//! Verifies signatures. No store is asked before this has succeeded.
 //!
-//! Strangers can make this expensive: every key has to be tried on the whole body. What takes long is
-//! done beside the threads that serve connections, on a part of the processors: small work does not wait
-//! behind large, and large work does not starve.
+//! Unauthenticated clients can make this expensive, because every key is tried on the whole body.
+//! Expensive verifications run on blocking threads, on half of the processors, so that they do not
+//! delay the threads that serve connections. [`Turns`] decides their order.
 
 use std::{num::NonZero, sync::Arc, time::Duration};
 
@@ -22,13 +22,14 @@ use crate::{
     turns::Turns,
 };
 
-/// Bytes to be hashed, as [`Secrets::work`] counts them: about a millisecond. Less is done at once.
+/// Work up to this size is done inline: about a millisecond of hashing, in the unit of
+/// [`Secrets::work`].
 const AT_ONCE: usize = 1024 * 1024;
 
-/// For a turn. Past it there is so much to do that the sender has to come again.
+/// The longest wait for a turn. After that the service is overloaded and the sender must retry.
 const TURN_WITHIN: Duration = Duration::from_secs(5);
 
-/// Verifies all requests.
+/// Verifies the signatures of all requests.
 pub struct Verifier {
     secrets: watch::Receiver<Secrets>,
     metrics: Metrics,
@@ -40,39 +41,39 @@ pub struct Verifier {
 pub struct Signer {
     /// Its configured name.
     pub secret_name: String,
-    /// The companies that it is tied to, if it is.
+    /// The companies that it is tied to, if any.
     pub companies: Option<Companies>,
 }
 
-/// A whole request that claims to be a sender's.
+/// A complete request whose signature is not verified yet.
 #[derive(Debug)]
 pub struct Claim {
     /// Its headers.
     pub headers: WebhookHeaders,
-    /// The signatures among them, of which [`Verifier::check_form`] knows.
+    /// The signatures of these headers, as [`Verifier::check_form`] returned them.
     pub signatures: Signatures,
     /// Its body.
     pub body: Bytes,
-    /// When all of it was there.
+    /// When the request was complete.
     pub received_at: DateTime<Utc>,
 }
 
 impl Verifier {
-    /// The secrets may change meanwhile.
+    /// The secrets may be replaced while the service runs.
     pub fn new(secrets: watch::Receiver<Secrets>, metrics: Metrics) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
             secrets,
             metrics,
-            // Half of them stay with the connections.
+            // The other half stays free for the threads that serve connections.
             turns: Turns::new((processors / 2).max(1)),
         }
     }
 
-    /// The signatures, if one of them can be right at all. Known before a body is there.
+    /// Parses the signatures. This needs no body, so a hopeless request is refused early.
     ///
     /// # Errors
-    /// When none has the form of a signature under a configured secret.
+    /// If no signature has the form of one of the configured keys.
     pub fn check_form(&self, headers: &WebhookHeaders) -> Result<Signatures, Answer> {
         let signatures = Signatures::of(headers);
         if self.secrets.borrow().fit(&signatures) {
@@ -82,10 +83,11 @@ impl Verifier {
         }
     }
 
-    /// The claim, and the secret that verifies it. Its body keeps its memory.
+    /// Returns the claim with the secret that verifies it. From the start of the verification the
+    /// body cannot be evicted.
     ///
     /// # Errors
-    /// When no secret verifies it, or there was no turn for it, or it had to make room.
+    /// If no secret verifies it, if it waited too long for its turn, or if it was evicted.
     pub async fn verify(
         self: &Arc<Self>,
         claim: Claim,
@@ -119,7 +121,8 @@ impl Verifier {
         let turn = turn.map_err(|_elapsed| Answer::CrowdedOut)?;
         memory.keep().map_err(|Full| Answer::CrowdedOut)?;
         let this = Arc::clone(self);
-        // The turn moves into the task, so it lasts as long as the work, even if the request is dropped.
+        // The turn moves into the task and so lasts until the work is done, even if the request is
+        // dropped.
         let verifying = spawn_blocking(move || {
             let _turn = turn;
             let signer = this.signer_of(&claim);
@@ -131,8 +134,8 @@ impl Verifier {
         })
     }
 
-    /// The secret that verifies the webhook, counted before the list can be replaced, as the names that
-    /// are gone leave the metric right after.
+    /// The secret that verifies the webhook. It is counted while the list is borrowed, because the
+    /// series of removed names are deleted right after the list is replaced.
     fn signer_of(&self, claim: &Claim) -> Option<Signer> {
         let secrets = self.secrets.borrow();
         let name = secrets.matching(&claim.signatures, &claim.headers, &claim.body)?;

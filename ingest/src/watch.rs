@@ -1,9 +1,9 @@
-//! Whether the stores can be used, also while no event comes: for readiness, and for the metric that
-//! alerts rest on.
+//! Monitors the stores for readiness, the breakers' metric and the log.
 //!
-//! Batches tell the breakers how each store fares. Where none has come for a while, the watch asks
-//! the store itself and tells the breaker, so that a broker that confirms nothing is known before
-//! the first event waits for it, and one that is well again is known without an event.
+//! Batches report to the breakers how each store works. If none has reported for a while, the watch
+//! probes the store itself and reports to the breaker. So the breaker is open before the first
+//! event waits for a broker that confirms nothing, and it closes without an event once the broker
+//! works again.
 
 use std::{fmt::Display, sync::Arc, time::Duration};
 
@@ -23,10 +23,10 @@ use crate::{
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// For so long the word of the last batch counts.
+/// How long the last batch's report is valid.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// So many probes in a row have to fail.
+/// How many probes in a row have to fail.
 const TRIES: usize = 3;
 
 /// The breaker of each store.
@@ -39,7 +39,7 @@ pub struct Breakers {
 }
 
 impl Breakers {
-    /// Shows which store is left alone.
+    /// Sets the metric that shows which breaker is open.
     pub fn show(&self, metrics: &Metrics) {
         for (store, breaker) in [(POSTGRES, &self.postgres), (RABBITMQ, &self.rabbitmq)] {
             metrics
@@ -50,21 +50,21 @@ impl Breakers {
     }
 }
 
-/// Looks after both stores.
+/// Probes both stores.
 #[derive(Clone)]
 pub struct Watch {
     /// Postgres.
     pub pool: Pool,
     /// RabbitMQ.
     pub publisher: Publisher,
-    /// What batches found.
+    /// The breakers that batches and probes report to.
     pub breakers: Breakers,
-    /// Where it shows.
+    /// Shows the breakers' states.
     pub metrics: Metrics,
 }
 
 impl Watch {
-    /// Looks for as long as it is polled.
+    /// Probes until it is dropped.
     pub async fn run(self) {
         let mut told = String::new();
         loop {
@@ -74,7 +74,7 @@ impl Watch {
         }
     }
 
-    /// Says what is wrong when it was something else before.
+    /// Logs an error only if it differs from the last one.
     async fn ask_postgres(&self, told: &mut String) {
         let asked = ask(&self.breakers.postgres, || self.probe_postgres());
         let Err(error) = asked.await else {
@@ -92,7 +92,7 @@ impl Watch {
     }
 
     async fn ask_rabbitmq(&self) {
-        // The publisher says itself why it does not get through.
+        // The publisher logs its own errors.
         let asked = ask(&self.breakers.rabbitmq, || self.publisher.probe());
         asked.await.ok();
     }
@@ -101,7 +101,8 @@ impl Watch {
         database::probe(&self.pool, receipts::PROBE).await
     }
 
-    /// Ready when an event could be accepted: one store is enough. Each call probes both.
+    /// The readiness check: ready if ingest can accept an event, for which one store is enough.
+    /// Each call probes both.
     pub fn readiness(&self) -> ReadinessProbe {
         let watch = self.clone();
         Arc::new(move || {
@@ -118,8 +119,8 @@ impl Watch {
     }
 }
 
-/// Tells the breaker how the store fares, if no batch did for a while. One late answer of a busy store
-/// is no failure; the last of several errors is.
+/// Probes the store and reports to the breaker, if no batch has reported for a while. It reports a
+/// failure only after several failed probes, as one late answer of a busy store is no failure.
 async fn ask<E, P: Future<Output = Result<(), E>>>(
     breaker: &Breaker,
     probe: impl Fn() -> P,
@@ -140,7 +141,7 @@ async fn ask<E, P: Future<Output = Result<(), E>>>(
     }
 }
 
-/// A store is well where it answers a probe and did not fail the last batch.
+/// A store is well if the probe succeeds and the last batch did not fail.
 fn well(probe: Result<(), impl Display>, breaker: &Breaker) -> Result<(), String> {
     probe.map_err(|error| error.to_string())?;
     if breaker.is_open() {

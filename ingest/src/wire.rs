@@ -1,12 +1,13 @@
 //! A client's connection, below actix.
 //!
-//! Some requests never reach a handler: actix answers by itself what is no HTTP, a head that is too
-//! large or too slow, and has no hook for it. Its answers have no body and are counted nowhere. Here
-//! they get the problem body that every other refusal has, and a label. A head is also held to a size
-//! here, before actix reads it: actix panics on a header name of more than 64 KiB.
+//! Some requests never reach a handler: actix itself answers requests that are not HTTP, or whose
+//! head is too large or too slow, and offers no hook for these answers. They have no body and are
+//! not counted. This module replaces them with the same problem body that every other refusal has,
+//! and counts them. It also limits the size of a head before actix parses it, because actix panics
+//! on a header name of more than 64 KiB.
 //!
-//! Only the first head of a connection is measured, as only a good signature keeps a connection for
-//! another one.
+//! Only the first head of a connection is limited. Later ones follow a request with a good
+//! signature; after any other request the connection is closed.
 
 use std::{
     io,
@@ -20,24 +21,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{answer::Answer, metrics::Metrics};
 
-/// Bytes of a request line and its headers. The webhook headers take 5 KiB at most.
+/// The largest request line and headers, in bytes. The webhook headers take 5 KiB at most.
 pub const MAX_HEAD: usize = 32 * 1024;
 
-/// A connection that a client opened.
+/// A client's TCP stream.
 pub struct Wire {
     stream: TcpStream,
     metrics: Metrics,
     head: Head,
-    /// What is written in place of an answer of actix.
+    /// Bytes to write instead of actix's own answer.
     refusal: Bytes,
 }
 
-/// How far the first head of the connection has come.
+/// How much of the connection's first head was read.
 #[derive(Debug)]
 enum Head {
     Reading {
         length: usize,
-        /// Empty lines before the request line are skipped, as actix skips them.
+        /// Empty lines before the request line are skipped, as actix does.
         has_begun: bool,
         line_is_empty: bool,
     },
@@ -46,7 +47,7 @@ enum Head {
 }
 
 impl Head {
-    /// Takes further bytes; what follows the head does not matter.
+    /// Reads more bytes. Everything after the head is ignored.
     fn read(&mut self, bytes: &[u8]) {
         let Self::Reading {
             length,
@@ -76,7 +77,7 @@ impl Head {
 }
 
 impl Wire {
-    /// A new connection.
+    /// Wraps a new connection.
     pub fn new(stream: TcpStream, metrics: Metrics) -> Self {
         Self {
             stream,
@@ -90,7 +91,7 @@ impl Wire {
         }
     }
 
-    /// What actix meant to refuse with this status.
+    /// The answer that replaces actix's own refusal with this status.
     fn refused(&self, status: u16) -> Answer {
         match (status, &self.head) {
             (_, Head::TooLarge) | (431, _) => Answer::HeadTooLarge(MAX_HEAD),
@@ -121,7 +122,7 @@ impl AsyncRead for Wire {
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         self.head.read(&buffer.filled()[before..]);
         if matches!(self.head, Head::TooLarge) && buffer.filled().len() > before {
-            // This byte is not allowed anywhere in a head, so actix refuses the request.
+            // A NUL byte is not allowed in a head, so actix refuses the request.
             buffer.set_filled(before);
             buffer.put_slice(b"\0");
         }
@@ -140,13 +141,14 @@ impl AsyncWrite for Wire {
             return Pin::new(&mut self.stream).poll_write(context, bytes);
         };
         if start > 0 {
-            // Answers to earlier requests. The refusal comes again, at the beginning.
+            // These bytes answer earlier requests. actix writes the refusal again in its next call,
+            // at the start of the buffer.
             return Pin::new(&mut self.stream).poll_write(context, &bytes[..start]);
         }
         let answer = self.refused(status);
         self.metrics.refused_unread(&answer);
         self.refusal = answer.into_bytes().into();
-        // What does not go out at once goes with the flush.
+        // Bytes that cannot be written now are written by the next flush.
         match self.poll_refusal(context) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
@@ -164,8 +166,9 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// Where an answer that actix gave by itself starts, and its status. It is the last one of its
-/// connection, an error without a body. All of ours have a body, except to HEAD and OPTIONS.
+/// The offset and status of an answer that actix gave by itself. Such an answer is an error without
+/// a body, and the last one of its connection. All of our answers have a body, except those to HEAD
+/// and OPTIONS.
 fn bare_refusal(bytes: &[u8]) -> Option<(usize, u16)> {
     const START: &[u8] = b"HTTP/1.1 ";
     if !bytes.ends_with(b"\r\n\r\n") {

@@ -1,9 +1,9 @@
-//! The memory that all bodies share.
+//! The memory budget that all bodies share.
 //!
-//! Whether a body is signed is known only at its end, so strangers can fill any budget. Small bodies
-//! still find room: when the budget is full, the largest body that is not being verified yet is
-//! dropped, and among bodies of about the same size the oldest. Once its verification has begun, a
-//! body keeps its memory.
+//! A signature can be checked only when the whole body is there, so unauthenticated clients can
+//! fill any budget. To leave room for small bodies, a full budget evicts the largest body that is
+//! not being verified yet; among bodies of about the same size, the oldest. A body whose
+//! verification has begun is never evicted.
 
 use std::{
     cmp::Reverse,
@@ -13,11 +13,11 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// There is no room: every other body is smaller, or verified.
+/// There is no room: every other body is smaller or is already being verified.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
-/// What all bodies may take together.
+/// The budget and what is used of it.
 #[derive(Debug)]
 pub struct BodyMemory {
     budget: usize,
@@ -31,8 +31,8 @@ struct Shares {
     unverified: BTreeMap<Rank, Unverified>,
 }
 
-/// Whose turn it is to go: the last one's. Sizes are rounded up to a power of two, as otherwise a body
-/// that is held a byte short of the limit would outlive every complete one.
+/// The order of eviction: the greatest rank goes first. Sizes are rounded up to a power of two.
+/// Otherwise a body that is held one byte below the limit would outlive every complete one.
 type Rank = (usize, Reverse<u64>);
 
 #[derive(Debug)]
@@ -41,14 +41,14 @@ struct Unverified {
     revoked: CancellationToken,
 }
 
-/// One body's part. It is given back when it is dropped.
+/// One body's share of the budget, released on drop.
 #[derive(Debug)]
 pub struct Share<'m> {
     memory: &'m BodyMemory,
     number: u64,
     bytes: usize,
     revoked: CancellationToken,
-    /// Whether it cannot be taken away any more.
+    /// Whether it can no longer be evicted.
     kept: bool,
 }
 
@@ -61,7 +61,7 @@ impl BodyMemory {
         }
     }
 
-    /// A new body's part, with nothing in it.
+    /// An empty share for a new body.
     pub fn share(&self) -> Share<'_> {
         let mut shares = self.lock();
         shares.next += 1;
@@ -82,7 +82,7 @@ impl BodyMemory {
 }
 
 impl Shares {
-    /// Makes room for a body that is to have this rank.
+    /// Evicts bodies of a greater rank until `bytes` more fit.
     fn make_room(&mut self, bytes: usize, budget: usize, rank: Rank) -> Result<(), Full> {
         while self.used + bytes > budget {
             let last = self.unverified.last_entry().ok_or(Full)?;
@@ -98,10 +98,10 @@ impl Shares {
 }
 
 impl Share<'_> {
-    /// Takes more bytes.
+    /// Adds bytes to the share.
     ///
     /// # Errors
-    /// When there is no room for them, or the share was taken away.
+    /// If there is no room for them, or the share was evicted.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Full> {
         let mut shares = self.memory.lock();
         shares.unverified.remove(&self.rank()).ok_or(Full)?;
@@ -116,15 +116,15 @@ impl Share<'_> {
         room
     }
 
-    /// Waits until the share is taken away from a body that is not verified yet.
+    /// Waits until the share is evicted.
     pub async fn revoked(&self) {
         self.revoked.cancelled().await;
     }
 
-    /// From now on it cannot be taken away.
+    /// Protects the share from eviction, from the start of its verification.
     ///
     /// # Errors
-    /// When that has happened already.
+    /// If it was evicted already.
     pub fn keep(&mut self) -> Result<(), Full> {
         let mut shares = self.memory.lock();
         shares.unverified.remove(&self.rank()).ok_or(Full)?;
@@ -148,7 +148,7 @@ impl Drop for Share<'_> {
     fn drop(&mut self) {
         let rank = self.rank();
         let mut shares = self.memory.lock();
-        // What was taken away is counted no more.
+        // The eviction already subtracted an evicted share.
         if self.kept || shares.unverified.remove(&rank).is_some() {
             shares.used -= self.bytes;
         }
@@ -232,7 +232,7 @@ mod tests {
             for (index, bytes) in steps {
                 match bytes {
                     0..100 => shares[index] = memory.share(),
-                    // Either outcome is right.
+                    // Both results are right.
                     100..150 => drop(shares[index].keep()),
                     _ => drop(shares[index].grow(bytes)),
                 }

@@ -1,5 +1,5 @@
-//! What is tried before a batch is refused: if one store fails, the other one gets all the time that is
-//! left, even if its breaker is open.
+//! The last attempts before a batch is refused: if one store fails, the other one gets all the time
+//! that is left, even if its breaker is open.
 
 use std::pin::pin;
 
@@ -10,8 +10,8 @@ use super::{Claimed, Schedule, Settlement, TRIAL};
 use crate::publisher::PublishError;
 
 impl Settlement {
-    /// Publishes without a claim. Where the broker is slow, the spool is tried beside it, as the
-    /// claim may have failed over a lock and not over Postgres.
+    /// Publishes without a claim. If the broker is slow, the events are spooled at the same time,
+    /// because the claim may have failed over a lock although Postgres works.
     pub(super) async fn publish_or_spool(
         &self,
         events: &[&AcceptedEvent],
@@ -23,16 +23,17 @@ impl Settlement {
         }
         tokio::select! {
             confirms = &mut publishing => confirms,
-            // Nothing of a publish that is given up is believed.
+            // Confirms of an abandoned publish are ignored.
             true = self.spool(None, events, Receipt::Missing, schedule) => {
                 vec![Ok(()); events.len()]
             }
         }
     }
 
-    /// Spools what was not confirmed, in the claim's transaction. Where Postgres fails or hangs since
-    /// the claim, the broker is tried again: its breaker may still be open although it is well. True if
-    /// all are safe then. What gets both ways is absorbed by the workers.
+    /// Spools unconfirmed events in the claim's transaction. If Postgres fails or hangs after the
+    /// claim, they are published again, because the broker may work although its breaker is still
+    /// open. Returns true if all are safe. The workers absorb events that were both spooled and
+    /// published.
     pub(super) async fn spool_or_publish(
         &self,
         claimed: Claimed<'_>,
@@ -61,7 +62,8 @@ impl Settlement {
         events: &[&AcceptedEvent],
         schedule: &Schedule,
     ) -> Vec<Result<(), PublishError>> {
-        // A connection that is just being made, as after a start, is better than a refusal.
+        // If a connection is still being opened, as after a start, waiting for it is better than a
+        // refusal.
         self.publisher.connected(schedule.connected).await;
         let permit = self.breakers.rabbitmq.last_resort(Instant::now());
         self.publish_by(schedule.committed, permit, events, Receipt::Missing)

@@ -1,4 +1,4 @@
-//! What is answered to good and bad requests, and that nothing unauthenticated gets anywhere.
+//! The answers to good and bad requests; unauthenticated requests reach no store.
 
 use shared::Family;
 use sqlx::PgPool;
@@ -161,7 +161,7 @@ async fn unauthenticated_requests_get_a_clear_answer_and_leave_no_trace(pool: Pg
         "no request mints a series: {metrics}"
     );
 
-    // The same bytes, untouched, are welcome.
+    // The unchanged request is accepted.
     assert_eq!(app.send(&good).await.0, 202);
     app.stop().await;
     stores.clean_up().await;
@@ -190,7 +190,7 @@ async fn both_header_sets_and_several_signatures_are_accepted(pool: PgPool) {
     assert_eq!(app.send_with(&headers, &webhook.body).await.0, 202);
     assert_eq!(stores.events(Family::Vendor).await.len(), 2);
 
-    // The two lines as one, as a proxy may join them, in both orders.
+    // The two lines joined to one, as a proxy may do, in both orders.
     for (set, good_first) in [("webhook", true), ("webhook", false), ("svix", true)] {
         let webhook = Webhook::vendor(&Webhook::new_id());
         let (good, bad) = (
@@ -255,7 +255,7 @@ async fn slow_bodies_are_cut_off_and_shut_nobody_out(pool: PgPool) {
             .expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
-    // The others leave in the middle, and are counted as well.
+    // The other clients disconnect early, and are counted as well.
     gone.clear();
     app.until_metric("pleo_ingest_in_flight 0").await;
     app.stop().await;

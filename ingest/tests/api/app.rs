@@ -1,4 +1,4 @@
-//! A running ingest service with a corner of the broker to itself.
+//! A running ingest service, and the broker and database that it uses.
 
 use std::{path::Path, time::Duration};
 
@@ -29,10 +29,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::webhook::{SECRET, Webhook};
 
-/// How long anything may take that is waited for.
+/// The limit for every wait.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// The broker and database that the tests share, with names of this test's own.
+/// The shared broker and the test's own database, with queue names of its own.
 pub(crate) struct Stores {
     pub(crate) amqp_url: String,
     pub(crate) database_url: String,
@@ -62,7 +62,7 @@ impl Stores {
         Topology::new(&self.prefix)
     }
 
-    /// Takes all events out of a family's queue.
+    /// Takes all events from a family's queue.
     pub(crate) async fn events(&self, family: Family) -> Vec<AcceptedEvent> {
         self.drain(family)
             .await
@@ -73,7 +73,7 @@ impl Stores {
             .collect()
     }
 
-    /// Takes everything out of a family's queue.
+    /// Takes all messages from a family's queue.
     pub(crate) async fn drain(&self, family: Family) -> Vec<BasicGetMessage> {
         let queue = self.topology().queue(family);
         let mut messages = Vec::new();
@@ -140,7 +140,7 @@ impl Stores {
             .expect("a queue");
     }
 
-    /// Leaves nothing of this test on the broker.
+    /// Removes this test's queues and exchanges from the broker.
     pub(crate) async fn clean_up(self) {
         let topology = self.topology();
         for queue in topology.queues() {
@@ -162,14 +162,14 @@ pub(crate) struct App {
 }
 
 impl App {
-    /// Starts a service on the stores and waits until the broker takes events.
+    /// Starts a service and waits until it is connected to the broker.
     pub(crate) async fn start(stores: &Stores) -> Self {
         let app = Self::start_at(&stores.database_url, &stores.amqp_url, &stores.prefix, &[]);
         app.until_ready("rabbitmq").await;
         app
     }
 
-    /// Starts a service with further flags, without waiting for anything.
+    /// Starts a service with further flags and does not wait.
     pub(crate) fn start_at(
         database_url: &str,
         amqp_url: &str,
@@ -181,7 +181,7 @@ impl App {
         Self::start_with(database_url, amqp_url, prefix, &[&secrets, flags].concat())
     }
 
-    /// Starts a service whose secrets are in a file, and waits until the broker takes events.
+    /// Starts a service whose secrets are in a file, and waits until it is connected to the broker.
     pub(crate) async fn start_on_file(stores: &Stores, secrets: &Path) -> Self {
         let path = secrets.to_str().expect("text");
         let app = Self::start_with(
@@ -194,7 +194,7 @@ impl App {
         app
     }
 
-    /// Starts a service with flags that say where its secrets are, without waiting for anything.
+    /// Starts a service with flags that include the secrets' source, and does not wait.
     pub(crate) fn start_with(
         database_url: &str,
         amqp_url: &str,
@@ -229,7 +229,7 @@ impl App {
         }
     }
 
-    /// Sends a webhook; status and body of the answer.
+    /// Sends a webhook and returns the answer's status and body.
     pub(crate) async fn send(&self, webhook: &Webhook) -> (u16, Value) {
         answer(
             self.client
@@ -265,7 +265,7 @@ impl App {
             .await;
     }
 
-    /// Waits until `/metrics` is as it should be; `what` says how.
+    /// Waits until `/metrics` is as `expected`; `what` describes it.
     pub(crate) async fn until_metrics(&self, what: &str, expected: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + SOON;
         loop {
@@ -278,7 +278,7 @@ impl App {
         }
     }
 
-    /// `/readyz`: status and body.
+    /// The status and body of `/readyz`.
     pub(crate) async fn readiness(&self) -> (u16, Value) {
         answer(self.client.get(format!("{}/readyz", self.private_url))).await
     }

@@ -1,4 +1,4 @@
-//! Dedup that cannot lose.
+//! Deduplication never loses an event.
 
 use std::collections::HashSet;
 
@@ -52,7 +52,7 @@ async fn a_hundred_deliveries_at_once_to_two_replicas_are_one_message(pool: PgPo
     stores.clean_up().await;
 }
 
-/// A refusal would be repeated for a day, and the endpoint disabled.
+/// After a refusal the sender would retry for a day and then disable the endpoint.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_second_body_under_one_id_is_kept_and_accepted(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -64,7 +64,7 @@ async fn a_second_body_under_one_id_is_kept_and_accepted(pool: PgPool) {
     replicas[0]
         .until_metric(r#"pleo_ingest_requests_total{outcome="conflict"} 1"#)
         .await;
-    // Both are known from now on.
+    // Both are duplicates from now on.
     for webhook in [&other, &Webhook::vendor("msg_1")] {
         let (status, answer) = replicas[1].send(webhook).await;
         assert_eq!((status, &answer["status"]), (202, &"duplicate".into()));
@@ -78,7 +78,7 @@ async fn a_second_body_under_one_id_is_kept_and_accepted(pool: PgPool) {
         kept.is_conflict(),
         "under an id of its own, so that it never counts as the first one"
     );
-    // A receipt for each, so that the ledger misses neither.
+    // Each body has a receipt, so the ledger counts both.
     let unstored: i64 = sqlx::query_scalar("select count(*) from unstored_receipts")
         .fetch_one(&pool)
         .await
@@ -115,7 +115,7 @@ async fn many_bodies_under_one_id_at_once_are_all_kept(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// In every order of the bodies, and in every split into batches.
+/// The bodies come in every order and are split into batches in every way.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn two_bodies_that_come_often_to_two_replicas_are_published_once_each(pool: PgPool) {
     const IDS: usize = 60;
@@ -152,7 +152,7 @@ async fn two_bodies_that_come_often_to_two_replicas_are_published_once_each(pool
     stores.clean_up().await;
 }
 
-/// Without Postgres, the body that came second may be stored first.
+/// Without Postgres, workers may store the second body first.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_body_that_was_stored_before_the_first_one_is_a_duplicate(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -182,7 +182,7 @@ async fn without_rabbitmq_a_second_body_is_spooled_beside_the_first(pool: PgPool
         .await
         .expect("a count");
     assert_eq!(spooled, 2);
-    // Where the second one's row cannot be kept, the first one's is no excuse.
+    // If the second body cannot be spooled, the first body's row must not count for it.
     sqlx::raw_sql(
         "create function skip() returns trigger language plpgsql as $$ begin return null; end $$;
          create trigger skip before insert on webhook_spool for each row execute function skip()",
@@ -196,7 +196,7 @@ async fn without_rabbitmq_a_second_body_is_spooled_beside_the_first(pool: PgPool
     stores.clean_up().await;
 }
 
-/// What was stored under its id proves nothing for an event that is nowhere.
+/// A stored event with the same id and another body does not make a lost event safe.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn another_body_proves_nothing_for_a_lost_one(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -217,7 +217,8 @@ async fn another_body_proves_nothing_for_a_lost_one(pool: PgPool) {
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_receipt_is_there_only_after_the_confirm(pool: PgPool) {
     let stores = Stores::new(&pool).await;
-    // Nothing listens there, so nothing is ever confirmed; and without a spool nothing is safe.
+    // Nothing listens at the broker's address, so no confirm comes; and without a spool, no event
+    // is safe.
     sqlx::query("alter table webhook_spool rename to gone")
         .execute(&pool)
         .await
@@ -247,13 +248,13 @@ async fn a_replay_heals_a_purged_queue(pool: PgPool) {
     stores.purge(Family::Vendor).await;
     first.stop().await;
 
-    // A process that does not remember the id: fresh receipts still count as proof.
+    // In a process that does not remember the id, a recent receipt makes it a duplicate.
     let second = App::start(&stores).await;
     assert_eq!(second.send(&webhook).await.1["status"], "duplicate");
     assert!(stores.events(Family::Vendor).await.is_empty());
     second.stop().await;
 
-    // An old receipt does not, unless the event is where it should be.
+    // An old receipt does not, because the event is nowhere stored.
     age_receipts(&pool).await;
     let third = App::start(&stores).await;
     assert_eq!(third.send(&webhook).await.1["status"], "accepted");
@@ -300,7 +301,8 @@ async fn a_receipt_has_the_time_of_the_database(pool: PgPool) {
     assert_eq!(status, 202, "{answer}");
     // The receipt commits after the answer.
     app.stop().await;
-    // The database's clock at the beginning of the transaction is written twice, to the microsecond.
+    // Both columns are set to the transaction's start by the database's clock, so they agree to the
+    // microsecond.
     let of_the_database: bool =
         sqlx::query_scalar("select received_at = published_at from webhook_receipts")
             .fetch_one(&pool)

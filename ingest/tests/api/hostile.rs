@@ -1,5 +1,5 @@
-//! Bytes that no well-behaved client sends: nothing hidden in them is ever executed, and the service
-//! goes on serving.
+//! Malformed requests, among them attempts at request smuggling. No hidden request is executed, and
+//! the service keeps serving.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ use crate::{
 
 const POST: &str = "POST /webhooks/pleo HTTP/1.1";
 
-/// More than every buffer between a client and the service holds.
+/// More than all buffers between client and service together.
 const FLOOD: usize = 64 * 1024 * 1024;
 
 async fn untouched(stores: &Stores, pool: &PgPool) {
@@ -37,8 +37,8 @@ async fn untouched(stores: &Stores, pool: &PgPool) {
     assert_eq!(rows, 0);
 }
 
-/// The hidden request is a good one: where it is read as a request it is accepted, as the test after this
-/// one shows.
+/// The hidden request is valid: if it were read as a request, it would be accepted, as the next
+/// test shows.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -47,11 +47,11 @@ async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
     let hidden = String::from_utf8(post(&Webhook::vendor("hidden"))).expect("text");
     let signed = head(POST, &visible);
     let ended = "0\r\n\r\n";
-    // Long enough for a parser that counts to take the hidden request as part of the body.
+    // A parser that uses the length takes the hidden request as part of the body.
     let all = ended.len() + hidden.len();
     let mut shapes: Vec<String> = Vec::new();
 
-    // Two parties that frame by different headers disagree on where the body ends.
+    // Two parsers that use different headers disagree on where the body ends.
     for framing in [
         format!("content-length: {all}\r\ntransfer-encoding: chunked"),
         format!("transfer-encoding: chunked\r\ncontent-length: {all}"),
@@ -77,7 +77,7 @@ async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
         "transfer-encoding: identity\r\ntransfer-encoding: chunked".to_owned(),
         "transfer-encoding: gzip".to_owned(),
         format!("transfer-encoding: identity\r\ncontent-length: {all}"),
-        // Headers that one of the two does not see.
+        // Headers that only one of two parsers sees.
         format!("content-length: {all}\r\nx: y\ntransfer-encoding: chunked"),
         format!("content-length: {all}\r\nx: y\rtransfer-encoding: chunked"),
         format!("content-length: {all}\r\nx: y\r\n transfer-encoding: chunked"),
@@ -92,7 +92,7 @@ async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
     ] {
         shapes.push(format!("{signed}{framing}\r\n\r\n{ended}{hidden}"));
     }
-    // Chunks that two parties measure differently.
+    // Chunks whose size two parsers read differently.
     for chunk in [
         "10000000000000000\r\n",
         "fffffffffffffffff\r\n{}xx\r\n0\r\n\r\n",
@@ -146,13 +146,13 @@ async fn a_request_hidden_in_another_is_never_executed(pool: PgPool) {
     shapes.push(format!(
         "{signed}expect: 100-continue\r\ncontent-length: 9999999\r\n\r\n{hidden}"
     ));
-    // Without a length, or with one of another version's.
+    // Without a length, or of another HTTP version.
     let old = head("POST /webhooks/pleo HTTP/1.0", &visible);
     shapes.push(format!("{old}\r\n{hidden}"));
     shapes.push(format!(
         "{old}transfer-encoding: chunked\r\n\r\n{ended}{hidden}"
     ));
-    // A tunnel has no more requests in it.
+    // Bytes in a tunnel are no requests.
     shapes.push(format!("CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n{hidden}"));
     shapes.push(format!(
         "{signed}connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 4\r\n\r\n{{}}xx{hidden}"
@@ -223,7 +223,7 @@ async fn right_framing_is_understood_and_the_next_request_is_found(pool: PgPool)
     stores.clean_up().await;
 }
 
-/// Writes until the service has cut the connection, and says what it answered.
+/// Writes until the service closes the connection. Returns the statuses of its answers.
 async fn flood(app: &App, start: &[u8], more: &[u8]) -> Vec<u16> {
     let mut connection = connect(app).await;
     connection.write_all(start).await.expect("a write");
@@ -232,7 +232,7 @@ async fn flood(app: &App, start: &[u8], more: &[u8]) -> Vec<u16> {
     let writing = async {
         while writer.write_all(more).await.is_ok() {
             written += more.len();
-            // What comes after is thrown away until a deadline, which costs us more than them.
+            // actix discards further bytes until a deadline. That costs us more than the client.
             if written > FLOOD {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -242,7 +242,7 @@ async fn flood(app: &App, start: &[u8], more: &[u8]) -> Vec<u16> {
     let reading = timeout(SOON, reader.read_to_end(&mut answer));
     let (written, read) = tokio::join!(timeout(SOON, writing), reading);
     assert!(written.is_ok(), "it takes everything, for ever");
-    // An answer that the service's reset overtook is not there.
+    // A connection reset may discard the answer.
     read.unwrap_or_else(|_| panic!("{:?} keeps its connection", String::from_utf8_lossy(start)))
         .ok();
     String::from_utf8_lossy(&answer)
@@ -298,7 +298,7 @@ async fn heads_and_bodies_without_end_are_cut_off(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// Without it a crowd of them would shut everybody out, for as long as it likes.
+/// Otherwise many such clients could hold all connections for as long as they want.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_refused_body_that_never_ends_keeps_no_connection(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -374,7 +374,7 @@ async fn oversize_heads_and_bodies_are_refused(pool: PgPool) {
 async fn a_body_that_ends_early_is_refused(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let app = App::start(&stores).await;
-    // What is there is signed, so that only the missing end is wrong.
+    // The signature is good, so that only the missing end is wrong.
     let webhook = Webhook::vendor("msg_1");
     let signed = head(POST, &webhook);
     let body = String::from_utf8(webhook.body.clone()).expect("text");
@@ -405,7 +405,7 @@ async fn a_body_that_ends_early_is_refused(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// Every third repeats the one before it, so that an answer out of its order shows.
+/// Every third webhook repeats the one before it, so that answers in the wrong order are noticed.
 fn pipeline(count: usize) -> (Vec<Webhook>, Vec<&'static str>) {
     let webhooks = (0..count)
         .map(|index| Webhook::vendor(&format!("msg_{}", index - usize::from(index % 3 == 2))))
@@ -451,7 +451,7 @@ async fn a_bad_request_spoils_no_other_of_its_pipeline_and_ends_the_connection(p
     assert_eq!(statuses[..15], [202; 15]);
     assert_eq!(answers.accepted()[..15], expected[..15]);
     assert_eq!(statuses.get(15), Some(&401));
-    // What else had been read by then may be executed; then it is answered, and truly.
+    // Requests that had been read before may be executed; then their answers must be true.
     let accepted = answers.accepted();
     let accepted = accepted.iter().filter(|word| **word == "accepted");
     assert_eq!(

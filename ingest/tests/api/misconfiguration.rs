@@ -1,4 +1,5 @@
-//! Bad settings stop the start with one line that says why and repeats no secret.
+//! With bad settings the service does not start: it prints one line with the reason and shows no
+//! secret.
 
 use std::{
     path::Path,
@@ -12,7 +13,8 @@ use rstest::rstest;
 
 use crate::{app::SOON, webhook::SECRET};
 
-/// Starts the binary with good settings, changed as given, and expects it to end at once.
+/// Starts the binary with good settings and these changes, and expects it to fail. Returns its
+/// stderr.
 fn refused(changes: &[(&str, &str)]) -> String {
     let secrets = format!("current={SECRET}");
     let good = [
@@ -29,7 +31,7 @@ fn refused(changes: &[(&str, &str)]) -> String {
     String::from_utf8(output.stderr).expect("text")
 }
 
-/// What the command came to, which must be soon.
+/// Waits for the command to end.
 fn ended(mut command: Command) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
@@ -127,7 +129,7 @@ fn a_ca_file_that_is_not_there_is_named() {
     );
 }
 
-/// Reading a pipe would wait for its writer, and a device may have no end.
+/// Reading a pipe would wait for a writer, and reading a device may never end.
 #[rstest]
 #[case::pipe("DATABASE_PASSWORD_FILE", false)]
 #[case::pipe("AMQP_PASSWORD_FILE", false)]
@@ -173,7 +175,7 @@ fn a_file_that_is_none_is_named(#[case] setting: &str, #[case] device: bool) {
     }
 }
 
-/// As container engines hand secrets out.
+/// Container engines mount secrets as links.
 #[test]
 fn a_link_to_a_file_is_followed() {
     let folder = tempfile::tempdir().expect("a folder");

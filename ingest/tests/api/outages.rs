@@ -1,4 +1,4 @@
-//! Either store alive is enough; with both away the sender is asked to come back.
+//! One store is enough; without both, the sender gets 503.
 
 use std::net::ToSocketAddrs;
 
@@ -13,7 +13,7 @@ use crate::{
     webhook::Webhook,
 };
 
-/// A service whose ways to both stores can be cut.
+/// A service that reaches both stores through proxies.
 struct Proxied {
     app: App,
     broker: Proxy,
@@ -70,7 +70,7 @@ async fn spooled(pool: &PgPool) -> i64 {
         .expect("a count")
 }
 
-/// Sends a webhook for as long as it takes to be accepted.
+/// Sends a webhook again and again until it is accepted.
 async fn accepted_soon(app: &App, webhook: &Webhook) {
     let deadline = Instant::now() + SOON;
     while app.send(webhook).await.0 != 202 {
@@ -96,12 +96,12 @@ async fn without_rabbitmq_events_are_spooled_and_nothing_is_refused(pool: PgPool
         );
         assert_eq!(spooled(&pool).await - before, 20, "{mode:?}");
 
-        // A repetition is recognised, also by a process that has no memory of it.
+        // A repetition is detected, even by a process that does not remember the id.
         let other = App::start(&stores).await;
         assert_eq!(other.send(&webhooks[0]).await.1["status"], "duplicate");
         other.stop().await;
 
-        // Back without a restart.
+        // It recovers without a restart.
         proxied.broker.set(Mode::Pass).await;
         proxied.app.until_ready("rabbitmq").await;
         let deadline = Instant::now() + SOON;
@@ -166,7 +166,7 @@ async fn without_both_the_answer_is_503_and_the_service_recovers(pool: PgPool) {
     proxied.app.until_check("postgres", false).await;
     assert_eq!(proxied.app.readiness().await.0, 503);
 
-    // What was refused may be sent again and is then accepted.
+    // A refused event is accepted when it is sent again.
     proxied.broker.set(Mode::Pass).await;
     proxied.database.set(Mode::Pass).await;
     accepted_soon(&proxied.app, &webhook).await;
@@ -181,7 +181,7 @@ async fn a_deleted_queue_is_declared_again_and_nothing_is_lost(pool: PgPool) {
     for family in Family::ALL {
         stores.delete_queue(family).await;
     }
-    // Without any queue the broker would confirm and drop it.
+    // Without `mandatory`, the broker would confirm the event and drop it.
     assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
     assert_eq!(spooled(&pool).await, 1);
     let deadline = Instant::now() + SOON;
@@ -203,7 +203,7 @@ async fn a_deleted_queue_is_declared_again_and_nothing_is_lost(pool: PgPool) {
 async fn past_the_in_flight_limit_the_answer_is_503_at_once(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let proxied = Proxied::start_with(&stores, &["--in-flight-limit", "1"]).await;
-    // With both stores silent, an event takes its whole deadline.
+    // While neither store answers, an event takes the whole deadline.
     proxied.broker.set(Mode::Freeze).await;
     proxied.database.set(Mode::Freeze).await;
     let (slow, refused) = (Webhook::vendor("slow"), Webhook::vendor("refused"));
@@ -236,7 +236,8 @@ async fn an_event_without_a_queue_spoils_no_other_and_is_not_lost(pool: PgPool) 
     let vendors: Vec<_> = (0..200)
         .map(|_| Webhook::vendor(&Webhook::new_id()))
         .collect();
-    // One connection each, so that batches with and without them are under way together.
+    // Each has its own connection, so that batches with and without unroutable events run at the
+    // same time.
     let answers = join_all(others.iter().chain(&vendors).map(|w| app.send(w))).await;
     assert!(
         answers.iter().all(|(status, _)| *status == 202),
@@ -289,7 +290,7 @@ async fn it_serves_before_the_schema_is_there(pool: PgPool) {
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_spool_row_is_on_disk_before_the_answer(pool: PgPool) {
     let stores = Stores::new(&pool).await;
-    // A deferred trigger runs with the settings under which the transaction commits.
+    // A deferred trigger sees the settings of the commit.
     sqlx::raw_sql(
         "create table commits (durability text);
          create function note() returns trigger language plpgsql as
@@ -338,7 +339,7 @@ async fn the_first_receipt_of_a_batch_is_inserted_within_its_limits(pool: PgPool
     app.until_ready("rabbitmq").await;
     app.until_ready("postgres").await;
     assert_eq!(app.send(&Webhook::vendor("msg_1")).await.0, 202);
-    // Ends when the receipt is committed.
+    // The service stops only after the receipt is committed.
     app.stop().await;
     let settings: Vec<String> = sqlx::query_scalar("select value from settings")
         .fetch_all(&pool)
@@ -416,7 +417,7 @@ async fn a_wrong_signature_is_refused_without_asking_a_store(pool: PgPool) {
             webhook.id = Webhook::new_id();
         }
         let started = Instant::now();
-        // A sender without the secret does not learn that an id was accepted before.
+        // A client without the secret does not learn that an id was accepted before.
         assert_eq!(proxied.app.send(&webhook).await.0, 401);
         assert!(
             started.elapsed() < Duration::from_secs(1),
@@ -433,7 +434,7 @@ async fn a_wrong_signature_is_refused_without_asking_a_store(pool: PgPool) {
 async fn no_receipt_is_committed_while_the_confirm_is_awaited(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let proxied = Proxied::start(&stores).await;
-    // Leaves an open channel, so that what is awaited next is a confirm and nothing before it.
+    // Leaves an open channel, so that the next wait is for a confirm only.
     accepted_soon(&proxied.app, &Webhook::vendor("msg_0")).await;
     assert_eq!(stores.events(Family::Vendor).await.len(), 1);
     proxied.broker.set(Mode::Freeze).await;
@@ -463,10 +464,10 @@ async fn no_receipt_is_committed_while_the_confirm_is_awaited(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// The other side of the earth.
+/// A store on the other side of the earth.
 const FAR_AWAY: Mode = Mode::Slow(Duration::from_millis(250));
 
-/// Events whose receipt was committed.
+/// The number of committed receipts.
 async fn receipts(pool: &PgPool) -> i64 {
     sqlx::query_scalar("select count(*) from webhook_receipts")
         .fetch_one(pool)
@@ -474,7 +475,7 @@ async fn receipts(pool: &PgPool) -> i64 {
         .expect("a count")
 }
 
-/// One value of `/metrics`.
+/// A value from `/metrics`.
 async fn metric(app: &App, name: &str) -> f64 {
     let metrics = app.metrics().await;
     let line = metrics
@@ -503,7 +504,7 @@ async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut(pool: PgPool) 
         assert_eq!(app.send(&Webhook::vendor(&Webhook::new_id())).await.0, 202);
     }
 
-    // And soon for all, with several batches at once and with repetitions.
+    // Soon all batches have dedup again, even several at once and with repetitions.
     app.until_ready("postgres").await;
     let other = App::start(&stores).await;
     let deadline = Instant::now() + SOON;
@@ -557,8 +558,8 @@ async fn without_postgres_a_slow_broker_is_waited_for(pool: PgPool) {
     proxied.broker.set(Mode::Freeze).await;
     let webhook = Webhook::vendor("msg_1");
     assert_eq!(proxied.app.send(&webhook).await.0, 503);
-    // It has failed a moment ago, and takes its time now: longer than a trial, shorter than the
-    // time for an answer.
+    // The breaker is open, and the broker is slow now: slower than a trial allows, faster than the
+    // deadline of an answer.
     let slow = Mode::Slow(Duration::from_millis(400));
     proxied.broker.set(slow).await;
     assert_eq!(proxied.app.send(&webhook).await.0, 202, "it was there");
@@ -570,7 +571,7 @@ async fn without_postgres_a_slow_broker_is_waited_for(pool: PgPool) {
 async fn an_event_whose_spooling_hangs_is_published(pool: PgPool) {
     let stores = Stores::new(&pool).await;
     let proxied = Proxied::start(&stores).await;
-    // The broker has failed a moment ago, so the next batch means to spool.
+    // The breaker of the broker opens, so the next batch is spooled.
     proxied.broker.set(Mode::Cut).await;
     let (first, second) = (Webhook::vendor("msg_1"), Webhook::vendor("msg_2"));
     assert_eq!(proxied.app.send(&first).await.0, 202);

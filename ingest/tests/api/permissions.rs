@@ -1,4 +1,4 @@
-//! An account that RabbitMQ lets log in and does not let publish.
+//! RabbitMQ accounts that may log in but not publish.
 
 use std::{process::Stdio, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
     webhook::{SECRET, Webhook},
 };
 
-/// A user of RabbitMQ that may do nothing but log in.
+/// A RabbitMQ user that at first may only log in.
 struct Account {
     management: Management,
     name: String,
@@ -78,7 +78,7 @@ async fn spooled(pool: &PgPool) -> i64 {
         .expect("a count")
 }
 
-/// What readiness says of RabbitMQ once it is not well.
+/// Waits until readiness reports an error of RabbitMQ, and returns it.
 async fn complaint(app: &App) -> String {
     app.until_check("rabbitmq", false).await;
     let (status, readiness) = app.readiness().await;
@@ -107,7 +107,8 @@ async fn a_right_to_publish_that_is_missing_shows_before_and_after_an_event(pool
     send(&app).await;
     assert_eq!(spooled(&pool).await, 1);
 
-    // With the right on the probe alone nothing is well, once an event has shown it.
+    // With the right on the probe's exchange only, readiness reports the refusal once an event has
+    // met it.
     app.stop().await;
     account.may_write(&pattern("probe")).await;
     let app = start(&stores, &account);
@@ -121,7 +122,7 @@ async fn a_right_to_publish_that_is_missing_shows_before_and_after_an_event(pool
         "{said}"
     );
 
-    // It needs no restart to see that it may publish now.
+    // It notices the new right without a restart.
     account.may_write(&pattern("events|probe")).await;
     app.until_ready("rabbitmq").await;
     send(&app).await;
@@ -129,7 +130,7 @@ async fn a_right_to_publish_that_is_missing_shows_before_and_after_an_event(pool
     assert_eq!(stores.events(Family::Vendor).await.len(), 1);
     app.stop().await;
 
-    // An earlier version's accounts had no right on the probe.
+    // Accounts of an earlier version had no right on the probe's exchange.
     account.may_write(&pattern("events")).await;
     let app = start(&stores, &account);
     app.until_ready("rabbitmq").await;
@@ -142,7 +143,7 @@ async fn a_right_to_publish_that_is_missing_shows_before_and_after_an_event(pool
     stores.clean_up().await;
 }
 
-/// The service as a process of its own, and its log so far.
+/// Starts the service as a process and collects its log.
 fn process(stores: &Stores, account: &Account, port: u16) -> (Child, Arc<Mutex<String>>) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ingest"))
         .env_clear()
@@ -194,7 +195,7 @@ async fn the_log_says_that_publishing_is_refused_in_the_brokers_words(pool: PgPo
         .await
         .expect("an answer");
     assert_eq!(answer.status(), 202);
-    // As long as it is asked again, it is said once.
+    // Repeated probes log the refusal only once.
     sleep(Duration::from_secs(8)).await;
     child.kill().await.expect("it ends");
     let log = log.lock().await;

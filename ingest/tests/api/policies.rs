@@ -1,4 +1,4 @@
-//! What policies of the broker and queues of earlier versions do to events.
+//! Events under broker policies, and with queues of earlier versions.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use crate::{
     webhook::Webhook,
 };
 
-/// Declares the queues, and limits one's length to two messages by a policy.
+/// Declares the queues, and sets a policy that limits the vendor queue to two messages.
 async fn limit_vendors(stores: &Stores, management: &Management) {
     stores.declare().await;
     let queue = stores.topology().queue(Family::Vendor);

@@ -1,4 +1,5 @@
-//! What the fuzzers check (see `fuzz/`), on their committed inputs and on those that proptest makes.
+//! The fuzzers' properties (see `fuzz/`), checked on their committed inputs and on inputs from
+//! proptest.
 
 #[path = "../../../fuzz/properties/headers.rs"]
 mod headers;
@@ -27,7 +28,7 @@ fn each_seed(fuzzer: &str, check: fn(&[u8])) {
     }
 }
 
-/// Requests that are nearly right: each header is good more often than not.
+/// Nearly valid requests: each header is usually good.
 fn requests() -> impl Strategy<Value = Vec<u8>> {
     let matching = |regex| string_regex(regex).expect("a regex").boxed();
     let id = prop_oneof![4 => matching("[!-~&&[^.]]{1,201}"), 1 => matching("[ -~é]{0,9}")];
@@ -46,7 +47,7 @@ fn requests() -> impl Strategy<Value = Vec<u8>> {
     let body = vec(any::<u8>(), 0..40);
     (id, timestamp, vec(list, 0..3), copies, body).prop_map(
         |(id, timestamp, lists, copies, body)| {
-            // One set, and now and then some of another or a header twice.
+            // One set of headers, and sometimes headers of another set or a header twice.
             let extra = copies.iter().skip(4).copied();
             let set = copies[0].0;
             let mut head = String::new();
@@ -75,7 +76,7 @@ fn committed_signatures_verify_only_under_their_secret() {
     each_seed("signatures", signatures::check);
 }
 
-/// An entry of `webhook-signature`: a good one, or what is none.
+/// An entry of `webhook-signature`: the good one (`None`) or a wrong one.
 fn entries() -> impl Strategy<Value = Option<String>> {
     let wrong = prop_oneof![
         2 => string_regex("(v1|v1a|v2|v1,v1|),[A-Za-z0-9+/]{43}=").expect("a regex"),
@@ -86,7 +87,7 @@ fn entries() -> impl Strategy<Value = Option<String>> {
 }
 
 proptest! {
-    /// A proxy may join header lines with a comma, where the sender itself separates with spaces.
+    /// A proxy may join header lines with commas; the sender itself separates entries with spaces.
     #[test]
     fn a_good_signature_counts_wherever_it_is_and_however_the_others_are_joined(
         entries in vec((entries(), select(vec![" ", ", ", ",", "  ", " , ", " ,"])), 1..8),

@@ -1,4 +1,4 @@
-//! What the public port answers to requests that are no webhooks, and how long it keeps connections.
+//! The public port's answers to requests that are no webhooks, and how long it keeps connections.
 
 use std::{
     fs::{self, File},
@@ -25,7 +25,7 @@ async fn answer(app: &App, request: &[u8]) -> String {
     connection.write_all(request).await.expect("a write");
     let mut answer = Vec::new();
     let read = timeout(SOON, connection.read_to_end(&mut answer)).await;
-    // It may be reset once the answer is there.
+    // The connection may be reset after the answer.
     read.expect("the connection is closed").ok();
     String::from_utf8(answer).expect("text")
 }
@@ -279,8 +279,8 @@ impl Drop for Process {
     }
 }
 
-/// A header name of more than 64 KiB makes actix panic. Only a holder of a secret gets so far, by a
-/// second request on a connection.
+/// A header name of more than 64 KiB makes actix panic. Only the second request of a connection
+/// gets that far, so the client needs a secret.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn whatever_is_sent_the_service_goes_on_and_its_log_is_json(pool: PgPool) {
     let stores = Stores::new(&pool).await;

@@ -1,4 +1,4 @@
-//! What the publisher believes of the broker's answers.
+//! How the publisher interprets the broker's answers.
 
 use std::time::Duration;
 
@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{SOON, Stores};
 
-/// A publisher that is connected, and its supervisor.
+/// A connected publisher, and its supervisor.
 async fn connected(
     stores: &Stores,
     pool: &PgPool,
     stop: &CancellationToken,
 ) -> (Publisher, JoinHandle<()>) {
-    // Passive, so that what a test deletes stays away.
+    // Passive, so that the publisher does not declare again what a test deletes.
     let (publisher, supervisor) = publisher::new(
         BrokerUrl::parse(&stores.amqp_url).expect("an address"),
         stores.topology(),
@@ -56,8 +56,8 @@ fn event(event_type: &str) -> AcceptedEvent {
     }
 }
 
-/// The broker confirms what it cannot route as well, and says so in a message that names no
-/// publish. Among many confirms that come together it must not be taken for another event's.
+/// The broker confirms unroutable messages too, and returns them in a message that does not name
+/// the publish. Among many confirms, the return must not be attached to another event.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn an_event_without_a_queue_never_counts_as_confirmed(pool: PgPool) {
     let stores = Stores::new(&pool).await;

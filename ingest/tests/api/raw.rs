@@ -1,4 +1,4 @@
-//! Requests as bytes, for what no HTTP client would send.
+//! Requests as raw bytes, for requests that no HTTP client sends.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     webhook::Webhook,
 };
 
-/// What came back on one connection.
+/// The answers on one connection.
 #[derive(Debug)]
 pub(crate) struct Answers {
     text: String,
@@ -22,19 +22,19 @@ pub(crate) struct Answers {
 }
 
 impl Answers {
-    /// The status of each answer, in order; interim ones do not count.
+    /// The status of each final answer, in order.
     pub(crate) fn statuses(&self) -> Vec<u16> {
         self.text
             .split("HTTP/1.1 ")
             .skip(1)
-            // The last one may have arrived in part.
+            // The last answer may be incomplete.
             .filter_map(|answer| answer.get(..3))
             .map(|status| status.parse().expect("a status"))
             .filter(|status| *status != 100)
             .collect()
     }
 
-    /// What each 202 said: `accepted` or `duplicate`.
+    /// The status text of each 202: `accepted` or `duplicate`.
     pub(crate) fn accepted(&self) -> Vec<&str> {
         self.text
             .split(r#"{"status":""#)
@@ -50,17 +50,18 @@ pub(crate) async fn connect(app: &App) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// Writes the bytes and reads until the service closes the connection, or until as many answers are
-/// there as expected. A service that answers early may reset the connection: then nothing is there.
+/// Writes the bytes and reads until the service closes the connection or the expected number of
+/// answers has arrived. A service that answers early may reset the connection; then no answer
+/// arrives.
 pub(crate) async fn exchange(app: &App, bytes: &[u8], expected: usize) -> Answers {
     let mut connection = connect(app).await;
-    // It may be closed before everything is written.
+    // The connection may be closed before everything is written.
     connection.write_all(bytes).await.ok();
     read(&mut connection, expected).await
 }
 
-/// Reads until the service closes the connection or, longer than any answer takes, says no more
-/// after the expected number of answers.
+/// Reads until the service closes the connection. After the expected number of answers, it waits
+/// longer than any answer takes and then stops.
 pub(crate) async fn read(connection: &mut TcpStream, expected: usize) -> Answers {
     let mut answers = Answers {
         text: String::new(),
@@ -84,7 +85,7 @@ pub(crate) async fn read(connection: &mut TcpStream, expected: usize) -> Answers
     }
 }
 
-/// A request's start line and headers, up to and without its framing.
+/// A request's start line and headers, without Content-Length or Transfer-Encoding.
 pub(crate) fn head(start: &str, webhook: &Webhook) -> String {
     format!(
         "{start}\r\nhost: x\r\nwebhook-id: {}\r\nwebhook-timestamp: {}\r\nwebhook-signature: {}\r\n",

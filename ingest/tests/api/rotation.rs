@@ -1,4 +1,4 @@
-//! Secrets replaced while the service runs.
+//! Secrets are replaced while the service runs.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,8 @@ use crate::{
 const NEW: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const REJECTED: &str = "pleo_ingest_secrets_rejected 1";
 
-/// A secrets file as Kubernetes mounts it: a link to a link to a folder, which is what changes.
+/// A secrets file as Kubernetes mounts it: a link to a link to a folder. An update replaces the
+/// second link.
 struct Mounted {
     folder: TempDir,
     versions: u32,
@@ -106,7 +107,7 @@ async fn a_bad_secrets_file_changes_nothing_and_shows_until_a_good_one_comes(poo
             (202, 401)
         );
         app.until_metric("pleo_ingest_development_secret 0").await;
-        // As it was when it was loaded.
+        // The content that is loaded already.
         file.replace(&format!("old={SECRET}"));
         app.until_metric("pleo_ingest_secrets_rejected 0").await;
     }
@@ -195,7 +196,7 @@ async fn a_refusal_is_logged_once_and_shows_no_secret() {
     ingest
         .until_logged("the secret name `new` is there twice")
         .await;
-    // The same once more, and then something else that is bad.
+    // The same bad content again, and then another bad one.
     file.replace(&bad);
     file.replace("new=whsec_c2hvcnQ=");
     ingest.until_logged("24 to 64").await;

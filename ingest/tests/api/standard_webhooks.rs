@@ -1,4 +1,4 @@
-//! Signatures against the specification's vectors and the reference library.
+//! Tests signatures with the specification's test vectors and the reference library.
 
 use std::time::Duration;
 
@@ -108,9 +108,9 @@ fn the_name_of_the_matching_secret_is_told() {
 }
 
 proptest! {
-    /// The reference library verifies against its own clock, so the timestamp is near now. The
-    /// cases are those for which it is right: one header of each, a body that is text (it refuses
-    /// other bytes), a signature of ours or a damaged one.
+    /// The reference library uses its own clock, so the timestamp is near now. It is correct for
+    /// these cases: each header once, a body that is text (it refuses other bytes), and a signature
+    /// that is ours or damaged.
     #[test]
     fn it_agrees_with_the_reference_library(
         id in "[a-zA-Z0-9_-]{1,40}",

@@ -1,4 +1,4 @@
-//! A synchronous standby that is away: commits wait for it without an end.
+//! A synchronous standby that is down: commits wait for it without limit.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use crate::{
     webhook::Webhook,
 };
 
-/// `BATCHES_IN_FLIGHT` + 1, and one that looks after commits that do not end.
+/// `BATCHES_IN_FLIGHT` + 1, and one that watches hanging commits.
 const MOST_BACKENDS: i64 = 4;
 
-/// Nothing listens there.
+/// An address at which nothing listens.
 const NO_BROKER: &str = "amqp://127.0.0.1:1/%2f";
 
-/// A server of this test's own, as the setting is the whole server's.
+/// A Postgres server for this test alone, because the setting applies to the whole server.
 struct Server {
     pool: PgPool,
     _postgres: Postgres,
@@ -56,13 +56,13 @@ impl Server {
         }
     }
 
-    /// Commits wait from now on.
+    /// From now on, commits wait for the standby.
     async fn lose_standby(&self) {
         self.set("alter system set synchronous_standby_names = 'away'")
             .await;
     }
 
-    /// Commits go through from now on, those that wait included.
+    /// Commits no longer wait, including those that are waiting now.
     async fn end_the_wait(&self) {
         self.set("alter system reset synchronous_standby_names")
             .await;
@@ -75,7 +75,7 @@ impl Server {
                 .await
                 .expect("the superuser may");
         }
-        // Running backends take it when they are idle next.
+        // Running backends apply the setting when they are next idle.
         sleep(Duration::from_millis(200)).await;
     }
 
@@ -109,13 +109,13 @@ async fn a_duplicate_of_a_stored_event_rests_on_what_the_standby_has() {
     age_receipts(&server.pool).await;
     store_event(&server.pool, &webhook).await;
 
-    // With a standby that is there the row is proof enough.
+    // While the standby is up, the row is proof enough.
     let second = App::start(&stores).await;
     assert_eq!(second.send(&webhook).await.1["status"], "duplicate");
     second.stop().await;
     assert!(stores.events(Family::Vendor).await.is_empty());
 
-    // Without it, what is visible may be lost with the primary.
+    // While it is down, visible rows may be lost with the primary.
     server.lose_standby().await;
     let third = App::start(&stores).await;
     third.until_ready("postgres").await;
@@ -144,13 +144,13 @@ async fn a_duplicate_of_a_spooled_event_rests_on_what_the_standby_has() {
     assert_eq!(first.send(&webhook).await.1["status"], "accepted");
     first.stop().await;
 
-    // With a standby that is there the row is proof enough.
+    // While the standby is up, the row is proof enough.
     let second = without_broker();
     second.until_ready("postgres").await;
     assert_eq!(second.send(&webhook).await.1["status"], "duplicate");
     second.stop().await;
 
-    // Without it, what is visible may be lost with the primary.
+    // While it is down, visible rows may be lost with the primary.
     server.lose_standby().await;
     let third = without_broker();
     third.until_ready("postgres").await;

@@ -1,4 +1,4 @@
-//! Unsigned requests take little from signed ones.
+//! Unauthenticated requests hardly disturb signed ones.
 
 use futures_util::future::join_all;
 use sqlx::PgPool;
@@ -17,7 +17,7 @@ use crate::{
 const POST: &str = "POST /webhooks/pleo HTTP/1.1";
 /// The default of BODY_LIMIT.
 const LARGEST: usize = 262_144;
-/// Together they take more than all bodies may.
+/// Together, this many bodies exceed the memory for bodies.
 const CROWD: usize = 300;
 
 /// A well-formed signature by an unknown key.
@@ -28,7 +28,7 @@ fn foreign(id: &str) -> Webhook {
     }
 }
 
-/// A head that announces a body, of which nothing comes.
+/// A head that announces a body; the body itself is not sent.
 fn without_body(webhook: &Webhook, length: usize) -> String {
     format!("{}content-length: {length}\r\n\r\n", head(POST, webhook))
 }
@@ -45,7 +45,7 @@ async fn what_nobody_can_have_signed_is_refused_before_its_body(pool: PgPool) {
         format!("v1,{}", "A".repeat(44)),
         format!("v1,{tag}"),
         format!("v2,{tag}="),
-        // The one secret here is no ed25519 key.
+        // The only configured secret is not an ed25519 key.
         format!("v1a,{ed25519}=="),
         format!("v1a,{tag}= v1,{ed25519}=="),
     ];
@@ -73,7 +73,7 @@ async fn what_nobody_can_have_signed_is_refused_before_its_body(pool: PgPool) {
     stores.clean_up().await;
 }
 
-/// Sends the body in so many parts, a second before each.
+/// Sends the body in `parts` pieces, one second before each.
 async fn send_slowly(app: &App, webhook: &Webhook, parts: usize) -> (Vec<u16>, Instant) {
     let mut connection = connect(app).await;
     let head = without_body(webhook, webhook.body.len());
@@ -89,7 +89,8 @@ async fn send_slowly(app: &App, webhook: &Webhook, parts: usize) -> (Vec<u16>, I
     (read(&mut connection, 1).await.statuses(), ended)
 }
 
-/// All begin together. The one that stalls has the same time until its deadline.
+/// All start at the same time and have the same deadline, so only the minimum rate can end the
+/// stalled one first.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_large_body_that_stalls_ends_before_steady_and_small_ones_of_eight_seconds(pool: PgPool) {
     let stores = Stores::new(&pool).await;
@@ -122,17 +123,17 @@ async fn small_bodies_find_room_beside_large_ones_that_never_end(pool: PgPool) {
         let mut request = format!("{head}content-length: {LARGEST}\r\n\r\n").into_bytes();
         request.resize(request.len() + LARGEST - 1, b'x');
         let mut connection = connect(&app).await;
-        // One that has to go is closed before it has sent everything.
+        // The service may close an evicted request before all of it is sent.
         connection.write_all(&request).await.ok();
         connection
     };
     let mut held = Vec::new();
-    // A few at a time: all at once would have more refused than there is no room for.
+    // A few at a time. If all came at once, more would be refused than the budget requires.
     for first in (0..CROWD).step_by(20) {
         held.extend(join_all((first..first + 20).map(hold)).await);
     }
     for number in 0..20 {
-        // More than is left over beside those that are held.
+        // Larger than what the held bodies leave free.
         let small = Webhook::new(&format!("small_{number}"), &[b'x'; 2_000]);
         let (status, answer) = app.send(&small).await;
         assert_eq!(status, 202, "{answer}");

@@ -1,4 +1,4 @@
-//! What becomes of an event whose secret is tied to companies, on both ways to the workers.
+//! An event whose secret is tied to companies keeps them, in RabbitMQ and in the spool.
 
 use shared::{Companies, Family};
 use sqlx::PgPool;
@@ -35,7 +35,7 @@ async fn an_event_carries_the_companies_that_its_secret_is_tied_to(pool: PgPool)
     assert_eq!(queued, expected);
 
     app.stop().await;
-    // No server listens there.
+    // Nothing listens at this address.
     let nowhere = "amqp://127.0.0.1:1/%2f";
     let app = App::start_with(
         url,

@@ -1,11 +1,11 @@
-//! A webhook as a sender makes it.
+//! Webhooks as a sender makes them.
 
 use chrono::Utc;
 
-/// Of the Standard Webhooks examples.
+/// The secret of the Standard Webhooks examples.
 pub(crate) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-/// A request's parts; change any of them after signing to make a bad one.
+/// The parts of a request. To make a bad one, change a part after signing.
 #[derive(Clone, Debug)]
 pub(crate) struct Webhook {
     pub(crate) id: String,

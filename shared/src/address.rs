@@ -1,8 +1,9 @@
-//! The address of a store: `scheme://user:password@host:port,host:port/path?parameter=value`.
+//! Parses the address of a store:
+//! `scheme://user:password@host:port,host:port/path?parameter=value`.
 //!
-//! Parsing is strict. An address that can be read in two ways may have a part of the password where
-//! a host, a path or a parameter is expected, so it is refused. No error and no debug output repeats
-//! any part of an address, except for the name of a parameter that looks like one.
+//! Parsing is strict. In an ambiguous address, a part of the password may be in the place of a
+//! host, a path or a parameter, so it is refused. Errors and debug output repeat no part of an
+//! address, except the name of an unknown parameter that looks like a name.
 
 use std::{
     fmt,
@@ -13,7 +14,7 @@ use std::{
 use secrecy::SecretString;
 use thiserror::Error;
 
-/// One server: where it is, and its port if the address gives one.
+/// One server and its port, if the address gives one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// The server's name or IP address, or the folder of its Unix socket.
@@ -22,7 +23,7 @@ pub struct Host {
     pub port: Option<u16>,
 }
 
-/// How a server is named.
+/// The form of a server's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostName {
     /// A name to resolve, or an IPv4 address.
@@ -34,7 +35,7 @@ pub enum HostName {
 }
 
 impl HostName {
-    /// Reads a name, an IPv4 address, an IPv6 address with or without brackets, or a folder.
+    /// Parses a name, an IPv4 address, an IPv6 address with or without brackets, or a folder.
     fn parse(text: &str) -> Result<Self, AddressError> {
         if text.starts_with('/') {
             return Ok(Self::Socket(text.into()));
@@ -53,7 +54,7 @@ impl HostName {
             && text
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-        // What ends in a number is an IPv4 address or a mistake, never a name.
+        // Text that ends in a number is an IPv4 address or a mistake, never a name.
         let last = text.rsplit('.').find(|label| !label.is_empty());
         let numeric = last.is_none_or(|label| label.bytes().all(|b| b.is_ascii_digit()));
         if !well_formed || (numeric && text.parse::<Ipv4Addr>().is_err()) {
@@ -64,7 +65,7 @@ impl HostName {
 }
 
 impl HostName {
-    /// Whether it never leaves this machine: a socket, or loopback.
+    /// Whether it is on this machine: a socket, or loopback.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Name(name) => {
@@ -97,52 +98,52 @@ pub struct Address {
     pub password: Option<SecretString>,
     /// The servers, in the order of the address. There are none in `postgres:///database`.
     pub hosts: Vec<Host>,
-    /// What follows the first `/`: the database or the virtual host.
+    /// The path after the first `/`: the database or the virtual host.
     pub path: Option<String>,
-    /// What follows the `?`.
+    /// The parameters after the `?`.
     pub parameters: Vec<(String, String)>,
 }
 
-/// Why an address is refused. No variant holds a part of it that may be secret.
+/// Why an address is refused. No variant contains a part of it that may be secret.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum AddressError {
-    /// Another scheme than those allowed.
+    /// The scheme is not allowed.
     #[error("its scheme is not the expected one")]
     Scheme,
-    /// Blanks or control characters.
+    /// It has blanks or control characters.
     #[error("it contains a blank or a control character: write it as %20 and the like")]
     Blank,
-    /// Delimiters where none may be.
+    /// It has a delimiter where none is allowed.
     #[error(
         "it can be read in more than one way: in a user, password or path write \
          % as %25, / as %2F, ? as %3F, # as %23, @ as %40 and , as %2C"
     )]
     Ambiguous,
-    /// A bad escape.
+    /// It has an invalid escape.
     #[error("a % is not followed by two hexadecimal digits of UTF-8 text: write % itself as %25")]
     Escape,
-    /// No host, or one that is neither a name nor an IP address.
+    /// A host is missing, or is neither a name nor an IP address.
     #[error("a host is missing or is neither a name nor an IP address (IPv6 goes into brackets)")]
     Host,
-    /// A bad port.
+    /// A port is invalid.
     #[error("a port is not a number from 1 to 65535")]
     Port,
-    /// A parameter that is not known.
+    /// A parameter is unknown.
     #[error("its parameter `{0}` is not known")]
     UnknownParameter(String),
-    /// A parameter without a value, or whose name is not shown because it does not look like one.
+    /// A parameter has no value, or its name is not shown because it does not look like a name.
     #[error("its part after the ? is not a list of known parameters, name=value&name=value")]
     Parameters,
-    /// A known parameter with a value that is not.
+    /// A known parameter has an invalid value.
     #[error("the value of its parameter `{0}` is not {1}")]
     Value(&'static str, &'static str),
-    /// One thing given twice.
+    /// Something is given twice.
     #[error("it gives {0} twice")]
     Twice(&'static str),
 }
 
 impl Address {
-    /// Reads an address with one of these schemes. `authority_may_be_empty` is for addresses that
+    /// Parses an address with one of these schemes. `authority_may_be_empty` is for addresses that
     /// give the host as a parameter.
     pub fn parse(
         text: &str,
@@ -163,8 +164,8 @@ impl Address {
             None => (rest, None),
         };
         let path = location.strip_prefix('/');
-        // An unescaped delimiter in a password moves what follows it, the `@` included, to the
-        // right. A list of whole addresses does the same.
+        // An unescaped delimiter in a password shifts the rest, including the `@`, to the right. A
+        // list of whole addresses looks the same.
         let shifted = authority.matches('@').count() > 1
             || rest.contains(['@', '#'])
             || path.unwrap_or(location).contains(['/', ','])
@@ -210,7 +211,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Reads `host:port,host:port`.
+/// Parses `host:port,host:port`.
 fn parse_hosts(text: &str) -> Result<Vec<Host>, AddressError> {
     text.split(',').map(parse_host).collect()
 }
@@ -231,7 +232,7 @@ fn parse_host(text: &str) -> Result<Host, AddressError> {
     })
 }
 
-/// Reads a port.
+/// Parses a port.
 pub(crate) fn parse_port(text: &str) -> Result<u16, AddressError> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {
@@ -240,7 +241,7 @@ pub(crate) fn parse_port(text: &str) -> Result<u16, AddressError> {
     }
 }
 
-/// Reads the hosts and ports of parameters: as many ports as hosts, or one port for all.
+/// Parses the hosts and ports given as parameters: as many ports as hosts, or one port for all.
 pub(crate) fn hosts_of_parameters(
     hosts: &str,
     ports: Option<&str>,
@@ -282,7 +283,7 @@ fn parse_parameters(query: &str) -> Result<Vec<(String, String)>, AddressError> 
         .collect()
 }
 
-/// The error for a parameter that is not known. It shows the name only if that looks like one.
+/// The error for an unknown parameter. It shows the name only if it looks like one.
 pub(crate) fn unknown_parameter(name: &str) -> AddressError {
     let looks_like_one = (1..=32).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -414,8 +415,8 @@ mod tests {
             prop_assert_eq!(address.hosts.len(), 2);
         }
 
-        /// The password is split by characters that end a part of an address, so that its pieces
-        /// land everywhere. None may come back in an error or in debug output.
+        /// The password contains delimiters of an address, so its pieces may be taken for any part.
+        /// None may appear in an error or in debug output.
         #[test]
         fn an_unescaped_password_is_read_whole_or_refused_and_never_shown(
             pieces in prop::collection::vec("Zx[a-z0-9]{4,8}", 1..4),

@@ -1,8 +1,8 @@
-//! Connecting to RabbitMQ with deadlines on everything, and noticing when a connection has ended.
+//! Connects to RabbitMQ with a deadline for each step, and detects when a connection has ended.
 //!
-//! lapin's own recovery is not used: it gives up after some tries and does not bring back channels
-//! that the broker closed. Each service has a loop of its own instead (connect, declare, work, on
-//! any error back off and start over), which ends only with the process.
+//! lapin's own recovery is not used: it gives up after some attempts and does not restore channels
+//! that the broker closed. Each service has its own loop (connect, declare, work, back off after an
+//! error and start over), which ends only with the process.
 
 use std::{
     fmt,
@@ -35,16 +35,16 @@ use crate::{
     tls::{Tls, TlsFiles},
 };
 
-/// Seconds between heartbeats; a peer that is silent for two of them is gone. This, not TCP, is
-/// what ends a half-open connection.
+/// Seconds between heartbeats; a connection ends after two missed ones. This ends a half-open
+/// connection, long before TCP does.
 const HEARTBEAT_S: u16 = 5;
 
-/// An AMQP address that was checked at startup, of one broker or of several nodes of a cluster. Its
-/// password never shows in debug output.
+/// A checked AMQP address of one broker or of several nodes of a cluster. Debug output never shows
+/// its password.
 #[derive(Clone)]
 pub struct BrokerUrl {
     hosts: Vec<Host>,
-    /// All of the address but its hosts.
+    /// The address without its hosts.
     uri: AMQPUri,
     has_user: bool,
     has_password: bool,
@@ -62,8 +62,8 @@ impl fmt::Debug for BrokerUrl {
 }
 
 impl BrokerUrl {
-    /// Checks an `amqp://` or `amqps://` address. The error does not repeat it, as it may hold a
-    /// password.
+    /// Parses an `amqp://` or `amqps://` address. The error does not repeat it, because it may
+    /// contain a password.
     pub fn parse(url: &str) -> Result<Self, String> {
         Self::read(url).map_err(|error| {
             format!(
@@ -126,11 +126,11 @@ impl BrokerUrl {
         self
     }
 
-    /// The same address with these authorities and this client certificate. The certificate is the
-    /// login where the address has no user.
+    /// The same address with these authorities and this client certificate. If the address has no
+    /// user, the certificate is the login.
     ///
     /// # Errors
-    /// When a file cannot be used, or the address is not one of TLS.
+    /// If a file cannot be used, or the address does not use TLS.
     pub fn with_tls(mut self, files: TlsFiles) -> anyhow::Result<Self> {
         if files.is_empty() {
             return Ok(self);
@@ -148,15 +148,15 @@ impl BrokerUrl {
         Ok(self)
     }
 
-    /// The authorities and the client certificate, as they are in their files now.
+    /// Reads the authorities and the client certificate from their files.
     ///
     /// # Errors
-    /// When a file cannot be used any more.
+    /// If a file cannot be used any more.
     pub fn tls(&self) -> anyhow::Result<Tls> {
         self.tls.read()
     }
 
-    /// Whether the client certificate is the login, and no user and password.
+    /// Whether the login is the client certificate and not a user and password.
     pub fn logs_in_by_certificate(&self) -> bool {
         self.uri.query.auth_mechanism == Some(SASLMechanism::External)
     }
@@ -172,7 +172,7 @@ impl BrokerUrl {
         (user.username, SecretString::from(user.password))
     }
 
-    /// What makes a TLS connection of a plain one, if the address is one of TLS.
+    /// The TLS connector, if the address uses TLS.
     fn connector(&self) -> Result<Option<RustlsConnector>, Cause> {
         if self.uri.scheme != AMQPScheme::AMQPS {
             return Ok(None);
@@ -221,7 +221,7 @@ fn read_parameters(parameters: &[(String, String)]) -> Result<AMQPQueryString, A
                 query.channel_max = Some(channels);
             }
             "frame_max" => {
-                // AMQP asks for no less than this.
+                // The minimum of the AMQP specification.
                 let size = value.parse().ok().filter(|size| *size >= 4096_u32);
                 let expected = "a number of bytes, at least 4096";
                 query.frame_max = Some(size.ok_or(AddressError::Value("frame_max", expected))?);
@@ -241,7 +241,7 @@ fn read_parameters(parameters: &[(String, String)]) -> Result<AMQPQueryString, A
     Ok(query)
 }
 
-/// Opens a connection that shows as `name` in RabbitMQ's management, to any of the address' hosts.
+/// Opens a connection to any of the hosts, with the name `name` in RabbitMQ's management.
 pub async fn connect(url: &BrokerUrl, name: &str) -> Result<BrokerConnection, Unreached> {
     let hosts = reach::shuffled(&url.hosts);
     let attempts = hosts.into_iter().map(|host| connect_to(url, host, name));
@@ -287,7 +287,7 @@ async fn attempt(
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let runtime = runtime::default_runtime().map_err(|error| cause(&error))?;
     let tls = url.connector()?;
-    // lapin asks again where the connection ends before the broker has said anything.
+    // lapin calls this again if the connection ends before the broker has sent anything.
     let stream = Mutex::new(Some(stream));
     let hand_over = async move |uri: AMQPUri, _| {
         let stream = stream.lock().ok().and_then(|mut stream| stream.take());
@@ -302,8 +302,8 @@ async fn attempt(
     let connected = Connection::connector(uri, runtime, hand_over, properties);
     match timeout(ATTEMPT_DEADLINE, connected).await {
         Ok(Ok(connection)) => Ok(BrokerConnection { connection, socket }),
-        // The broker says what is wrong with a certificate and closes at once, so that its words may
-        // be lost.
+        // The broker sends an alert about a certificate and closes at once, so the alert may be
+        // lost.
         Ok(Err(error)) => Err(match or_another(url, cause(&error), address).await {
             Cause::Closed if url.tls.has_identity() => Cause::Tls(
                 "the server closed the connection, as it does where it refuses a client \
@@ -323,11 +323,11 @@ async fn attempt(
     }
 }
 
-/// What AMQP's addresses mean by a slash with nothing behind it.
+/// Explains that a slash with nothing after it means an empty virtual host.
 const EMPTY_VHOST: &str = "the virtual host in AMQP_URL is empty: for the virtual host / leave the slash at its \
                            end out, or write %2F behind it";
 
-/// The cause, unless it is that another program listens on the port.
+/// Replaces the cause if another program listens on the port.
 async fn or_another(url: &BrokerUrl, cause: Cause, address: SocketAddr) -> Cause {
     let may_be_another = matches!(cause, Cause::Closed | Cause::Silent | Cause::Other(_));
     if !may_be_another || url.uri.scheme == AMQPScheme::AMQPS {
@@ -341,7 +341,7 @@ async fn or_another(url: &BrokerUrl, cause: Cause, address: SocketAddr) -> Cause
     }
 }
 
-/// A connection to RabbitMQ that ends when it is dropped, if it was not closed before.
+/// A connection to RabbitMQ that is shut down on drop, if it was not closed before.
 #[derive(Debug)]
 pub struct BrokerConnection {
     connection: Connection,
@@ -357,10 +357,10 @@ impl Deref for BrokerConnection {
     }
 }
 
-/// A second handle of the socket that lapin uses, which shuts the connection down when it is dropped.
+/// A second handle to lapin's socket, which shuts the connection down on drop.
 ///
-/// lapin's thread for a connection may outlive the connection's last user, and answers heartbeats
-/// meanwhile. A broker that was slow would then deliver to a consumer that does not exist.
+/// lapin's thread for a connection may outlive the connection's last user and keeps answering
+/// heartbeats. A slow broker would then deliver to a consumer that no longer exists.
 #[derive(Debug)]
 struct Socket(std::net::TcpStream);
 
@@ -370,7 +370,8 @@ impl Socket {
         Ok(Self(socket.into()))
     }
 
-    /// The same socket, registered with the runtime once more, so that it sees bytes that lapin reads.
+    /// The same socket, registered with the runtime a second time, so that it shows whether bytes
+    /// arrived.
     fn watched(&self) -> std::io::Result<TcpStream> {
         TcpStream::from_std(self.0.try_clone()?)
     }
@@ -378,7 +379,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // It fails where the connection has ended, which is what it is for.
+        // This fails only if the connection has already ended.
         self.0.shutdown(Shutdown::Both).ok();
     }
 }
@@ -397,14 +398,14 @@ fn cause(error: &lapin::Error) -> Cause {
     }
 }
 
-/// Resolves when the connection has ended, with the reason.
+/// Waits until the connection has ended. Returns the reason.
 pub async fn ended(connection: &Connection) -> String {
-    /// Events come late or not at all where the peer just vanishes, so the status is looked at too.
+    /// If the peer vanishes, events come late or never, so the status is polled too.
     const LOOK_EVERY: Duration = Duration::from_millis(200);
     let mut events = std::pin::pin!(connection.events_listener());
     let mut reason = "the connection is gone".to_owned();
     while connection.status().connected() {
-        // A refusal that costs only its channel is an event as well; the connection lives on.
+        // A refusal that closes only its channel is an event too; the connection stays open.
         if let Ok(Some(Event::Error(error))) = tokio::time::timeout(LOOK_EVERY, events.next()).await
         {
             reason = error.to_string();
@@ -413,8 +414,8 @@ pub async fn ended(connection: &Connection) -> String {
     reason
 }
 
-/// Whether the broker refused a request with a reason (403, 404, 406), which costs only its channel.
-/// Anything else is a broken connection.
+/// Whether the broker refused a request with a reason (403, 404, 406). That closes only the
+/// channel. Any other error means a broken connection.
 pub fn is_refusal(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(refusal)
         if matches!(refusal.kind(), AMQPErrorKind::Soft(_)))
@@ -426,10 +427,10 @@ pub fn is_forbidden(error: &lapin::Error) -> bool {
         if matches!(refusal.kind(), AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)))
 }
 
-/// A connection that lived for longer was a good one.
+/// A connection that lasted longer counts as stable.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// The delays between one connection and the next: they grow, until a connection was a good one.
+/// The backoff between connections. It grows until a connection was stable.
 pub struct Reconnects(Box<dyn Iterator<Item = Duration> + Send>);
 
 impl Default for Reconnects {
@@ -439,7 +440,8 @@ impl Default for Reconnects {
 }
 
 impl Reconnects {
-    /// The delay after an attempt to connect, and what came of it, that took so long.
+    /// The delay after a connection attempt, and its connection if there was one, that lasted
+    /// `lived`.
     pub fn delay_after(&mut self, lived: Duration) -> Duration {
         if lived > STABLE_AFTER {
             *self = Self::default();
@@ -448,7 +450,7 @@ impl Reconnects {
     }
 }
 
-/// The delays between attempts to reach a store: from 100 ms to 2 s, with jitter, without end.
+/// The backoff between attempts to reach a store: from 100 ms to 2 s, with jitter, without end.
 pub fn reconnect_delays() -> impl Iterator<Item = Duration> {
     backon::BackoffBuilder::build(
         ExponentialBuilder::default()
@@ -534,7 +536,7 @@ mod tests {
         assert!(reconnects.delay_after(Duration::from_secs(11)) < Duration::from_secs(1));
     }
 
-    /// The threads that lapin has for connections of this process.
+    /// The number of this process's threads for lapin's connections.
     fn connection_threads() -> usize {
         std::fs::read_dir("/proc/self/task")
             .expect("the process's threads")

@@ -1,7 +1,7 @@
-//! Several events in one message: a MessagePack array with a map for each event.
+//! Packs several events into one message: a MessagePack array with a map for each event.
 //!
-//! A broker's and a client's work is for each message, almost whatever its size, and under load
-//! that is most of what an event costs. So events that are published together travel together.
+//! The broker's and the clients' cost is per message, almost independent of its size, and under
+//! load it is most of the cost of an event. So events that are published together share messages.
 
 use std::collections::HashMap;
 
@@ -11,25 +11,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AcceptedEvent, Companies};
 
-/// The most events of one message. With more, little is left to win, and what a worker is sent at
-/// once grows.
+/// The most events in one message. More would save little, and a worker would get too much at once.
 pub const MOST_EVENTS: usize = 32;
 
-/// The most events that are read from one message. Only a foreign publisher sends as many, and what it
-/// sends has to fit into a transaction.
+/// The most events read from one message. Only a foreign publisher sends so many, and they must fit
+/// into one transaction.
 const MOST_READ: usize = 1_024;
 
-/// How deep values may be nested. The reader goes down by recursion, and a foreign message without end
-/// must not take the thread's stack, and with it the process. Ours need three levels.
+/// The deepest nesting of values. The reader is recursive, and an endless foreign message must not
+/// overflow the thread's stack, which would end the process. Our messages need three levels.
 const MOST_NESTED: usize = 32;
 
-/// The most bytes of bodies and companies in one message, but for an event that is larger by itself.
+/// The most bytes of bodies and companies in one message. A larger event has a message of its own.
 const MOST_BYTES: usize = 64 * 1024;
 
-/// The content type by which a bundle is known.
+/// The content type of a bundle.
 pub const CONTENT_TYPE: &str = "application/vnd.msgpack";
 
-/// One event of a bundle. Fields that are missing or new do no harm.
+/// One event of a bundle. Missing and unknown fields are accepted, except a missing body.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Entry<'m> {
     #[serde(borrow, default)]
@@ -48,10 +47,10 @@ pub(crate) struct Entry<'m> {
     pub(crate) body: &'m [u8],
 }
 
-/// Divides events, by their positions, into messages: each has events of one routing key.
+/// Groups events, by their positions, into messages with one routing key each.
 pub(crate) fn partition(events: &[&AcceptedEvent]) -> Vec<Vec<usize>> {
     let mut messages: Vec<Vec<usize>> = Vec::new();
-    // By routing key, the message that still has room, and the bytes in it.
+    // For each routing key: the message that still has room, and its bytes so far.
     let mut open: HashMap<&str, (usize, usize)> = HashMap::new();
     for (position, event) in events.iter().enumerate() {
         let companies = event.secret_companies.as_ref();
@@ -72,13 +71,13 @@ pub(crate) fn partition(events: &[&AcceptedEvent]) -> Vec<Vec<usize>> {
     messages
 }
 
-/// The message's body.
+/// Packs events into a message's body.
 pub(crate) fn pack(events: &[&AcceptedEvent]) -> Vec<u8> {
     let entries: Vec<Entry<'_>> = events.iter().map(|event| Entry::from(*event)).collect();
     rmp_serde::to_vec_named(&entries).expect("names, texts, numbers and bytes can be written")
 }
 
-/// The events of a bundle; `None` if the message is none, or none that can be read.
+/// The events of a bundle; `None` if the message is no bundle or cannot be read.
 pub(crate) fn unpack<'m>(
     properties: &BasicProperties,
     message: &'m Bytes,

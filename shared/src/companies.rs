@@ -1,40 +1,42 @@
-//! The companies that a webhook secret speaks for, where it is tied to some.
+//! The companies that a webhook secret is tied to.
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
-/// The most companies of one secret. Their ids travel with every event.
+/// The most companies of one secret. Their ids are part of every event's message.
 const MOST: usize = 100;
 
-/// The most bytes of an id. Pleo's have 36.
+/// The longest id, in bytes. Pleo's have 36.
 const LONGEST_ID: usize = 64;
 
-/// Between two ids. No id has it, as ids are printable.
+/// Separates the ids. Ids are printable and contain no space.
 const SEPARATOR: &str = " ";
 
-/// Ids of companies, for the way from a secret to the worker that compares them with the event's.
+/// The ids of companies. They travel with the event, and the worker compares them with the event's
+/// company.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Companies(Arc<str>);
 
-/// Why these are no companies of a secret. No variant repeats an id, as it may be a misplaced key.
+/// Why a list of companies is refused. No variant contains an id, because it may be a misplaced
+/// key.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CompaniesError {
-    /// An event would carry too much.
+    /// Too many companies to send with every event.
     #[error("has more than {MOST} companies")]
     TooMany,
-    /// By its position, from 1.
+    /// A malformed id, by its position from 1.
     #[error(
         "the id of company {0} must have 1 to {LONGEST_ID} printable ASCII characters, without spaces"
     )]
     Id(usize),
-    /// By the position of the second one, from 1.
+    /// A repeated id, by the position of its second occurrence from 1.
     #[error("company {0} is there twice")]
     Twice(usize),
 }
 
 impl Companies {
-    /// Takes the ids of a secret.
+    /// Checks the ids of a secret.
     pub fn new<'i>(ids: impl IntoIterator<Item = &'i str>) -> Result<Self, CompaniesError> {
         let mut companies: Vec<&str> = Vec::new();
         for (index, id) in ids.into_iter().enumerate() {
@@ -52,8 +54,8 @@ impl Companies {
         Ok(Self(companies.join(SEPARATOR).into()))
     }
 
-    /// Reads what [`as_str`](Self::as_str) gave. What cannot be read is no company at all: an event
-    /// must not be believed because somebody damaged this.
+    /// Parses the text of [`as_str`](Self::as_str). A damaged text gives an empty list, which
+    /// includes no company, so that damage never makes an event trusted.
     pub fn read(text: &str) -> Self {
         Self::new(text.split(SEPARATOR)).unwrap_or_else(|_| Self(Arc::from("")))
     }
@@ -63,7 +65,7 @@ impl Companies {
         &self.0
     }
 
-    /// Whether the secret speaks for this company.
+    /// Whether the secret may sign this company's events.
     pub fn include(&self, id: &str) -> bool {
         !self.0.is_empty() && self.0.split(SEPARATOR).any(|company| company == id)
     }

@@ -1,5 +1,5 @@
-//! The settings that every service has. Each is a flag and an environment variable; ranges are
-//! checked at startup, and an error never repeats a value that may hold a password.
+//! The settings that every service has. Each is a flag and an environment variable. Ranges are
+//! checked at startup, and errors never repeat a value that may contain a password.
 
 use std::{
     ffi::OsString,
@@ -26,8 +26,8 @@ use crate::{
 /// Where Postgres is.
 #[derive(Args, Clone, Debug)]
 pub struct DatabaseArgs {
-    // Both stores' addresses hold passwords. As secrets they stay out of debug output, and parsed
-    // only after the command line they stay out of its error messages, which repeat a value.
+    // The addresses of both stores contain passwords. `SecretString` keeps them out of debug
+    // output. They are parsed after the command line, because clap's errors repeat the value.
     /// Postgres, as postgres://user:password@host:5432/database; of several hosts (host:5432,host:5432)
     /// the one that takes writes
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
@@ -49,8 +49,8 @@ impl DatabaseArgs {
         self.postgres_of("DATABASE", &self.database_url, file)
     }
 
-    /// How to connect to the same schema by another address and password file, whose settings begin with
-    /// `prefix` and end with `_URL` and `_PASSWORD_FILE`.
+    /// How to connect to the same schema with another address and password file. Their settings are
+    /// named `{prefix}_URL` and `{prefix}_PASSWORD_FILE`.
     pub fn postgres_of(
         &self,
         prefix: &str,
@@ -72,7 +72,8 @@ impl DatabaseArgs {
         Ok(url.with_password(&password_file::read(&setting, file)?))
     }
 
-    /// The environment variables that say the same to a child process, password included.
+    /// The environment variables that pass these settings, including the password, to a child
+    /// process.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
         let url = self.database_url.expose_secret();
         let file = self.database_password_file.as_ref();
@@ -218,20 +219,20 @@ pub struct ProcessArgs {
 }
 
 impl ProcessArgs {
-    /// Starts logging as configured.
+    /// Starts logging with these settings.
     pub fn init_logging(&self) {
         crate::telemetry::init(EnvFilter::new(&self.log), self.log_format);
     }
 
-    /// The private port's address, on the program's own port of loopback if none was given.
+    /// The private port's address; by default the program's own port on loopback.
     pub fn private_listen(&self, program: Program) -> SocketAddr {
         self.private_listen
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], program.default_private_port())))
     }
 }
 
-/// Reads a service's settings from flags and environment. Asked for help, or with bad settings, it
-/// ends the process; an error is one line.
+/// Reads a service's settings from flags and environment. For `--help` or bad settings, it prints
+/// one line or the help and ends the process.
 #[expect(
     clippy::print_stderr,
     reason = "an error at startup comes before logging"
@@ -246,7 +247,7 @@ pub fn parse<C: Parser>() -> C {
     })
 }
 
-/// clap's message without the usage, on one line.
+/// clap's message on one line, without the usage.
 fn one_line(message: &str) -> String {
     message
         .lines()
@@ -257,7 +258,7 @@ fn one_line(message: &str) -> String {
         .join(" ")
 }
 
-/// A duration with its unit, such as `500ms`, `5s` or `10m`; zero is refused.
+/// Parses a duration with its unit, such as `500ms`, `5s` or `10m`. Zero is refused.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than zero".to_owned()),
@@ -268,9 +269,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 
 /// A second, in milliseconds, for the limits of [`parse_duration_in`].
 pub const SECOND: u64 = 1_000;
-/// As [`SECOND`].
+/// In milliseconds, as [`SECOND`].
 pub const HOUR: u64 = 3_600 * SECOND;
-/// As [`SECOND`].
+/// In milliseconds, as [`SECOND`].
 pub const DAY: u64 = 24 * HOUR;
 
 /// As [`parse_duration`], from `MIN_MS` to `MAX_MS` milliseconds.
@@ -286,7 +287,7 @@ pub fn parse_duration_in<const MIN_MS: u64, const MAX_MS: u64>(
     }
 }
 
-/// A limit as one would write it.
+/// A limit in its shortest form.
 fn short(duration: Duration) -> String {
     let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     [(DAY, "d"), (HOUR, "h"), (60 * SECOND, "m"), (SECOND, "s")]
@@ -298,7 +299,7 @@ fn short(duration: Duration) -> String {
         )
 }
 
-/// A whole number from `MIN` to `MAX`.
+/// Parses a whole number from `MIN` to `MAX`.
 pub fn parse_in_range<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
     text.parse::<usize>()
         .ok()
@@ -319,12 +320,12 @@ fn parse_prefix(text: &str) -> Result<String, String> {
     }
 }
 
-/// A filter without a level for everything silences what it does not name. That is what a misspelt
-/// level would do, as any other word is taken for a target.
+/// Checks a log filter. A filter without a global level silences every target that it does not
+/// name, and a misspelt level is taken for a target. So a global level is required.
 fn parse_filter(text: &str) -> Result<String, String> {
     const LEVELS: &str = "off, error, warn, info, debug or trace";
     let mut has_level = false;
-    // As EnvFilter divides it.
+    // Split as EnvFilter does.
     for directive in text.split(',').map(str::trim).filter(|d| !d.is_empty()) {
         if directive.parse::<LevelFilter>().is_ok() {
             has_level = true;

@@ -1,5 +1,5 @@
-//! Postgres: where it is, a pool that connects when needed, and a transaction with one deadline over
-//! all of it.
+//! Access to Postgres: its address, a connection pool, and transactions with one deadline over all
+//! steps.
 
 mod hung_commit;
 mod mode;
@@ -21,19 +21,19 @@ pub use self::{
     url::{Access, DatabaseUrl},
 };
 
-/// How long a probe of the database may take. It is four round trips, over a long way perhaps.
+/// The time for a probe: four round trips over a long distance.
 const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A probe writes nothing. It is read-write, as some statements are refused otherwise.
+/// A probe writes nothing. It is read-write because Postgres refuses some statements otherwise.
 const PROBE: TransactionMode = TransactionMode::write(Durability::Relaxed);
 
-/// A pool of at most `connections` connections that show as `name` in `pg_stat_activity`.
+/// A pool of at most `connections` connections, which have the name `name` in `pg_stat_activity`.
 pub fn pool(url: impl Into<DatabaseUrl>, name: &str, connections: u32) -> Pool {
     Pool::new(url.into(), name, connections, &[])
 }
 
-/// As [`pool`], and each connection prepares these statements while it is being made, so that its
-/// first transaction needs no more round trips than those after it.
+/// As [`pool`], but each new connection prepares these statements, so that its first transaction
+/// needs no extra round trips.
 pub fn pool_preparing(
     url: impl Into<DatabaseUrl>,
     name: &str,
@@ -43,7 +43,7 @@ pub fn pool_preparing(
     Pool::new(url.into(), name, connections, statements)
 }
 
-/// Runs one statement and takes it back; an error says why Postgres cannot be used for it now.
+/// Runs one statement and rolls back. An error says why Postgres cannot run it now.
 pub async fn probe(pool: &Pool, statement: &'static str) -> Result<(), TransactionError> {
     let deadline = Instant::now() + PROBE_DEADLINE;
     let mut transaction = DeadlineTransaction::begin(pool, &PROBE, deadline).await?;

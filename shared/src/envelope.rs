@@ -1,7 +1,6 @@
-//! The outer shape of a Pleo event: `{"data": …, "eventType": …, "eventId": …}`.
+//! The envelope of a Pleo event: `{"data": …, "eventType": …, "eventId": …}`.
 //!
-//! Only the envelope is read here; `data` stays as the sender wrote it until a family's parser
-//! wants it.
+//! Only the envelope is parsed here. `data` stays raw JSON; each family has its own parser for it.
 
 use std::borrow::Cow;
 
@@ -16,29 +15,29 @@ use crate::EventType;
 pub struct Envelope<'a> {
     /// The canonical type.
     pub event_type: EventType,
-    /// Pleo's own id of the event (a UUID today), where it gives one.
+    /// Pleo's own id of the event (a UUID today), if there is one.
     pub event_id: Option<Cow<'a, str>>,
-    /// The resource as it was when the event was made, untouched JSON.
+    /// The resource at the time of the event, as raw JSON.
     pub data: Option<&'a RawValue>,
 }
 
-/// Why a signed body is no Pleo event. It is kept all the same, as an event with this problem. So no
-/// reason quotes a value.
+/// Why a signed body is not a Pleo event. It is kept with this as its problem, so no variant quotes
+/// a value.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum NotAnEvent {
     /// The body is empty.
     #[error("the body is empty")]
     Empty,
-    /// The body is not a JSON object: why, and at which byte.
+    /// The body is not a JSON object; says why and at which byte.
     #[error("the body is not a JSON object: {0}")]
     NotAnObject(String),
-    /// A field of the envelope is there twice, or of another kind than it has to be.
+    /// A field of the envelope occurs twice or has the wrong kind.
     #[error("the body is no event: {0}")]
     WrongField(String),
     /// There is no `eventType`.
     #[error("the body has no `eventType`")]
     NoType,
-    /// `eventType` has characters or a length that no event type has.
+    /// `eventType` has characters or a length that are not allowed.
     #[error("`eventType` is not of the form version.resource.event")]
     MalformedType,
 }
@@ -57,8 +56,8 @@ struct Fields<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Reads the envelope from a raw body. A body that wraps the event in `payload`, as Pleo's page
-    /// prints it, is read as the event inside.
+    /// Parses the envelope of a raw body. Pleo's documentation shows the event wrapped in
+    /// `payload`; such a body is parsed as the event inside.
     pub fn parse(body: &'a [u8]) -> Result<Self, NotAnEvent> {
         let outer = Fields::parse(body)?;
         let (fields, place) = match (outer.event_type, outer.payload) {
@@ -82,7 +81,7 @@ impl<'a> Fields<'a> {
         match json.iter().find(|b| !b.is_ascii_whitespace()) {
             None => return Err(NotAnEvent::Empty),
             Some(b'{') => {}
-            // serde reads an array as a struct's fields in order, which no sender means.
+            // serde accepts an array as a struct's fields in order, which no sender means.
             Some(_) => {
                 return Err(NotAnEvent::NotAnObject(
                     "it does not start with `{`".to_owned(),
@@ -104,10 +103,11 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Before the name of a field that is inside `payload`.
+/// The prefix of a field's name inside `payload`.
 const PAYLOAD: &str = "payload.";
 
-/// Says why the parser did not take the body. Its words about syntax quote nothing of the input.
+/// Explains why the body could not be parsed. serde's messages about syntax quote nothing of the
+/// input.
 fn unread(error: &serde_json::Error, json: &[u8]) -> NotAnEvent {
     match error.classify() {
         Category::Data | Category::Io => doubled(error, ""),
@@ -126,7 +126,7 @@ fn unread(error: &serde_json::Error, json: &[u8]) -> NotAnEvent {
     }
 }
 
-/// The only error that JSON without a fault in its syntax can have here.
+/// The error for a duplicate field, the only error that valid JSON can cause here.
 fn doubled(error: &serde_json::Error, place: &str) -> NotAnEvent {
     let words = error.to_string();
     let field = words
@@ -148,7 +148,7 @@ fn no_text(value: &RawValue, place: &str) -> NotAnEvent {
     ))
 }
 
-/// What kind of value this JSON is, for people.
+/// The kind of a JSON value, for people.
 pub fn json_kind(json: &str) -> &'static str {
     match json.trim_start().bytes().next() {
         Some(b'{') => "an object",
@@ -286,7 +286,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_input_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            // No input makes it panic or gives an empty type.
+            // No input causes a panic or an empty type.
             if let Ok(envelope) = Envelope::parse(&body) {
                 prop_assert!(!envelope.event_type.as_str().is_empty());
             }

@@ -9,7 +9,7 @@ pub enum Family {
     ExportJob,
     /// `*.vendor.*`
     Vendor,
-    /// Everything else, unknown types and bodies that are no Pleo event included.
+    /// Everything else, including unknown types and bodies that are no Pleo event.
     Other,
 }
 
@@ -17,8 +17,7 @@ impl Family {
     /// Every family, in the order in which they are declared and shown.
     pub const ALL: [Self; 3] = [Self::ExportJob, Self::Vendor, Self::Other];
 
-    /// The resource in the middle of the family's event types; `None` for the family that takes what
-    /// no other does.
+    /// The resource in the family's event types; `None` for the family `other`.
     pub const fn resource(self) -> Option<&'static str> {
         match self {
             Self::ExportJob => Some("export-job"),
@@ -32,8 +31,8 @@ impl Family {
         self.resource().unwrap_or("other")
     }
 
-    /// The family of a type as it is stored. Spellings that [`EventType::parse`] makes canonical are
-    /// not canonical here, so that this is what SQL decides by [`Self::pattern`].
+    /// The family of a stored type. Unlike [`EventType::parse`], it does not make the spelling
+    /// canonical, so it gives the same result as SQL with [`Self::pattern`].
     pub fn of(event_type: &str) -> Self {
         let of_resource = |resource| {
             Self::ALL
@@ -45,15 +44,14 @@ impl Family {
             .unwrap_or(Self::Other)
     }
 
-    /// The regular expression of Postgres that the family's types match; `None` for the family that
-    /// takes what no other does.
+    /// The Postgres regular expression for the family's types; `None` for the family `other`.
     pub fn pattern(self) -> Option<String> {
         self.resource()
             .map(|resource| format!("^[^.]*[.]{resource}[.][^.]*$"))
     }
 }
 
-/// The middle one of three segments.
+/// The middle segment of exactly three.
 fn resource(event_type: &str) -> Option<&str> {
     let mut segments = event_type.split('.');
     match (
@@ -76,24 +74,25 @@ impl fmt::Display for Family {
 /// An event type in its canonical spelling, `version.resource.event` in kebab-case, such as
 /// `v1.export-job.created`.
 ///
-/// Always 1 to 128 bytes of ASCII letters, digits, `.`, `-` and `_`, so that it fits an AMQP short
-/// string and reads safely in a log line.
+/// Always 1 to 128 bytes of ASCII letters, digits, `.`, `-` and `_`, so it fits an AMQP short
+/// string and is safe in a log line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EventType(String);
 
 impl EventType {
     const MAX_LEN: usize = 128;
 
-    /// The type of a body that names none, or one that is no event type at all.
+    /// The type of a body without a valid event type.
     pub fn unknown() -> Self {
         Self("unknown".to_owned())
     }
 
-    /// Reads an event type as the sender spells it. The deprecated spelling
-    /// `v1.export.job-created`, which Pleo's prose still uses, becomes `v1.export-job.created`.
+    /// Parses an event type as the sender spells it. The deprecated spelling
+    /// `v1.export.job-created`, which Pleo's documentation still uses, becomes
+    /// `v1.export-job.created`.
     ///
-    /// `None` where the text cannot be an event type: empty, over 128 bytes, or with other
-    /// characters than ASCII letters, digits, `.`, `-` and `_`.
+    /// Returns `None` if the text is empty, longer than 128 bytes, or has characters other than
+    /// ASCII letters, digits, `.`, `-` and `_`.
     pub fn parse(raw: &str) -> Option<Self> {
         let well_formed = !raw.is_empty()
             && raw.len() <= Self::MAX_LEN
@@ -121,19 +120,18 @@ impl EventType {
         &self.0
     }
 
-    /// What the event is about: the middle one of three segments, `export-job` or `vendor`. `None`
-    /// where the type has another shape.
+    /// The event's resource, such as `export-job` or `vendor`: the middle segment of exactly three.
     pub fn resource(&self) -> Option<&str> {
         resource(&self.0)
     }
 
-    /// The key under which the event is published: its resource, to which the queue of the
-    /// resource's family is bound. Nothing is bound to the empty key of the other types.
+    /// The routing key: the resource, to which its family's queue is bound. Other types have an
+    /// empty key, to which nothing is bound.
     pub fn routing_key(&self) -> &str {
         self.resource().unwrap_or_default()
     }
 
-    /// The family, decided as the topology's bindings decide it.
+    /// The family, by the same rule as the topology's bindings.
     pub fn family(&self) -> Family {
         Family::of(&self.0)
     }

@@ -1,7 +1,6 @@
-//! What both sides of the queue must agree on: how an event is classified, how it travels (message
-//! and spool row), where it travels (topology), and how a service of this pipeline connects, logs
-//! and reports. Nothing here verifies a signature (that is `ingest`) or writes an event's final row
-//! (that is `worker`).
+//! What ingest and the workers must agree on: event types, the message and the spool row, the
+//! topology, and how a service connects, logs and reports. Verifying signatures is `ingest`'s job,
+//! and writing an event's final row is `worker`'s.
 
 pub mod address;
 pub mod broker;

@@ -1,7 +1,9 @@
-//! Accepted events on their way through RabbitMQ, one or several to a message: bodies untouched.
+//! The messages that carry accepted events through RabbitMQ, one or several events each. Bodies
+//! stay unchanged.
 //!
-//! One event's message is its body, with everything else in properties and headers. Several are a
-//! [`bundle`]. What a foreign publisher sends is read as far as it goes and never refused.
+//! The message of one event is its body, with everything else in properties and headers. Several
+//! events form a [`bundle`]. Messages of foreign publishers are read as far as possible and never
+//! refused.
 
 mod delivered;
 
@@ -23,40 +25,41 @@ const ATTEMPTED_AT_S: &str = "attempted-at-s";
 const SECRET_NAME: &str = "secret-name";
 const SECRET_COMPANIES: &str = "secret-companies";
 const RECEIPT: &str = "receipt";
-/// How many events a bundle has.
+/// The number of events in a bundle.
 const EVENTS: &str = "events";
 
-/// AMQP's delivery mode of a message that survives a broker's restart.
+/// AMQP's delivery mode for a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// A verified event, as both ways to a worker (message and spool row) carry it.
+/// A verified event, as messages and spool rows carry it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcceptedEvent {
     /// The `webhook-id`: the idempotency key, stable over the sender's retries.
     pub webhook_id: String,
-    /// The canonical type, `unknown` where the body names none.
+    /// The canonical type, or `unknown` if the body has none.
     pub event_type: EventType,
     /// The request's body, byte for byte.
     pub body: Bytes,
-    /// SHA-256 of the body, to tell a repetition from another event under the same id.
+    /// SHA-256 of the body, to distinguish a repetition from another event under the same id.
     pub body_sha256: [u8; 32],
     /// When ingest had read the request.
     pub received_at: DateTime<Utc>,
     /// The sender's `webhook-timestamp`, absent on a message that ingest did not publish.
     pub attempted_at: Option<DateTime<Utc>>,
-    /// The configured name of the secret that verified it, absent likewise.
+    /// The configured name of the secret that verified it, also absent on a message that ingest did
+    /// not publish.
     pub secret_name: Option<String>,
-    /// The companies that the secret speaks for; absent where it is not tied to any.
+    /// The companies that the secret is tied to, if any.
     pub secret_companies: Option<Companies>,
 }
 
 impl AcceptedEvent {
-    /// The id that it gets where another body has `taken` an id.
+    /// The event's own id if another body has the id `taken`.
     pub fn conflict_id(&self, taken: &str) -> String {
         format!("{taken}{CONFLICT}{}", self.conflict_mark())
     }
 
-    /// The same event under its [`conflict_id`](Self::conflict_id), as its own is taken.
+    /// The same event under its [`conflict_id`](Self::conflict_id).
     pub fn into_conflict(self) -> Self {
         Self {
             webhook_id: self.conflict_id(&self.webhook_id),
@@ -64,7 +67,7 @@ impl AcceptedEvent {
         }
     }
 
-    /// Whether its id is one that [`into_conflict`](Self::into_conflict) gives.
+    /// Whether its id was made by [`into_conflict`](Self::into_conflict).
     pub fn is_conflict(&self) -> bool {
         let mark = self.webhook_id.rsplit_once(CONFLICT);
         mark.is_some_and(|(_, mark)| mark == self.conflict_mark())
@@ -75,7 +78,7 @@ impl AcceptedEvent {
     }
 }
 
-/// In the id of a second body, between the id that was taken and the body's mark.
+/// In the id of a conflict: between the original id and the hash of the body.
 const CONFLICT: &str = "#conflict-";
 
 /// SHA-256 of a body.
@@ -83,32 +86,32 @@ pub fn body_sha256(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
 
-/// Whether ingest recorded a receipt for what it publishes. While Postgres is away it cannot, and
+/// Whether ingest recorded a receipt for a published event. While Postgres is down it cannot, and
 /// the worker adds the receipt when it stores the event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Receipt {
-    /// The receipt commits together with the confirm.
+    /// The receipt is committed after the confirm.
     Recorded,
-    /// There is none: the event was published without dedup.
+    /// There is none, because the event was published without dedup.
     Missing,
 }
 
 /// A message to be published.
 #[derive(Debug)]
 pub struct Message<'e> {
-    /// Of all its events.
+    /// The routing key that all its events have.
     pub routing_key: &'e str,
-    /// Persistent; see the module.
+    /// The properties, with persistent delivery.
     pub properties: BasicProperties,
     /// The event's body, or the bundle.
     pub body: Cow<'e, [u8]>,
-    /// The positions of its events among those that were to be published.
+    /// The positions of its events in the published list.
     pub events: Vec<usize>,
 }
 
 impl<'e> Message<'e> {
-    /// As few messages as hold these events: the broker's work is for each message, not for each
-    /// event.
+    /// Packs the events into as few messages as possible, because the broker's cost is per message,
+    /// not per event.
     pub fn of(events: &[&'e AcceptedEvent], receipt: Receipt) -> Vec<Self> {
         bundle::partition(events)
             .into_iter()
@@ -144,13 +147,13 @@ impl<'e> Message<'e> {
 }
 
 impl AcceptedEvent {
-    /// It came in a message without an id that can be stored, so ingest did not publish it. Known
-    /// from the id that it was given instead, whichever way it goes afterwards.
+    /// Whether it came in a message without a usable id, so ingest did not publish it. The id that
+    /// replaced the missing one shows this, also after the spool.
     pub fn is_unidentified(&self) -> bool {
         self.webhook_id == unidentified_id(&self.body_sha256)
     }
 
-    /// The properties under which the body is published alone.
+    /// The properties of a message with this event alone.
     pub fn to_properties(&self, receipt: Receipt) -> BasicProperties {
         let mut headers = receipt_header(receipt);
         headers.insert(
@@ -236,7 +239,8 @@ mod tests {
         Utc.timestamp_opt(1_700_000_000, 0).unwrap()
     }
 
-    /// Publishes and delivers: the events in the order of their messages, and the messages' sizes.
+    /// Packs and reads the events. Returns them in the order of their messages, and the number of
+    /// events of each message.
     fn travel(sent: &[AcceptedEvent], receipt: Receipt) -> (Vec<AcceptedEvent>, Vec<usize>) {
         let messages = Message::of(&sent.iter().collect::<Vec<_>>(), receipt);
         let mut arrived = Vec::new();

@@ -1,4 +1,4 @@
-//! What every service reports about itself, and the buckets that their histograms share.
+//! The metrics that every service has, and the buckets of their histograms.
 
 use std::{
     collections::HashSet,
@@ -15,8 +15,8 @@ use crate::{
     topology::{Drift, Topology},
 };
 
-/// Buckets in seconds, from a quarter of a millisecond (a local confirm) to ten seconds (past every
-/// deadline of a request).
+/// Buckets in seconds, from 0.25 ms (a local confirm) to 10 s (longer than every request's
+/// deadline).
 pub const LATENCY_BUCKETS: &[f64] = &[
     0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
     10.0,
@@ -30,23 +30,23 @@ pub const BATCH_BUCKETS: &[f64] = &[
 /// The metrics that all services have.
 #[derive(Clone)]
 pub struct ServiceMetrics {
-    /// What the private port exposes.
+    /// The registry that the private port serves.
     pub registry: Registry,
     topology_drift: IntGaugeVec,
     drifting: Arc<Mutex<Drifting>>,
 }
 
-/// The names of exchanges and queues that are not as they should be, by how that is known.
+/// The exchanges and queues that differ, by how this was detected.
 #[derive(Default)]
 struct Drifting {
-    /// By the last declaration.
+    /// By the last declaration of the topology.
     declared: HashSet<String>,
-    /// By what RabbitMQ's management says of a queue.
+    /// By RabbitMQ's management: queues that may drop messages.
     losing: HashSet<String>,
 }
 
 impl ServiceMetrics {
-    /// A registry with build information and the process's own figures in it.
+    /// Creates a registry with the build information and the process's metrics.
     pub fn new(program: Program) -> Self {
         let registry = Registry::new();
         let topology_drift = IntGaugeVec::new(
@@ -115,7 +115,7 @@ impl ServiceMetrics {
         register(&self.registry, HistogramVec::new(opts, &[label]))
     }
 
-    /// Shows what the last declaration of the topology found.
+    /// Sets the drift metric from the last declaration of the topology.
     pub fn set_drift(&self, topology: &Topology, drifts: &[Drift]) {
         let mut drifting = self.drifting.lock().unwrap_or_else(PoisonError::into_inner);
         drifting.declared = drifts.iter().map(|drift| drift.entity.clone()).collect();
@@ -124,7 +124,7 @@ impl ServiceMetrics {
         }
     }
 
-    /// Shows whether a queue may drop messages that were confirmed.
+    /// Sets the drift metric of a queue that may drop confirmed messages, or no longer may.
     pub fn set_losing(&self, queue: &str, loses: bool) {
         let mut drifting = self.drifting.lock().unwrap_or_else(PoisonError::into_inner);
         if loses {
@@ -143,7 +143,7 @@ impl ServiceMetrics {
     }
 }
 
-/// Names and labels are constants of the code, so each error is a bug that the first start shows.
+/// Names and labels are constants, so any error here is a bug that appears at the first start.
 fn register<C: Collector + Clone + 'static>(
     registry: &Registry,
     collector: prometheus::Result<C>,

@@ -1,7 +1,7 @@
-//! Panics as log lines, in the log's own format, and counted.
+//! Logs panics in the log's own format and counts them.
 //!
-//! A panic is a bug. Where it happens in a task it ends that task alone, and the service goes on. Rust
-//! prints it as plain text, which a collector of JSON lines cannot read, and nothing counts it.
+//! A panic is a bug. In a task it ends only that task, and the service continues. By default Rust
+//! prints it as plain text, which collectors of JSON logs cannot read, and does not count it.
 
 use std::{
     any::Any,
@@ -19,12 +19,12 @@ static COUNTER: LazyLock<IntCounter> = LazyLock::new(|| {
         .expect("the metric's name is valid")
 });
 
-/// Panics of this process.
+/// The counter of this process's panics.
 pub(crate) fn counter() -> IntCounter {
     COUNTER.clone()
 }
 
-/// Logs panics from now on, in place of Rust's own message.
+/// Installs the panic hook that replaces Rust's own message.
 pub(crate) fn log() {
     std::panic::set_hook(Box::new(report));
 }

@@ -1,5 +1,5 @@
-//! A store's password in a file of its own, as container engines hand secrets out. The address then
-//! has none, and can be shown to anybody.
+//! Reads a store's password from a file, as container engines provide secrets. The address then
+//! contains no password and can be shown.
 
 use std::path::Path;
 
@@ -8,11 +8,12 @@ use secrecy::SecretString;
 
 use crate::{settings_file, text_file};
 
-/// Far more than any password. A log that is named by mistake gives an error at once.
+/// Longer than any password. If the setting names a large file by mistake, such as a log, it is
+/// refused at once.
 const MAX_BYTES: u64 = 4_096;
 
-/// Reads a password: the file's only line. Errors name the setting and the file and never show what
-/// is in it.
+/// Reads a password: the file's only line. Errors name the setting and the file and never show its
+/// content.
 pub fn read(setting: &str, path: &Path) -> anyhow::Result<SecretString> {
     let content = settings_file::read(path, MAX_BYTES)
         .with_context(|| format!("{setting}: cannot read {}", path.display()))?;
@@ -21,7 +22,7 @@ pub fn read(setting: &str, path: &Path) -> anyhow::Result<SecretString> {
 
 fn parse(content: Vec<u8>) -> anyhow::Result<SecretString> {
     let text = text_file::decode(content)?;
-    // Each byte of the file counts: other readers, such as the stores, take the mark as part of the
+    // Every byte counts, because other readers, such as the stores, take the mark as part of the
     // password.
     ensure!(
         !text_file::has_mark(&text),

@@ -1,5 +1,5 @@
-//! The private port of every service: `/livez`, `/readyz` and `/metrics`. Nothing on it is
-//! authenticated; it belongs on an internal network.
+//! The private port of every service: `/livez`, `/readyz` and `/metrics`. It has no authentication,
+//! so it belongs on an internal network.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -9,24 +9,24 @@ use futures_util::future::BoxFuture;
 use prometheus::{Registry, TextEncoder};
 use serde::Serialize;
 
-/// Longer than probes and scrapes are apart, which else send into connections that are just being
-/// closed.
+/// Longer than the usual interval between probes or scrapes, so that a client does not reuse a
+/// connection while it is being closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// What a service depends on, as just probed.
+/// The result of probing one dependency of a service.
 #[derive(Debug, Serialize)]
 pub struct Check {
-    /// What was probed.
+    /// The dependency's name.
     pub name: &'static str,
-    /// Whether it can be used now.
+    /// Whether it works now.
     pub ok: bool,
-    /// Why not.
+    /// Why it does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
 impl Check {
-    /// A check from the outcome of its probe.
+    /// The check for a probe's result.
     pub fn new<E: std::fmt::Display>(name: &'static str, outcome: Result<(), E>) -> Self {
         let reason = outcome.err().map(|e| e.to_string());
         Self {
@@ -42,18 +42,18 @@ impl Check {
 pub struct Readiness {
     /// Whether the service can do its work now.
     pub ready: bool,
-    /// How it does its work where something it depends on cannot be used.
+    /// How it works while a dependency is down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<&'static str>,
-    /// What it depends on.
+    /// The dependencies.
     pub checks: Vec<Check>,
 }
 
-/// Probes the service's dependencies, for real, at each call; must have its own deadline.
+/// Probes the service's dependencies at each call. It must have its own deadline.
 pub type ReadinessProbe = Arc<dyn Fn() -> BoxFuture<'static, Readiness> + Send + Sync>;
 
-/// Binds the private port and says where, which matters for port 0. The server runs when it is
-/// awaited or spawned.
+/// Binds the private port and returns its address, for port 0. The server runs when it is awaited
+/// or spawned.
 pub fn serve(
     address: SocketAddr,
     registry: Registry,

@@ -1,4 +1,4 @@
-//! The programs that run as services, one process a replica.
+//! The programs that run as services.
 
 use std::fmt;
 
@@ -13,12 +13,12 @@ pub enum Program {
     Worker(Family),
     /// Shows the events in a browser.
     Console,
-    /// No binary of its own: the account under which the console acts for operators.
+    /// Not a binary: the account that the console uses for operators' actions.
     ConsoleOperator,
 }
 
 impl Program {
-    /// Those that events go through, in the order in which they are shown.
+    /// The programs that handle events, in display order.
     pub const ALL: [Self; 4] = [
         Self::Ingest,
         Self::Worker(Family::ExportJob),
@@ -26,13 +26,13 @@ impl Program {
         Self::Worker(Family::Other),
     ];
 
-    /// As [`Program::ALL`], and the console, which only looks and which the others do not need.
+    /// As [`Program::ALL`], with the console. The other programs do not need it.
     pub const WITH_CONSOLE: [Self; 5] = {
         let [ingest, export_job, vendor, other] = Self::ALL;
         [ingest, export_job, vendor, other, Self::Console]
     };
 
-    /// Those that have an account in Postgres.
+    /// The programs that have an account in Postgres.
     pub const ACCOUNTS: [Self; 6] = {
         let [ingest, export_job, vendor, other, console] = Self::WITH_CONSOLE;
         [
@@ -45,8 +45,8 @@ impl Program {
         ]
     };
 
-    /// The binary's file name. It is also the program's name in metrics and, after a prefix, that
-    /// of its accounts in the stores.
+    /// The binary's file name. It is also the program's name in metrics and, after a prefix, the
+    /// name of its accounts in the stores.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ingest => "ingest",
@@ -58,8 +58,7 @@ impl Program {
         }
     }
 
-    /// The private port where none is configured: each its own, so that one of each can share a
-    /// host.
+    /// The default private port. Each program has its own, so that they can share a host.
     pub const fn default_private_port(self) -> u16 {
         match self {
             Self::Ingest => 9100,

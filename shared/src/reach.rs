@@ -1,4 +1,5 @@
-//! Reaching one of several servers, each with a deadline of its own, and saying why none was reached.
+//! Connects to one of several servers, each with its own deadline, and explains why none could be
+//! reached.
 
 use std::{
     collections::VecDeque,
@@ -20,53 +21,53 @@ use crate::{
     tls,
 };
 
-/// How long resolving a name may take.
+/// The time to resolve a name.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long a TCP connection may take to be there.
+/// The time to open a TCP connection.
 pub(crate) const TCP_DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long everything up to the login may take at one address: 11 round trips of 250 ms and a busy
-/// server are within it.
+/// The time for everything up to the login at one address: enough for 11 round trips of 250 ms and
+/// a busy server.
 pub(crate) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// An attempt that has not come to its end after this is joined by the next one. A server that
-/// drops packets costs this long and no more.
+/// If an attempt takes longer, the next one starts beside it. So a server that drops packets costs
+/// no more than this time.
 const NEXT_AFTER: Duration = Duration::from_secs(2);
 
 /// Why a server was not reached.
 #[derive(Debug, Error)]
 pub enum Cause {
-    /// Nothing listens there.
+    /// Nothing listens on the port.
     #[error("connection refused")]
     Refused,
     /// The name does not resolve.
     #[error("no such host ({0})")]
     NoSuchHost(String),
-    /// Packets get no answer.
+    /// There is no answer to any packet.
     #[error("no answer: it is off, or a firewall drops the packets")]
     NoAnswer,
-    /// The connection is there, and then nothing comes.
+    /// The connection was accepted, and then nothing arrived.
     #[error("accepts connections but says nothing")]
     Silent,
-    /// The connection is there, and ends too early.
+    /// The connection was closed too early.
     #[error("closed the connection in the middle of the login")]
     Closed,
-    /// TLS failed, or the other side does not want it.
+    /// TLS failed, or the server does not support it.
     #[error("TLS failed: {0}")]
     Tls(String),
-    /// The server refuses the login or the session, in its own words.
+    /// The server refused the login or the session.
     #[error("{message}")]
     Refusal {
-        /// Postgres' code.
+        /// The SQLSTATE of Postgres.
         sqlstate: Option<String>,
-        /// What the server said.
+        /// The server's message.
         message: String,
     },
-    /// Postgres takes no writes there.
+    /// The Postgres server accepts no writes.
     #[error("{0}")]
     ReadOnly(&'static str),
-    /// What is between us and Postgres cannot be used as it is set.
+    /// The pooler in front of Postgres has unusable settings.
     #[error("{0}")]
     Pooler(&'static str),
     /// Anything else.
@@ -82,7 +83,7 @@ impl From<&io::Error> for Cause {
         match error.kind() {
             io::ErrorKind::ConnectionRefused => Self::Refused,
             io::ErrorKind::TimedOut => Self::NoAnswer,
-            // Of a Unix socket.
+            // A Unix socket does not exist.
             io::ErrorKind::NotFound => Self::Other("no such file or directory".to_owned()),
             io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionReset
@@ -94,7 +95,7 @@ impl From<&io::Error> for Cause {
     }
 }
 
-/// No server was reached. Shows each that was tried, with the reason.
+/// No server was reached. Displays each attempt with its cause.
 #[derive(Debug, Error)]
 pub struct Unreached {
     store: &'static str,
@@ -106,13 +107,13 @@ impl Unreached {
         Self { store, causes }
     }
 
-    /// Whether a pooler in front of Postgres has to be set differently.
+    /// Whether the pooler in front of Postgres has unusable settings.
     pub fn is_of_pooler(&self) -> bool {
         let mut causes = self.causes.iter();
         causes.any(|(_, cause)| matches!(cause, Cause::Pooler(_)))
     }
 
-    /// The SQLSTATE that a server of Postgres refused with, if one did.
+    /// The SQLSTATE with which a Postgres server refused, if one did.
     pub fn sqlstate(&self) -> Option<&str> {
         self.causes.iter().find_map(|(_, cause)| match cause {
             Cause::Refusal { sqlstate, .. } => sqlstate.as_deref(),
@@ -132,8 +133,8 @@ impl fmt::Display for Unreached {
     }
 }
 
-/// Runs attempts until one succeeds. The next one starts when one has failed, or when none has come
-/// to its end for a while; those already under way go on beside it.
+/// Runs attempts until one succeeds. The next one starts when one has failed, or when none has
+/// finished for a while; running attempts continue.
 pub(crate) async fn first<T, E>(
     attempts: impl IntoIterator<Item = impl Future<Output = Result<T, E>>>,
 ) -> Result<T, Vec<E>> {
@@ -157,7 +158,7 @@ pub(crate) async fn first<T, E>(
     Err(errors)
 }
 
-/// The same in random order, so that clients spread over servers that are equal.
+/// Shuffles the items, so that clients spread over equal servers.
 pub(crate) fn shuffled<T>(items: impl IntoIterator<Item = T>) -> Vec<T> {
     let mut items: Vec<T> = items.into_iter().collect();
     items.shuffle(&mut rand::rng());
@@ -173,7 +174,7 @@ pub(crate) async fn resolve(host: &HostName, port: u16) -> Result<Vec<SocketAddr
     };
     let addresses = match timeout(RESOLVE_DEADLINE, lookup_host((name, port))).await {
         Ok(Ok(addresses)) => shuffled(addresses),
-        // Its text is the resolver's, such as "Name or service not known".
+        // The error's text is the resolver's, such as "Name or service not known".
         Ok(Err(error)) => {
             let text = error.to_string();
             let reason = text.strip_prefix("failed to lookup address information: ");
@@ -199,7 +200,7 @@ pub(crate) async fn tcp(address: SocketAddr) -> Result<TcpStream, Cause> {
     }
 }
 
-/// How a server shows in messages, with the address that was tried if the name does not say it.
+/// A server's name in messages, with the address that was tried if the name does not contain it.
 pub(crate) fn label(host: &Host, port: u16, address: Option<SocketAddr>) -> String {
     match (&host.name, address) {
         (HostName::Name(name), Some(address)) if name.parse::<IpAddr>().is_err() => {

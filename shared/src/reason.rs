@@ -1,7 +1,7 @@
-//! Why something failed, in one line.
+//! Formats an error with its causes on one line.
 
-/// The error and its causes. Drivers repeat their cause in their own words, so what is said already
-/// is not said again.
+/// The error and its causes. Drivers often repeat the text of a cause, so repeated texts are left
+/// out.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

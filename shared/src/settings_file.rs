@@ -1,7 +1,7 @@
-//! Reading a file that a setting names, without a wait that nothing ends.
+//! Reads a file that a setting names, without hanging.
 //!
-//! Opening a pipe waits for its writer, and a device may have no end, so only regular files are read,
-//! and links to them. A network file system that hangs still holds the reader up.
+//! Opening a pipe waits for its writer, and reading a device may never end, so only regular files
+//! and links to them are read. A hanging network file system still blocks the reader.
 
 use std::{
     fs::{File, Metadata, OpenOptions},
@@ -12,7 +12,7 @@ use std::{
 
 use nix::fcntl::OFlag;
 
-/// Fails if something is there that is not a regular file.
+/// Fails if the path exists and is not a regular file.
 pub fn check(path: &Path) -> io::Result<()> {
     match path.metadata() {
         Ok(metadata) => check_kind(&metadata),
@@ -22,10 +22,10 @@ pub fn check(path: &Path) -> io::Result<()> {
 
 /// Reads a regular file of at most `most` bytes.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
-    // Opening alone does something to some devices.
+    // For some devices, opening alone has an effect.
     check_kind(&path.metadata()?)?;
     let file = open(path)?;
-    // It may have become another since.
+    // The path may have been replaced meanwhile.
     check_kind(&file.metadata()?)?;
     let mut content = Vec::new();
     file.take(most.saturating_add(1))
@@ -90,7 +90,7 @@ mod tests {
                 assert_eq!(error, "not a regular file", "{}", path.display());
             }
         }
-        // What opens a pipe that has just taken a file's place does not wait either.
+        // Opening a pipe that has just replaced the file does not wait either.
         open(&pipe).expect("no wait");
     }
 

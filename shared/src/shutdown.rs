@@ -1,5 +1,5 @@
-//! How a service ends: SIGTERM and SIGINT become a cancellation that everything waiting can see, and
-//! the outcome becomes the exit code.
+//! How a service shuts down: SIGTERM and SIGINT cancel a token that every waiting task watches, and
+//! the result becomes the exit code.
 
 use std::process::ExitCode;
 

@@ -1,5 +1,5 @@
-//! Which protocol a port speaks, found out by a connection of its own once a login has failed there. An address
-//! at the port of something else is then told in plain words instead of a driver's.
+//! Detects which protocol a port speaks, on a separate connection after a failed login. So the
+//! error for an address with the wrong port is clear, unlike a driver's message.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use tokio::{
     time::timeout,
 };
 
-/// For connecting, and for each of the answers that are waited for.
+/// The time to connect, and the time to wait for each answer.
 const DEADLINE: Duration = Duration::from_secs(1);
 
-/// Asks Postgres whether it does TLS; it answers with one byte. RabbitMQ takes as many bytes for a wrong
-/// header, and answers with its own.
+/// Postgres's request for TLS, which it answers with one byte. RabbitMQ reads these eight bytes as
+/// a wrong protocol header and answers with its own.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
-/// Most web servers wait for the end of a line.
+/// Most web servers answer only after an empty line.
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// What speaks at a port.
+/// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Spoken {
     Postgres,
@@ -29,7 +29,7 @@ pub(crate) enum Spoken {
 }
 
 impl Spoken {
-    /// Asks what is there; `None` where it is away, silent, or none of them.
+    /// Connects and detects the protocol; `None` if nothing answers or the answer is unknown.
     pub(crate) async fn at(address: impl ToSocketAddrs) -> Option<Self> {
         let connected = timeout(DEADLINE, TcpStream::connect(address)).await;
         let mut stream = connected.ok()?.ok()?;
@@ -47,17 +47,17 @@ impl Spoken {
 
     fn read(answer: &[u8]) -> Option<Self> {
         match answer {
-            // Yes or no.
+            // TLS: yes or no.
             b"S" | b"N" => Some(Self::Postgres),
             [b'A', b'M', ..] => Some(Self::Amqp),
             [b'H', b'T', ..] => Some(Self::Http),
-            // An alert of any version.
+            // A TLS alert of any version.
             [21, 3, ..] => Some(Self::Tls),
             _ => None,
         }
     }
 
-    /// For messages: what answers there.
+    /// Says in a message what answers there.
     pub(crate) const fn who(self) -> &'static str {
         match self {
             Self::Postgres => "Postgres answers on this port",

@@ -1,5 +1,6 @@
-//! Putting events into `webhook_spool`, the second way to the workers: ingest uses it while
-//! RabbitMQ is away, a worker for what has to wait for its next attempt.
+//! Inserts events into `webhook_spool`, the second path to the workers. Ingest uses it while
+//! RabbitMQ is down, and workers use it for events that wait for their next attempt. Claiming rows
+//! is done in `worker`.
 
 use std::time::Duration;
 
@@ -13,23 +14,24 @@ use crate::{AcceptedEvent, Companies, Family, database, message::Receipt};
 pub struct SpoolEntry<'a> {
     /// The event.
     pub event: &'a AcceptedEvent,
-    /// Whose worker takes it.
+    /// The family whose worker takes it.
     pub family: Family,
     /// Whether ingest recorded a receipt for it.
     pub receipt: Receipt,
     /// Failed attempts to store it so far.
     pub attempts: i32,
-    /// How often a worker took it and was gone before it had finished.
+    /// How often a worker claimed it and died before it had finished.
     pub claims: i32,
     /// How long from now until a worker may take it.
     pub delay: Duration,
-    /// Why it is here.
+    /// Why it was spooled.
     pub reason: &'a str,
 }
 
-/// Inserts the entries; an event that is spooled already is left as it is. The caller's transaction
-/// must have [`Durability::Replicated`](crate::database::Durability::Replicated), as the row may be
-/// the only copy. Its commit then waits also where every row is there already.
+/// Inserts the entries; an event that is already spooled is left unchanged. The caller's
+/// transaction must have [`Durability::Replicated`](crate::database::Durability::Replicated),
+/// because a row may be the event's only copy. If no row is new, the commit waits for the standby
+/// all the same.
 pub async fn insert(
     connection: &mut PgConnection,
     entries: &[SpoolEntry<'_>],
@@ -103,9 +105,9 @@ fn families(entries: &[SpoolEntry<'_>]) -> Vec<&'static str> {
     entries.iter().map(|entry| entry.family.name()).collect()
 }
 
-/// Fails where an event was neither inserted nor there before, nor stored meanwhile: a trigger may skip
-/// a row without a word. A row of another family is not the event: its worker may not take it. `offset 0`
-/// keeps the planner from reading whole tables.
+/// Fails if an event was neither inserted, nor spooled before, nor stored meanwhile: a trigger can
+/// skip a row silently. A row of another family does not count, because this family's worker may
+/// not take it. `offset 0` keeps the planner from reading whole tables.
 async fn check_kept(
     connection: &mut PgConnection,
     entries: &[SpoolEntry<'_>],

@@ -1,15 +1,15 @@
-//! What systemd is told where it runs the service (`Type=notify`): that it has started, that it
-//! stops, and that it is alive. Elsewhere nothing happens.
+//! Notifications to systemd (`Type=notify`): started, stopping, and the watchdog's heartbeat.
+//! Without systemd, nothing happens.
 
 use sd_notify::NotifyState;
 use tracing::warn;
 
-/// The service has bound its ports and begun its work. It may still wait for its stores, which
-/// `/readyz` tells.
+/// The service has bound its ports and started its work. It may still wait for its stores;
+/// `/readyz` shows that.
 pub fn started() {
     tell(&[NotifyState::Ready]);
     if let Some(limit) = sd_notify::watchdog_enabled() {
-        // A runtime that is stuck does not get to this, and systemd restarts the service.
+        // A stuck runtime sends no heartbeat, so systemd restarts the service.
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(limit / 3);
             loop {
@@ -20,7 +20,7 @@ pub fn started() {
     }
 }
 
-/// The service finishes what it has in hand, and ends.
+/// The service is shutting down.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

@@ -17,15 +17,17 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging, panics included. `filter` is a `tracing` filter such as `info` or `info,worker=debug`.
+/// Starts logging, including panics. `filter` is a `tracing` filter such as `info` or
+/// `info,worker=debug`.
 pub fn init(filter: EnvFilter, format: LogFormat) {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match format {
         LogFormat::Text => layer.with_ansi(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    // Both filters are for the whole subscriber. A filter of one layer would lose events: a call that
-    // asks whether a level is enabled, as sqlx makes, leaves its answer for the thread's next event.
+    // Both filters apply to the whole subscriber. A filter on one layer would lose events: when
+    // code asks whether a level is enabled, as sqlx does, the answer is kept for the thread's next
+    // event.
     tracing_subscriber::registry()
         .with(filter)
         .with(filter_fn(shows_no_content))
@@ -34,8 +36,8 @@ pub fn init(filter: EnvFilter, format: LogFormat) {
     panics::log();
 }
 
-/// lapin prints whole frames at its most detailed level and returned messages as a warning, bodies
-/// included, so neither is ever on.
+/// lapin logs whole frames at trace level and returned messages as warnings, both with bodies, so
+/// neither is ever enabled.
 fn shows_no_content(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     let frames = *metadata.level() == Level::TRACE && target.starts_with("lapin");

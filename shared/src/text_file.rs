@@ -1,4 +1,4 @@
-//! Text files that people write by hand, on any system and with any editor.
+//! Reads text files that people write by hand, on any system and with any editor.
 
 use std::path::Path;
 
@@ -7,29 +7,29 @@ use thiserror::Error;
 
 use crate::settings_file;
 
-/// Bytes. Hundreds of secrets fit.
+/// In bytes; enough for hundreds of secrets.
 pub const MAX_LEN: u64 = 64 * 1024;
 
-/// What some editors put at the beginning of a UTF-8 file.
+/// The byte-order mark that some editors put at the start of a UTF-8 file.
 const MARK: char = '\u{feff}';
 
-/// Why bytes are no text. The message says nothing of what is in them.
+/// Why a file is not text. The message shows none of its content.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum NotText {
-    /// Its first bytes are the byte-order mark of UTF-16.
+    /// It starts with the byte-order mark of UTF-16.
     #[error("is UTF-16, by its byte-order mark: save it as UTF-8")]
     Utf16,
-    /// Any other bytes.
+    /// It is not valid UTF-8.
     #[error("is not UTF-8 text")]
     NotUtf8,
 }
 
-/// Reads a file of secrets, with its byte-order mark if there is one.
+/// Reads a file of secrets. A byte-order mark is kept.
 pub fn read(path: &Path) -> anyhow::Result<SecretString> {
     Ok(decode(settings_file::read(path, MAX_LEN)?)?.into())
 }
 
-/// The bytes as text, with the byte-order mark if there is one.
+/// Decodes UTF-8. A byte-order mark is kept.
 pub fn decode(content: Vec<u8>) -> Result<String, NotText> {
     if matches!(content[..], [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
         return Err(NotText::Utf16);

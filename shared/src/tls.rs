@@ -1,5 +1,5 @@
-//! Certificates in PEM files: the authorities that vouch for a server, and the certificate that a
-//! client shows. Errors name the setting and the file, and never show what is in a key.
+//! Reads certificates from PEM files: the authorities that sign a server's certificate, and a
+//! client's certificate. Errors name the setting and the file, and never show a key's content.
 
 use std::{
     fmt, io,
@@ -18,13 +18,13 @@ use rustls::{
 
 use crate::settings_file;
 
-/// Ten times what a system's bundle of all public authorities takes.
+/// Ten times the size of a system's bundle of all public authorities.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// A file and the setting that names it.
 #[derive(Clone, Copy, Debug)]
 pub struct NamedFile<'a> {
-    /// As `AMQP_CA_FILE`.
+    /// Such as `AMQP_CA_FILE`.
     pub setting: &'a str,
     /// The file's path.
     pub path: &'a Path,
@@ -55,7 +55,7 @@ impl NamedFile<'_> {
     }
 
     fn key(&self) -> anyhow::Result<PrivateKeyDer<'static>> {
-        // The error is not passed on: it may repeat a line of the file.
+        // The error is not passed on, because it may repeat a line of the file.
         match PrivateKeyDer::from_pem_slice(&self.read()?) {
             Ok(key) => Ok(key),
             Err(PemError::NoItemsFound) => bail!(
@@ -65,10 +65,10 @@ impl NamedFile<'_> {
         }
     }
 
-    /// The certificates of the authorities in a file.
+    /// Reads the authorities' certificates.
     ///
     /// # Errors
-    /// When the file cannot be read or holds anything else.
+    /// If the file cannot be read or has other content.
     pub fn authorities(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         let certificates = self.certificates()?;
         let mut roots = RootCertStore::empty();
@@ -81,10 +81,10 @@ impl NamedFile<'_> {
     }
 }
 
-/// A client's certificate, with those between it and the authority, and its private key.
+/// A client's certificate chain and its private key.
 #[derive(PartialEq, Eq)]
 pub struct Identity {
-    /// The client's own comes first.
+    /// The client's own certificate first, then the intermediate ones.
     pub certificates: Vec<CertificateDer<'static>>,
     /// The key of the first certificate.
     pub key: PrivateKeyDer<'static>,
@@ -100,7 +100,7 @@ impl Identity {
     /// Reads both files.
     ///
     /// # Errors
-    /// When one cannot be read, or the key is not that of the certificate.
+    /// If a file cannot be read, or the key does not belong to the certificate.
     pub fn read(certificate: NamedFile<'_>, key: NamedFile<'_>) -> anyhow::Result<Self> {
         let identity = Self {
             certificates: certificate.certificates()?,
@@ -123,13 +123,13 @@ impl Identity {
     }
 }
 
-/// What rustls says was wrong, if it was rustls that ended a connection.
+/// The explanation of a rustls error, if it is one.
 pub fn reason(error: &io::Error) -> Option<String> {
     let inner = error.get_ref()?;
     inner.downcast_ref().map(explain)
 }
 
-/// What was wrong, in words that do not need rustls' source beside them.
+/// Explains a rustls error in words that need no knowledge of its source.
 pub fn explain(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(reason) => explain_certificate(reason),
@@ -143,7 +143,7 @@ pub fn explain(error: &Error) -> String {
 }
 
 fn explain_certificate(error: &CertificateError) -> String {
-    /// webpki's name for it, which has no variant in rustls.
+    /// webpki's name for this error, which has no variant in rustls.
     const AUTHORITY: &str = "CaUsedAsEndEntity";
     match error {
         CertificateError::UnknownIssuer => {
@@ -157,7 +157,7 @@ fn explain_certificate(error: &CertificateError) -> String {
     }
 }
 
-/// What a connection trusts and shows.
+/// The authorities that a connection trusts, and the certificate that it presents.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tls {
     /// The only authorities that vouch for the server; without any, the public ones do.
@@ -175,10 +175,10 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// `AMQP_CA_FILE`, `AMQP_CERT_FILE` and `AMQP_KEY_FILE`.
+    /// From `AMQP_CA_FILE`, `AMQP_CERT_FILE` and `AMQP_KEY_FILE`.
     ///
     /// # Errors
-    /// When there is a certificate without a key, or a key without a certificate.
+    /// If there is a certificate without a key, or a key without a certificate.
     pub fn new(
         ca: Option<PathBuf>,
         certificate: Option<PathBuf>,
@@ -198,7 +198,7 @@ impl TlsFiles {
         self.ca.is_none() && self.identity.is_none()
     }
 
-    /// Whether a client certificate is among them.
+    /// Whether there is a client certificate.
     pub fn has_identity(&self) -> bool {
         self.identity.is_some()
     }
@@ -206,7 +206,8 @@ impl TlsFiles {
     /// Reads the files.
     ///
     /// # Errors
-    /// When one cannot be read or holds something else, or the key is not that of the certificate.
+    /// If a file cannot be read or has the wrong content, or the key does not belong to the
+    /// certificate.
     pub fn read(&self) -> anyhow::Result<Tls> {
         fn named<'a>(setting: &'a str, path: &'a Path) -> NamedFile<'a> {
             NamedFile { setting, path }

@@ -1,6 +1,6 @@
-//! Exchanges, queues and bindings, defined once for every service and declared idempotently.
+//! Exchanges, queues and bindings, defined once for all services and declared idempotently.
 //!
-//! There is no dead-letter exchange and no TTL here on purpose: retries and dead letters live in
+//! There is deliberately no dead-letter exchange and no TTL: retries and dead letters are rows in
 //! Postgres, where they can be queried, counted and replayed.
 
 mod declare;
@@ -12,13 +12,13 @@ use lapin::{
 
 use crate::{Family, Program};
 
-/// RabbitMQ 4 drops a message after 20 returns to the queue unless told otherwise, so a few
-/// consumer crashes would lose innocents. 3.10 has no "unlimited", hence a number that is never met.
+/// By default RabbitMQ 4 drops a message after 20 returns to the queue, so a few crashes of a
+/// consumer would lose events that did not cause them. 3.10 has no value for "unlimited", so this
+/// is a number that is never reached.
 pub const DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// What a queue does that a policy has given a greatest length, when it is full. Without this it
-/// would drop its oldest messages, which the broker has confirmed; with it, it refuses new ones, and
-/// ingest spools them.
+/// What a full queue does, if a policy limits its length. By default it would drop its oldest
+/// messages, which are already confirmed. With this it refuses new ones, and ingest spools them.
 const OVERFLOW: (&str, &str) = ("x-overflow", "reject-publish");
 
 /// The names of everything on the broker, under one prefix.
@@ -27,18 +27,18 @@ pub struct Topology {
     prefix: String,
 }
 
-/// Something on the broker that is not as this version wants it.
+/// An exchange or queue that differs from what this version declares.
 #[derive(Clone, Debug)]
 pub struct Drift {
     /// The queue's or exchange's name.
     pub entity: String,
-    /// What differs, in the broker's words where it has some.
+    /// What differs, in the broker's words if it gives any.
     pub reason: String,
     /// What to do.
     pub remedy: &'static str,
 }
 
-/// Whether the topology is created where missing, or only looked at.
+/// Whether missing entities are created or only reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declare {
     /// Create what is missing (needs `configure` permission).
@@ -47,13 +47,13 @@ pub enum Declare {
     Passive,
 }
 
-/// What is looked at where nothing is created. RabbitMQ 4.2 and later refuse to tell an account
-/// about exchanges and queues on which it has no right.
+/// What is checked if nothing is created. RabbitMQ 4.2 and later refuse to tell an account about
+/// exchanges and queues on which it has no right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
     /// Everything.
     All,
-    /// Only what this service has a right on.
+    /// Only the entities on which this program has a right.
     Of(Program),
 }
 
@@ -68,8 +68,8 @@ impl Sight {
 }
 
 impl Topology {
-    /// The type of [`Self::events_exchange`]. A topic exchange, which looks at every word of a key,
-    /// would cost the broker a third more for each message.
+    /// The type of [`Self::events_exchange`]. With a topic exchange, which matches each word of the
+    /// key, a message would cost the broker a third more.
     pub const EVENTS_KIND: ExchangeKind = ExchangeKind::Direct;
 
     /// A topology whose names start with `prefix` (`pleo` gives `pleo.events`, `pleo.vendor`, …).
@@ -84,13 +84,14 @@ impl Topology {
         format!("{}.events", self.prefix)
     }
 
-    /// The alternate exchange of [`Self::events_exchange`]: what no binding takes.
+    /// The alternate exchange of [`Self::events_exchange`], for messages that match no binding.
     pub fn unrouted_exchange(&self) -> String {
         format!("{}.unrouted", self.prefix)
     }
 
-    /// The exchange, and the queue behind it, of messages that only ask whether the broker confirms.
-    /// No event passes through them. Ingest may publish to the exchange.
+    /// The exchange for probes, and the queue bound to it. Probes are messages that only test
+    /// whether the broker confirms; no event passes through them. Ingest may publish to the
+    /// exchange.
     pub fn probe(&self) -> String {
         format!("{}.probe", self.prefix)
     }
@@ -121,8 +122,8 @@ impl Topology {
         exchanges.into_iter().chain(self.queues()).collect()
     }
 
-    /// What the queue for probes is declared with: each goes through as many nodes as an event does,
-    /// and none is kept.
+    /// The arguments of the queue for probes. A probe is replicated like an event, and then
+    /// dropped.
     pub fn probe_queue_arguments() -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert(
@@ -133,7 +134,7 @@ impl Topology {
         arguments
     }
 
-    /// What every family's queue is declared with.
+    /// The arguments of every family's queue.
     pub fn queue_arguments() -> FieldTable {
         let mut arguments = Self::earlier_queue_arguments();
         let (name, value) = OVERFLOW;
@@ -141,8 +142,8 @@ impl Topology {
         arguments
     }
 
-    /// What earlier versions declared every queue with. Such a queue works as well, but a policy
-    /// that limits its length lets it drop messages.
+    /// The arguments that earlier versions used. Such a queue works too, but with a policy that
+    /// limits its length it drops messages.
     pub fn earlier_queue_arguments() -> FieldTable {
         let mut arguments = FieldTable::default();
         arguments.insert(

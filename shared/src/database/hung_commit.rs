@@ -1,7 +1,7 @@
-//! Commits that wait for a synchronous standby longer than anything here waits for them.
+//! Commits that wait for a synchronous standby longer than their deadline.
 //!
-//! The backend goes on waiting when its client has gone, and keeps its place among the server's
-//! connections. A pool that opened another connection meanwhile would take them all in the end.
+//! The backend keeps waiting after its client has gone, and still counts among the server's
+//! connections. A pool that replaced the connection would use up all of them in the end.
 
 use std::time::Duration;
 
@@ -14,19 +14,19 @@ use tracing::warn;
 
 use super::pool::{Pool, PooledConnection};
 
-/// How often Postgres is asked whether the backend is still there.
+/// How often the backend's state is queried.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// For one look, with a login over a long way.
+/// The time for a query, including a login over a long distance.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
-/// For the connection's orderly end.
+/// The time to close the connection properly.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
-/// One look at a time, on a connection beyond the pool's: all of those may be waiting.
+/// One query at a time, on a connection outside the pool, because all of the pool's may be waiting.
 static LOOKING: Mutex<()> = Mutex::const_new(());
 
-/// The server's process behind a connection.
+/// The Postgres process of a connection.
 pub(super) struct Backend {
     pool: Pool,
     pid: i32,
@@ -40,7 +40,7 @@ impl Backend {
         }
     }
 
-    /// Whether it is still at work. A server that cannot be asked has not finished.
+    /// Whether it is still active. If the server cannot be queried, the answer is yes.
     async fn is_busy(&self) -> bool {
         let _turn = LOOKING.lock().await;
         !matches!(timeout(LOOK_DEADLINE, self.look()).await, Ok(Ok(false)))
@@ -60,11 +60,11 @@ impl Backend {
     }
 }
 
-/// Keeps the connection's place in its pool until the commit is over. A connection that is well then
-/// goes back to the pool.
+/// Keeps the connection's place in its pool until the commit has ended. A connection that still
+/// works then returns to the pool.
 ///
-/// The answer usually comes by the connection itself. Where the way to the server is lost, the
-/// connection says nothing, or too early that it is broken; then only the server knows.
+/// Usually the answer arrives on the connection itself. If the network is interrupted, the
+/// connection stays silent, or breaks before the commit has ended; then only the server knows.
 pub(super) async fn wait(mut connection: PooledConnection, backend: Backend) {
     warn!("a commit does not end; its connection is kept until it does");
     let answered = {
@@ -90,18 +90,18 @@ pub(super) async fn wait(mut connection: PooledConnection, backend: Backend) {
     if answered {
         connection.give_back();
     } else {
-        // A connection that is closed in vain is as good as closed.
+        // If closing fails, the connection is gone anyway.
         let close = connection.detach().close();
         timeout(CLOSE_DEADLINE, close).await.ok();
     }
 }
 
-/// Waits for the answer that a step left behind: true if the connection is ready for another one.
+/// Waits for the outstanding answer. True if the connection can be used again.
 async fn answer(connection: &mut PgConnection) -> bool {
     loop {
         match connection.ping().await {
             Ok(()) => return true,
-            // The commit's own error; it is followed by the end of the answer.
+            // The commit's own error; the end of the answer follows.
             Err(sqlx::Error::Database(_)) => {}
             Err(_) => return false,
         }

@@ -1,5 +1,5 @@
-//! What a transaction needs, stated by the transaction itself: the settings of a database or of a
-//! role must neither break nor weaken it.
+//! The settings of a transaction. Each transaction sets them itself, so that the settings of a
+//! database or a role neither break nor weaken it.
 
 use std::{fmt::Write, time::Duration};
 
@@ -8,13 +8,13 @@ use super::schema::Schema;
 /// What a commit waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// The disk, and the synchronous standby where there is one. For every commit that an
-    /// acknowledgement or a 2xx rests on.
+    /// The disk, and the synchronous standby if there is one. For every commit that an
+    /// acknowledgement or a 2xx depends on.
     Replicated,
-    /// The disk of this server. The commit does not hang while the synchronous standby is away, and
-    /// a failover may undo it.
+    /// The disk of this server. The commit does not hang while the standby is down, but a failover
+    /// may lose it.
     Local,
-    /// Nothing. A crash of Postgres may undo it.
+    /// Nothing. A crash of Postgres may lose it.
     Relaxed,
 }
 
@@ -43,8 +43,8 @@ enum Access {
 
 /// Isolation, access, durability and time limits of a transaction.
 ///
-/// Everything is set with `set local`, so that a pooler that shares connections between clients
-/// leaks nothing of it to the next transaction.
+/// Everything is set with `set local`, so a pooler that shares connections between clients does not
+/// leak a setting to the next transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransactionMode {
     isolation: Isolation,
@@ -56,11 +56,12 @@ pub struct TransactionMode {
     by_index: bool,
 }
 
-/// Older servers have no `transaction_timeout`, which ends a session in the middle of a transaction.
+/// Older servers have no `transaction_timeout`, which would end the session during a transaction.
 const HAS_TRANSACTION_TIMEOUT: u32 = 170_000;
 
-/// For statements that take a few rows of many. The planner chooses by statistics, and by settings
-/// of the database or the role. Where those are wrong, it may read and sort a whole table for them.
+/// Planner settings for statements that read a few rows of many. The planner chooses by statistics
+/// and by settings of the database or the role. If those are wrong, it may read and sort a whole
+/// table.
 const BY_INDEX: [(&str, &str); 8] = [
     ("enable_indexscan", "on"),
     ("enable_tidscan", "on"),
@@ -73,7 +74,7 @@ const BY_INDEX: [(&str, &str); 8] = [
 ];
 
 impl TransactionMode {
-    /// Reads and writes. Each statement sees what was committed before it.
+    /// Read-write. Each statement sees what was committed before it.
     pub const fn write(durability: Durability) -> Self {
         Self {
             isolation: Isolation::ReadCommitted,
@@ -86,7 +87,7 @@ impl TransactionMode {
         }
     }
 
-    /// Only reads. Each statement sees what was committed before it.
+    /// Read-only. Each statement sees what was committed before it.
     pub const fn read() -> Self {
         Self {
             access: Access::ReadOnly,
@@ -94,7 +95,7 @@ impl TransactionMode {
         }
     }
 
-    /// All statements see one state of the database.
+    /// All statements see one snapshot.
     pub const fn in_one_snapshot(self) -> Self {
         Self {
             isolation: Isolation::RepeatableRead,
@@ -118,8 +119,8 @@ impl TransactionMode {
         }
     }
 
-    /// How long the transaction may stay open between two statements. It frees the locks of a client
-    /// that froze.
+    /// How long the transaction may be idle between two statements. The limit releases the locks of
+    /// a frozen client.
     pub const fn idle_timeout(self, idle_timeout: Duration) -> Self {
         Self {
             idle_timeout,
@@ -127,7 +128,7 @@ impl TransactionMode {
         }
     }
 
-    /// Its statements find their rows by an index, also with wrong statistics.
+    /// Statements find their rows by an index, even with wrong statistics.
     pub const fn by_index(self) -> Self {
         Self {
             by_index: true,
@@ -140,11 +141,10 @@ impl TransactionMode {
         self.durability
     }
 
-    /// The statements that begin the transaction in this schema, for one round trip. `server` is the
-    /// server's version as a number, such as 150004, where it is known.
+    /// The statements that begin the transaction in this schema, in one round trip. `server` is the
+    /// server's version as a number, such as 150004, if it is known.
     ///
-    /// The time limits come first, as each of these statements is under those of the session until
-    /// then.
+    /// The time limits are set first, because until then the session's own limits apply.
     pub fn begin(&self, schema: &Schema, server: Option<u32>) -> String {
         let mut sql = format!(
             "begin isolation level {} {}",
@@ -181,7 +181,7 @@ impl TransactionMode {
             ),
             ("lock_timeout", milliseconds(self.lock_timeout)),
             ("synchronous_commit", durability),
-            // With `off`, Postgres refuses what a policy would filter.
+            // With `off`, Postgres raises an error instead of filtering rows by a policy.
             ("row_security", "on".to_owned()),
         ]
     }

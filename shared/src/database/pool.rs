@@ -1,8 +1,9 @@
-//! Connections to the server that takes writes, kept open between transactions.
+//! A pool of connections to the primary.
 //!
-//! Unlike sqlx's pool, it connects in a task of its own. A login that takes longer than a transaction may
-//! wait goes on, and its connection serves a later transaction. All waiters get the reason of a failed
-//! connection at once. The pool does not retry; callers do, with their own pauses.
+//! Unlike sqlx's pool, it connects in a separate task. If a login takes longer than a transaction
+//! may wait, the login continues and its connection serves a later transaction. If a connection
+//! fails, its caller gets the reason at once. The pool does not retry; callers do, with their own
+//! pauses.
 
 use std::{
     fmt,
@@ -27,31 +28,32 @@ use super::{
 };
 use crate::reach::{Cause, Unreached};
 
-/// A connection that was unused for longer than this is tried before it is handed out, so that a
-/// restart of Postgres costs no request.
+/// A connection that was idle for longer is tested before use, so that no request fails after a
+/// restart of Postgres.
 const TRUST_IDLE: Duration = Duration::from_secs(1);
 
-/// How long trying a connection may take.
+/// The time for that test.
 const TRY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A connection that was idle for so long is closed.
+/// An idle connection is closed after this time.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
-/// A connection is replaced after this, so that Postgres gives back what a session has gathered.
+/// A connection is replaced after this time, so that Postgres frees the session's memory.
 const LIFETIME: Duration = Duration::from_secs(1800);
 
-/// A pool of at most so many connections. Clones share them.
+/// A pool of connections. Clones share it.
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
     url: DatabaseUrl,
     name: String,
-    /// What a new connection prepares.
+    /// The statements that a new connection prepares.
     statements: &'static [&'static str],
     places: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
-    /// Counts what made all connections doubtful; those of an earlier count are not used again.
+    /// Incremented when all connections may be broken. Connections of an older generation are not
+    /// reused.
     generation: AtomicU64,
 }
 
@@ -73,8 +75,8 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// A pool of the same size for the same database, which lets go of its connections when sqlx's pool
-/// is closed. It is for tests, whose database is dropped after that.
+/// A pool of the same size for the same database, for tests. It closes its connections when sqlx's
+/// pool is closed, because the test's database is dropped after that.
 impl From<PgPool> for Pool {
     fn from(pool: PgPool) -> Self {
         let options = pool.connect_options().as_ref().clone();
@@ -94,8 +96,8 @@ impl From<PgPool> for Pool {
 }
 
 impl Pool {
-    /// At most `connections` that show as `name` in `pg_stat_activity`. It connects when it is asked
-    /// for a connection: services start before Postgres does.
+    /// A pool of at most `connections` connections, which have the name `name` in
+    /// `pg_stat_activity`. It connects on demand, because services may start before Postgres.
     pub(super) fn new(
         url: DatabaseUrl,
         name: &str,
@@ -112,7 +114,7 @@ impl Pool {
         }))
     }
 
-    /// A connection to a server that takes writes.
+    /// Returns a connection to the primary.
     pub async fn acquire(&self) -> Result<PooledConnection, Unreached> {
         let place = Arc::clone(&self.0.places);
         let Ok(place) = place.acquire_owned().await else {
@@ -128,7 +130,7 @@ impl Pool {
                         _place: place,
                     });
                 }
-                // What ended one connection has ended the others as well, most of the time.
+                // What broke one connection has probably broken the others too.
                 Err(generation) => self.0.distrust(generation),
             }
         }
@@ -140,7 +142,7 @@ impl Pool {
         self.0.url.schema()
     }
 
-    /// A connection that takes no place of the pool and never comes back to it.
+    /// Opens a connection outside the pool.
     pub(super) async fn connect_beyond(&self) -> Result<PgConnection, Unreached> {
         let opened = self.0.url.open(&self.0.name, Access::Write, &[]).await?;
         Ok(opened.connection)
@@ -181,7 +183,7 @@ impl Inner {
         Unreached::new("Postgres", vec![(self.name.clone(), cause)])
     }
 
-    /// The connection that was used last, so that those not needed grow old and are closed.
+    /// Takes the most recently used connection, so that unneeded ones stay idle and are closed.
     fn pop(&self) -> Option<Idle> {
         let generation = self.generation.load(Ordering::Acquire);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,15 +201,15 @@ impl Inner {
         idle.push(Idle { live, since: now });
     }
 
-    /// Uses no connection of this generation or an earlier one again.
+    /// Stops the reuse of connections of this generation and earlier ones.
     fn distrust(&self, generation: u64) {
         self.generation.fetch_max(generation + 1, Ordering::AcqRel);
     }
 }
 
 impl Idle {
-    /// The connection, if it still works and leads to a server that takes writes; otherwise its
-    /// generation. Where there are others, a server that is read-only by default does not do.
+    /// Returns the connection if it still works and leads to the primary; otherwise its generation.
+    /// If there are other hosts, a server that is read-only by default is not accepted.
     async fn tried(mut self, others: bool) -> Result<Live, u64> {
         if self.since.elapsed() <= TRUST_IDLE {
             return Ok(self.live);
@@ -220,8 +222,8 @@ impl Idle {
     }
 }
 
-/// A connection of a pool. Dropped, it is closed; only [`give_back`](Self::give_back) keeps it for
-/// others.
+/// A connection of a pool. Dropping it closes it; [`give_back`](Self::give_back) returns it to the
+/// pool.
 pub struct PooledConnection {
     live: Live,
     pool: Arc<Inner>,
@@ -229,23 +231,23 @@ pub struct PooledConnection {
 }
 
 impl PooledConnection {
-    /// Keeps the connection for others. No transaction may be open on it.
+    /// Returns the connection to the pool. No transaction may be open on it.
     pub fn give_back(self) {
         self.pool.push(self.live);
     }
 
-    /// The bare connection, which does not count for the pool any more.
+    /// The connection itself, no longer part of the pool.
     pub fn detach(self) -> PgConnection {
         self.live.connection
     }
 
-    /// Where its statements are.
+    /// Where its prepared statements are.
     pub(super) fn home(&self) -> &Home {
         &self.live.home
     }
 
-    /// This server takes no writes any more, or mixes up statements: neither this connection nor
-    /// those that the pool has kept are used again.
+    /// Reports that this server is no longer the primary, or that a pooler mixes up statements.
+    /// Neither this connection nor the pool's idle ones are reused.
     pub fn moved(&self) {
         self.pool.distrust(self.live.generation);
     }

@@ -1,14 +1,15 @@
-//! Whether prepared statements stay with the client that prepared them.
+//! Detects whether a pooler mixes up the prepared statements of its clients.
 //!
-//! sqlx names its statements by number. A pooler in transaction mode hands a backend to one client
-//! after the other. One that knows about prepared statements gives them names of its own, and
-//! prepares them on each backend that needs them. One that does not passes the names on. A client
-//! then runs what another one has prepared under the same name, with any result, silently at worst.
+//! sqlx names its statements by number. A pooler in transaction mode gives a backend to one client
+//! after the other. If it supports prepared statements, it renames them and prepares them on each
+//! backend that needs them. If it does not, it passes the names on, and a client may run a
+//! statement that another client prepared under the same name. The result is then wrong, perhaps
+//! without an error.
 //!
-//! So the first statement of every connection is a [`MARK`]. The name that it has in the backend
-//! tells which of the two it is, and a name that is taken tells the same. A connection whose names
-//! are passed on is used only on the backend that has its mark; Postgres without a pooler gives it
-//! no other one.
+//! So each connection first prepares the statement [`MARK`]. Its name in the backend shows which
+//! kind of pooler this is; the error for a name that already exists shows the same. If names are
+//! passed on, the connection is used only on the backend that has its mark. Without a pooler, that
+//! is always the case.
 
 use std::time::Duration;
 
@@ -28,39 +29,39 @@ const MARK: &str = "select 'the mark of a client'";
 /// The name that sqlx gives to the first statement.
 const FIRST_NAME: &str = "sqlx_s_1";
 
-/// What has to be set where statements get mixed up.
+/// Shown if a pooler mixes up statements.
 const MIXES_UP: &str = "a pooler mixes up the prepared statements of its clients: PgBouncer in \
     transaction mode has to be 1.21 or newer, with max_prepared_statements above 0";
 
-/// What has to be set where there are no transactions.
+/// Shown if the pooler has no transactions.
 const STATEMENT_MODE: &str = "PgBouncer is in statement mode, which has no transactions: set \
     pool_mode to transaction, with PgBouncer 1.21 or newer and max_prepared_statements above 0";
 
-/// Shorter than what anybody waits for. A user may hold a lock on a table that a statement names.
+/// Shorter than any caller's deadline: a user may hold a lock on a table of a statement.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// How long an answer may take that Postgres gives after [`LIMIT`] at the latest.
+/// The time for an answer that Postgres gives within [`LIMIT`].
 const STATEMENT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// A connection, and what is known of it.
+/// A new connection and where its prepared statements are.
 pub(super) struct Opened {
     pub(super) connection: PgConnection,
     pub(super) home: Home,
 }
 
-/// Where the statements of a connection are.
+/// Where the prepared statements of a connection are.
 pub(super) struct Home {
     place: Place,
-    /// The server's name in messages.
+    /// The server's name for messages.
     label: String,
 }
 
-/// As [`Home`], before the server has a name.
+/// As [`Home`], without the server's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// In this backend.
+    /// In the backend with this process id.
     Backend(i32),
-    /// As the pooler needs them.
+    /// Wherever the pooler prepares them.
     Pooler,
 }
 
@@ -69,12 +70,12 @@ impl Home {
         Self { place, label }
     }
 
-    /// Whether no other backend may be used.
+    /// Whether only one backend may be used.
     pub(super) fn is_one_backend(&self) -> bool {
         matches!(self.place, Place::Backend(_))
     }
 
-    /// Asks in one row which backend a transaction has, for [`check`](Self::check).
+    /// The query for the backend of a transaction, whose one row goes to [`check`](Self::check).
     pub(super) fn question(&self) -> String {
         match self.place {
             Place::Backend(_) => "select pg_backend_pid()".to_owned(),
@@ -85,11 +86,12 @@ impl Home {
         }
     }
 
-    /// Whether the connection may prepare and run statements on the backend that answered so.
+    /// Whether the connection may prepare and run statements on this backend.
     pub(super) fn check(&self, backend: i32, has_first_name: bool) -> Result<(), Unreached> {
         let is_well = match self.place {
             Place::Backend(home) => backend == home,
-            // Since the connection was made, somebody has told the pooler to pass names on.
+            // If the name exists, the pooler was reconfigured to pass names on since this
+            // connection was opened.
             Place::Pooler => !has_first_name,
         };
         if is_well {
@@ -103,7 +105,7 @@ impl Home {
     }
 }
 
-/// Whether an error means that a statement is not there, or that another client's is.
+/// Whether an error means that a prepared statement is missing, or belongs to another client.
 pub(super) fn is_mixed_up(sqlstate: &str) -> bool {
     const INVALID_SQL_STATEMENT_NAME: &str = "26000";
     const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
@@ -113,7 +115,7 @@ pub(super) fn is_mixed_up(sqlstate: &str) -> bool {
     )
 }
 
-/// What the words of a pooler mean, if these are known.
+/// The cause behind an error message of a pooler, if it is known.
 pub(super) fn cause(sqlstate: Option<&str>, message: &str) -> Option<Cause> {
     if sqlstate.is_some_and(is_mixed_up) {
         Some(Cause::Pooler(MIXES_UP))
@@ -124,8 +126,8 @@ pub(super) fn cause(sqlstate: Option<&str>, message: &str) -> Option<Cause> {
     }
 }
 
-/// Begins a transaction with little patience, and finds out what the server does with writes and
-/// with statements. [`prepare`] ends the transaction.
+/// Begins a transaction with short time limits and detects the server's role and where prepared
+/// statements are. [`prepare`] ends the transaction.
 pub(super) async fn examine(
     connection: &mut PgConnection,
     schema: &Schema,
@@ -152,8 +154,8 @@ pub(super) async fn examine(
     Ok((role, place))
 }
 
-/// Prepares statements, and ends the transaction. The locks on their tables are waited for only for
-/// a moment: a connection is good without them as well.
+/// Prepares statements and ends the transaction. It waits only briefly for locks on their tables,
+/// because the connection is usable without the prepared statements.
 pub(super) async fn prepare(
     connection: &mut PgConnection,
     statements: &[&'static str],
@@ -162,7 +164,7 @@ pub(super) async fn prepare(
         let prepare = (&mut *connection).prepare(statement.into_sql_str());
         match timeout(STATEMENT_DEADLINE, prepare).await {
             Ok(Ok(_)) => {}
-            // Another session holds the lock, or the schema is not there yet. The transaction has
+            // Another session holds a lock, or the schema does not exist yet. The transaction has
             // failed, so the other statements would fail too.
             Ok(Err(sqlx::Error::Database(_))) => break,
             Ok(Err(error)) => return Err(cause_of(error)),

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-/// Postgres cuts longer names off.
+/// Postgres truncates longer names.
 const MAX_NAME_LEN: usize = 63;
 
 /// The schema that the pipeline's tables are in.
 ///
-/// Each transaction names it, so that the search path of a role or a database does not count. That is
-/// no setting of the session: poolers such as PgBouncer take none.
+/// Each transaction sets it, so the search path of a role or a database does not matter. It is not
+/// a setting of the session, because poolers such as PgBouncer do not support that.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schema(String);
 
@@ -19,7 +19,7 @@ impl Default for Schema {
 }
 
 impl Schema {
-    /// A schema of this name. The error says what a name may be.
+    /// Checks a schema's name. The error says which names are allowed.
     pub fn parse(name: &str) -> Result<Self, String> {
         if !(1..=MAX_NAME_LEN).contains(&name.len()) || name.contains('\0') {
             return Err(format!("must be a name of 1 to {MAX_NAME_LEN} bytes"));
@@ -38,8 +38,8 @@ impl Schema {
         &self.0
     }
 
-    /// The statement by which names mean what is in this schema, until the transaction ends. Temporary
-    /// tables come last: a session that is shared may have some that are called as a table is.
+    /// The statement that makes names refer to this schema until the transaction ends. Temporary
+    /// tables come last: a shared session may have one with the name of a table.
     pub fn search(&self) -> String {
         let quoted = self.0.replace('"', "\"\"");
         format!("set local search_path = \"{quoted}\", pg_temp")

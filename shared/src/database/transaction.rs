@@ -1,4 +1,4 @@
-//! A transaction in which every step is held to one deadline.
+//! A transaction with one deadline for all its steps.
 
 use std::time::Duration;
 
@@ -18,26 +18,26 @@ use super::{
 };
 use crate::reach::Unreached;
 
-/// How long beginning may take on a connection that is there. It waits for no lock and no disk, so
-/// after this the connection is dead, and the deadline of the whole transaction need not pass.
+/// The time to begin on an open connection. Beginning waits for no lock and no disk, so a
+/// connection that needs longer is dead, and the deadline of the whole transaction need not pass.
 const BEGIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// A server that takes no writes any more answers so.
+/// The SQLSTATE of a server that is no longer the primary.
 const READ_ONLY_SQL_TRANSACTION: &str = "25006";
 
-/// Why a transaction did not come to its end.
+/// Why a transaction failed.
 #[derive(Debug, Error)]
 pub enum TransactionError {
-    /// The deadline passed; the connection was thrown away.
+    /// The deadline passed, and the connection was closed.
     #[error("postgres did not answer in time")]
     Deadline,
-    /// The deadline passed during the commit, whose outcome is unknown.
+    /// The deadline passed during the commit, so its outcome is unknown.
     #[error("postgres did not commit in time; is a synchronous standby away?")]
     CommitDeadline,
-    /// No server took the connection.
+    /// No connection could be opened.
     #[error(transparent)]
     NotConnected(#[from] Unreached),
-    /// It did not even begin.
+    /// The transaction could not begin.
     #[error(transparent)]
     NotBegun(sqlx::Error),
     /// Postgres or the connection to it reported an error.
@@ -46,7 +46,7 @@ pub enum TransactionError {
 }
 
 impl TransactionError {
-    /// The SQLSTATE, where Postgres gave one.
+    /// The SQLSTATE, if Postgres sent one.
     pub fn sqlstate(&self) -> Option<String> {
         match self {
             Self::NotBegun(sqlx::Error::Database(error))
@@ -71,26 +71,26 @@ impl TransactionError {
     }
 }
 
-/// A transaction in which every step is held to one deadline.
+/// A transaction with one deadline for all its steps.
 ///
-/// Dropped before [`commit`](Self::commit) or [`rollback`](Self::rollback) it closes its connection
-/// instead of returning it to the pool: a connection on which a statement hangs would otherwise
-/// block a place in the pool until TCP gives up on it.
+/// If it is dropped without [`commit`](Self::commit) or [`rollback`](Self::rollback), it closes its
+/// connection and does not return it to the pool: a connection with a hanging statement would
+/// block a place in the pool until TCP gives up.
 ///
 /// A commit that waits for a synchronous standby is different. Its backend outlives the connection,
 /// and no timeout of Postgres ends it. So it keeps its place in the pool until the backend has
-/// finished, which bounds the number of backends by the size of the pool.
+/// finished. This limits the number of backends to the size of the pool.
 pub struct DeadlineTransaction {
     connection: Option<PooledConnection>,
     deadline: Instant,
-    /// Known where the commit may wait for a standby.
+    /// Set if the commit may wait for a standby.
     backend: Option<Backend>,
     permit: Option<OwnedSemaphorePermit>,
     committing: bool,
 }
 
 impl DeadlineTransaction {
-    /// Begins as `mode` says, in one round trip.
+    /// Begins a transaction with this mode, in one round trip.
     pub async fn begin(
         pool: &Pool,
         mode: &TransactionMode,
@@ -137,7 +137,7 @@ impl DeadlineTransaction {
         connection.and_then(PgConnection::server_version_num)
     }
 
-    /// Begins, and finds out on which backend.
+    /// Begins, and returns the answer to [`Home::question`](super::pooler::Home::question).
     async fn settle(
         &mut self,
         pool: &Pool,
@@ -160,13 +160,13 @@ impl DeadlineTransaction {
             .expect("the connection is taken only by commit, rollback and drop")
     }
 
-    /// Moves the deadline of the steps that follow.
+    /// Sets the deadline of the following steps.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
 
-    /// Keeps `permit` for as long as the transaction is at work in Postgres, which may be longer than
-    /// this value lives.
+    /// Holds `permit` until the transaction has ended in Postgres, which may be after this value is
+    /// dropped.
     pub fn keep(&mut self, permit: OwnedSemaphorePermit) {
         self.permit = Some(permit);
     }
@@ -180,7 +180,7 @@ impl DeadlineTransaction {
         .await
     }
 
-    /// Runs one step on the connection, held to the deadline.
+    /// Runs one step on the connection, within the deadline.
     pub async fn run<T>(
         &mut self,
         step: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -195,8 +195,8 @@ impl DeadlineTransaction {
         outcome
     }
 
-    /// Makes a transaction that began with a lower durability wait for the disk and the standby when
-    /// it commits.
+    /// Raises the durability of a transaction that began with a lower one: its commit waits for the
+    /// disk and the standby.
     pub async fn raise_durability(&mut self, pool: &Pool) -> Result<(), TransactionError> {
         let (pid, _): (i32, String) = self
             .run(async |connection| {
@@ -211,7 +211,7 @@ impl DeadlineTransaction {
         Ok(())
     }
 
-    /// Commits and gives the connection back. After an error the outcome is unknown.
+    /// Commits and returns the connection to the pool. After an error the outcome is unknown.
     pub async fn commit(mut self) -> Result<(), TransactionError> {
         self.committing = true;
         self.end("commit")
@@ -219,14 +219,14 @@ impl DeadlineTransaction {
             .map_err(TransactionError::of_the_commit)
     }
 
-    /// Rolls back and gives the connection back.
+    /// Rolls back and returns the connection to the pool.
     pub async fn rollback(self) -> Result<(), TransactionError> {
         self.end("rollback").await
     }
 
     async fn end(mut self, sql: &'static str) -> Result<(), TransactionError> {
         self.execute(sql).await?;
-        // Only a connection with no transaction open on it may go back to the pool.
+        // Only a connection without an open transaction may return to the pool.
         if let Some(connection) = self.connection.take() {
             connection.give_back();
         }
@@ -252,12 +252,12 @@ impl Drop for DeadlineTransaction {
     }
 }
 
-/// Makes the commit of a transaction that may have written nothing wait as one that has written.
+/// Makes the commit wait for the standby even if the transaction has written nothing.
 ///
-/// What it has read may be the rows of a commit that no standby has yet: after a restart of the
-/// primary they are visible. A transaction that wrote nothing waits for no standby, so an
-/// acknowledgement that rests on what it has read would lose the event with the primary. The message
-/// is an entry in the write-ahead log that nothing reads.
+/// A transaction may read rows of a commit that no standby has yet; they become visible after a
+/// restart of the primary. The commit of a transaction that wrote nothing does not wait, so an
+/// acknowledgement that depends on such rows could lose the event with the primary. The message is
+/// an entry in the write-ahead log that nothing reads.
 pub async fn make_commit_wait(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::query("select pg_logical_emit_message(true, 'pleo', '')")
         .execute(connection)

@@ -1,4 +1,4 @@
-//! Where Postgres is: one server, or several of which one takes writes, and connecting to that one.
+//! The address of Postgres, of one server or several, and connecting to the primary among them.
 
 use std::{
     fmt,
@@ -34,15 +34,15 @@ use crate::{
 
 const DEFAULT_PORT: u16 = 5432;
 
-/// How long a server that did not finish a login may take to answer anything at all.
+/// The time for any answer from a server that did not finish a login.
 const KNOCK_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What is asked of a server.
+/// What the connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// To take writes.
+    /// Writing.
     Write,
-    /// To take writes if the address says so or has several hosts; otherwise any server will do.
+    /// Writing if the address asks for it or has several hosts; otherwise any server is accepted.
     AsTheAddressSays,
 }
 
@@ -50,18 +50,18 @@ pub enum Access {
 #[derive(Clone)]
 pub struct DatabaseUrl {
     servers: Vec<Server>,
-    /// The address asks for a server that takes writes.
+    /// Whether the address asks for the primary.
     wants_writes: bool,
     has_password: bool,
     schema: Schema,
     certificates: Certificates,
-    /// The server that took writes when it was asked last; it is asked first.
+    /// The last known primary, which is tried first.
     last: Arc<Mutex<Option<Host>>>,
 }
 
 #[derive(Clone)]
 struct Server {
-    /// Without one, Postgres' environment variables and defaults apply.
+    /// Without a host, Postgres' environment variables and defaults apply.
     host: Option<Host>,
     options: PgConnectOptions,
 }
@@ -103,7 +103,8 @@ impl From<PgConnectOptions> for DatabaseUrl {
 }
 
 impl DatabaseUrl {
-    /// Checks a `postgres://` address. The error does not repeat it, as it may hold a password.
+    /// Parses a `postgres://` address. The error does not repeat it, because it may contain a
+    /// password.
     pub fn parse(url: &str) -> Result<Self, String> {
         Self::read(url).map_err(|error| {
             format!(
@@ -133,14 +134,14 @@ impl DatabaseUrl {
         })
     }
 
-    /// Fails unless the certificates and the key that the address names are there and fit together.
-    /// sqlx reads them for each connection.
+    /// Fails unless the address's certificates and key exist and match. sqlx reads them for each
+    /// connection.
     pub(crate) fn check_certificates(&self) -> anyhow::Result<()> {
         self.certificates.check()
     }
 
-    /// The hosts on the network to which TLS is asked for by the address although not all of a
-    /// server's certificate would be verified, and the `sslmode`.
+    /// The remote hosts whose certificate would not be fully verified although the address asks for
+    /// TLS, with the `sslmode`.
     pub fn unverified_hosts(&self) -> Option<(&'static str, Vec<String>)> {
         let mode = match self.certificates.mode? {
             PgSslMode::Disable | PgSslMode::VerifyFull => return None,
@@ -192,23 +193,23 @@ impl DatabaseUrl {
         self
     }
 
-    /// Opens a connection that shows as `name` in `pg_stat_activity`.
+    /// Opens a connection with the name `name` in `pg_stat_activity`.
     ///
-    /// A pooler that mixes up statements is refused. A first connection may be alone on its backend
-    /// and find nothing wrong, so another one is opened beside it for a moment.
+    /// A pooler that mixes up statements is refused. A single connection may be alone on its
+    /// backend and so not notice, so a second one is opened briefly.
     pub async fn connect(&self, name: &str, access: Access) -> Result<PgConnection, Unreached> {
         let Opened { connection, home } = self.open(name, access, &[]).await?;
         if home.is_one_backend() {
             match self.open(name, access, &[]).await {
                 Err(error) if error.is_of_pooler() => return Err(error),
-                // There may be room for one connection only.
+                // The server may have room for only one connection.
                 _ => {}
             }
         }
         Ok(connection)
     }
 
-    /// Opens a connection that has these statements if their tables are there and not locked.
+    /// Opens a connection and prepares these statements, if their tables exist and are not locked.
     pub(super) async fn open(
         &self,
         name: &str,
@@ -221,7 +222,8 @@ impl DatabaseUrl {
             write: access == Access::Write || self.wants_writes,
             statements,
         };
-        // sqlx reads them for each connection, and would wait for a pipe that took a file's place.
+        // sqlx reads the files for each connection, and would hang if a file were replaced by a
+        // pipe.
         if let Err(error) = self.certificates.check_kinds() {
             let cause = Cause::Other(reason::one_line(&error));
             return Err(Unreached::new("Postgres", vec![("TLS".to_owned(), cause)]));
@@ -247,7 +249,7 @@ impl DatabaseUrl {
                 }
             }
         }
-        // Transactions that say that they write may write there after all.
+        // Its transactions are declared read-write, which may work there.
         if let Some((host, opened)) = second_best {
             self.remember(host);
             return Ok(opened);
@@ -267,7 +269,7 @@ impl DatabaseUrl {
     }
 }
 
-/// The files of TLS that an address names, and how it wants TLS to be, if it says so.
+/// The TLS files and the `sslmode` of an address.
 #[derive(Clone, Default)]
 struct Certificates {
     mode: Option<PgSslMode>,
@@ -277,7 +279,7 @@ struct Certificates {
 }
 
 impl Certificates {
-    /// The files that sqlx will read, also those that Postgres' own variables name.
+    /// The files that sqlx will read, including those of Postgres' environment variables.
     fn files(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
         let named = [
             ("sslrootcert of DATABASE_URL", &self.root, "PGSSLROOTCERT"),
@@ -293,7 +295,8 @@ impl Certificates {
         })
     }
 
-    /// Fails if one of the files is no regular file. What is not there sqlx names itself.
+    /// Fails if one of the files is not a regular file. For a missing file, sqlx's own error is
+    /// clear.
     fn check_kinds(&self) -> anyhow::Result<()> {
         for (setting, path) in self.files() {
             settings_file::check(&path)
@@ -323,8 +326,8 @@ impl Certificates {
     }
 }
 
-/// A file that an address names. Unlike sqlx, it takes no certificate or key in place of a path: a
-/// key belongs into no address.
+/// The path of a file in an address. Unlike sqlx, it does not accept a certificate or key as text:
+/// a key does not belong in an address.
 fn file(name: &'static str, value: &str) -> Result<PathBuf, AddressError> {
     if value.is_empty() || value.contains("-----") {
         return Err(AddressError::Value(name, "the path of a PEM file"));
@@ -332,10 +335,10 @@ fn file(name: &'static str, value: &str) -> Result<PathBuf, AddressError> {
     Ok(value.into())
 }
 
-/// What an address says, its parameters included.
+/// The settings of an address, including its parameters.
 struct Parameters {
     hosts: Vec<Host>,
-    /// Without hosts, or with secrets in none of its parts.
+    /// The options without hosts and without secrets.
     options: PgConnectOptions,
     user: Option<String>,
     password: Option<SecretString>,
@@ -348,7 +351,7 @@ impl Parameters {
     fn read(address: &Address) -> Result<Self, AddressError> {
         let mut read = Self {
             hosts: address.hosts.clone(),
-            // PgBouncer refuses `extra_float_digits`, whose default does since Postgres 12.
+            // PgBouncer refuses `extra_float_digits`; its default is right since Postgres 12.
             options: PgConnectOptions::new_without_pgpass().extra_float_digits(None),
             user: address.user.clone(),
             password: address.password.clone(),
@@ -384,7 +387,7 @@ impl Parameters {
             }
             (None, None) => {}
         }
-        // As libpq does: with authorities to ask, `require` asks them.
+        // As in libpq: with a root certificate, `require` verifies the authority.
         let certificates = &read.certificates;
         if matches!(certificates.mode, Some(PgSslMode::Require)) && certificates.root.is_some() {
             read.certificates.mode = Some(PgSslMode::VerifyCa);
@@ -393,7 +396,7 @@ impl Parameters {
         Ok(read)
     }
 
-    /// Takes a parameter that concerns a session or how it is opened.
+    /// Applies a parameter of the session or of how it is opened.
     fn set(&mut self, name: &str, value: &str) -> Result<(), AddressError> {
         let options = self.options.clone();
         self.options = match name {
@@ -410,7 +413,7 @@ impl Parameters {
                 };
                 options
             }
-            // What is done anyway, in random order.
+            // Accepted and ignored: hosts are always tried in random order.
             "load_balance_hosts" => options,
             "sslmode" | "ssl-mode" => {
                 let expected = "disable, allow, prefer, require, verify-ca or verify-full";
@@ -483,7 +486,7 @@ fn set_once<T>(place: &mut Option<T>, value: T, what: &'static str) -> Result<()
     }
 }
 
-/// Reads `-c name=value -c name=value`.
+/// Parses `-c name=value -c name=value`.
 fn read_options(text: &str) -> Option<Vec<(String, String)>> {
     let mut words = text.split_whitespace();
     let mut settings = Vec::new();
@@ -504,7 +507,7 @@ fn read_options(text: &str) -> Option<Vec<(String, String)>> {
 /// Why there is no connection to one server.
 enum Failure {
     Unreached(String, Cause),
-    /// It takes writes only from transactions that say so.
+    /// The server is read-only by default, and writes only in transactions declared read-write.
     ReadOnlyByDefault(Option<Host>, Box<Opened>),
 }
 
@@ -578,7 +581,7 @@ impl Server {
     }
 }
 
-/// What is asked for.
+/// What is requested of a new connection.
 #[derive(Clone, Copy)]
 struct Session<'a> {
     name: &'a str,
@@ -601,8 +604,8 @@ impl Refused {
     }
 }
 
-/// Whether sqlx is given one address after the other instead of the name. It verifies the certificate
-/// for what it is given, so a name that may be verified must be passed as a name.
+/// Whether sqlx is given resolved addresses instead of the name. sqlx verifies the certificate for
+/// what it is given, so it needs the name if the certificate may be verified.
 fn goes_by_address(host: &Host, mode: PgSslMode) -> bool {
     let tls = matches!(
         mode,
@@ -615,7 +618,7 @@ fn goes_by_address(host: &Host, mode: PgSslMode) -> bool {
     }
 }
 
-/// What a server does with writes.
+/// A server's role for writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Writable,
@@ -623,10 +626,10 @@ pub(super) enum Role {
     Standby,
 }
 
-/// Asks in one round trip. Both settings are in a row, because a proxy may hand out another server
-/// for the next statement.
+/// Queries the role in one round trip. Both settings are in one row, because a proxy may send the
+/// next statement to another server.
 pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
-    // The role's own limit may be too short.
+    // The database role's own limit may be too short.
     role_of(
         connection,
         "set local statement_timeout = '2s'; ".to_owned(),
@@ -640,7 +643,7 @@ pub(super) async fn role_of(
     mut sql: String,
 ) -> Result<Role, sqlx::Error> {
     use sqlx::Row;
-    // As text, without a prepared statement: a connection may be asked often.
+    // Not as a prepared statement, because a connection may be asked often.
     sql.push_str(
         "select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
     );
@@ -676,10 +679,9 @@ pub(super) fn cause(error: sqlx::Error) -> Cause {
     }
 }
 
-/// Why a login did not come to its end in time: tells a server that is not there from one that is
-/// silent and from one that is slow.
+/// Why a login timed out: distinguishes a missing server, a silent one and a slow one.
 async fn why_so_slow(options: &PgConnectOptions) -> Cause {
-    /// Asks whether the server does TLS; Postgres answers with one byte.
+    /// Postgres's request for TLS, which it answers with one byte.
     const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
     if options.get_socket().is_some() {
         return Cause::Silent;
@@ -701,7 +703,7 @@ async fn why_so_slow(options: &PgConnectOptions) -> Cause {
     }
 }
 
-/// The cause, unless it is that another program listens on the port.
+/// Replaces the cause if another program listens on the port.
 async fn or_another(cause: Cause, options: &PgConnectOptions) -> Cause {
     let may_be_another = matches!(
         cause,

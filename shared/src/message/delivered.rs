@@ -1,5 +1,5 @@
-//! Reading messages of a queue, also those of foreign publishers: each becomes one or more events that
-//! can be stored.
+//! Reads the messages of a queue, including those of foreign publishers. Each becomes one or more
+//! events that can be stored.
 
 use bytes::Bytes;
 use chrono::{DateTime, Datelike, TimeZone, Utc};
@@ -17,14 +17,14 @@ use crate::{
     bundle::{self, Entry},
 };
 
-/// RabbitMQ's own header on messages of a quorum queue that came back: how often somebody failed
-/// with them.
+/// RabbitMQ's header on redelivered messages of a quorum queue: how often a consumer failed with
+/// the message.
 const DELIVERY_COUNT: &str = "x-delivery-count";
-/// The same from 4.3 on, for every return, also without a failure.
+/// The counter of RabbitMQ 4.3 and later for every return, including those without a failure.
 const ACQUIRED_COUNT: &str = "x-acquired-count";
 
-/// The most bytes of an id or a name, as in AMQP's own properties: far below what an index of
-/// Postgres can hold.
+/// The longest id or name, in bytes, as in AMQP's own properties. It is far below the limit of a
+/// Postgres index.
 const LONGEST_TEXT: usize = 255;
 
 /// An event taken from a work queue.
@@ -34,13 +34,13 @@ pub struct Delivered {
     pub event: AcceptedEvent,
     /// Whether ingest recorded a receipt.
     pub receipt: Receipt,
-    /// How many times a consumer was given it before and did not acknowledge it.
+    /// How many earlier deliveries failed.
     pub redeliveries: u64,
 }
 
 impl Delivered {
-    /// Reads a message, which holds one event or more. What a foreign publisher left out is filled
-    /// in, so that every message can be stored: `now` stands for a missing time of receipt.
+    /// Reads the events of a message. Values that a foreign publisher left out are filled in, so
+    /// that every message can be stored: `now` replaces a missing time of receipt.
     pub fn from_message(
         properties: &BasicProperties,
         redelivered: bool,
@@ -55,7 +55,7 @@ impl Delivered {
         let body = Bytes::from(body);
         let entries = match bundle::unpack(properties, &body) {
             Some(entries) => entries,
-            // As an event that names nothing, what is no bundle is kept as it is.
+            // A message that is not a valid bundle is kept as one event with that body.
             None => vec![Entry::from_properties(properties, &body)],
         };
         entries
@@ -68,8 +68,8 @@ impl Delivered {
             .collect()
     }
 
-    /// How many events a message says that it holds, at least 1: enough to plan with, while only
-    /// [reading](Self::from_message) tells for certain.
+    /// The number of events that a message's header announces, at least 1. It is good enough for
+    /// planning; only [`from_message`](Self::from_message) is exact.
     pub fn announced_by(properties: &BasicProperties) -> usize {
         header(properties, EVENTS)
             .and_then(as_integer)
@@ -86,14 +86,15 @@ impl<'m> Entry<'m> {
             received_at_ms: header(properties, RECEIVED_AT_MS).and_then(as_integer),
             attempted_at_s: header(properties, ATTEMPTED_AT_S).and_then(as_integer),
             secret_name: header(properties, SECRET_NAME).and_then(as_text),
-            // One that cannot be read ties the secret all the same.
+            // If the header cannot be read, the secret is tied to no company that exists.
             secret_companies: header(properties, SECRET_COMPANIES)
                 .map(|companies| as_text(companies).unwrap_or_default()),
             body,
         }
     }
 
-    /// The event in a form that can be stored. `message` is what the entry's body is a part of.
+    /// Converts the entry to an event that can be stored. `message` is the buffer that contains the
+    /// entry's body.
     fn into_event(self, message: &Bytes, now: DateTime<Utc>) -> AcceptedEvent {
         let body_sha256 = body_sha256(self.body);
         AcceptedEvent {
@@ -124,21 +125,22 @@ impl<'m> Entry<'m> {
     }
 }
 
-/// The id of an event that came without one, or with one that cannot be stored.
+/// The id of an event that came without a usable id.
 pub fn unidentified_id(body_sha256: &[u8; 32]) -> String {
     format!("unidentified:{}", hex::encode(body_sha256))
 }
 
-/// How often consumers had the message before and failed with it.
+/// How often consumers failed with the message.
 fn redeliveries(properties: &BasicProperties, redelivered: bool) -> u64 {
     let failed = header(properties, DELIVERY_COUNT)
         .and_then(as_integer)
         .and_then(|count| u64::try_from(count).ok());
     match failed {
         Some(failed) => failed,
-        // RabbitMQ 4.3 counts failures where there are any.
+        // RabbitMQ 4.3 sends the failure count only if it is not zero.
         None if header(properties, ACQUIRED_COUNT).is_some() => 0,
-        // A classic queue, which ours should not be, says only whether and not how often.
+        // A classic queue, which ours should not be, says only that the message was redelivered,
+        // not how often.
         None if redelivered => u64::MAX,
         None => 0,
     }
@@ -148,7 +150,7 @@ fn header<'m>(properties: &'m BasicProperties, name: &str) -> Option<&'m AMQPVal
     properties.headers().as_ref()?.inner().get(name)
 }
 
-/// A time that Postgres can hold: chrono's range is the wider one.
+/// Whether Postgres can store the time; chrono's range is wider.
 fn is_plausible(time: &DateTime<Utc>) -> bool {
     (1970..10_000).contains(&time.year())
 }
@@ -157,7 +159,7 @@ fn as_text(value: &AMQPValue) -> Option<&str> {
     std::str::from_utf8(value.as_long_string()?.as_bytes()).ok()
 }
 
-/// Any of AMQP's integer types: brokers and tools choose the width themselves.
+/// Any of AMQP's integer types, because brokers and tools choose the width.
 fn as_integer(value: &AMQPValue) -> Option<i64> {
     match value {
         AMQPValue::ShortShortInt(v) => Some((*v).into()),
@@ -206,7 +208,8 @@ mod tests {
         let sent = event("{}");
         let message = &Message::of(&[&sent, &sent], Receipt::Recorded)[0];
         let cut = &message.body[..message.body.len() - 1];
-        // An empty array, an array of numbers, no MessagePack at all, and a bundle that was cut off.
+        // An empty array, an array of numbers, invalid MessagePack, nothing, and a truncated
+        // bundle.
         for body in [&b"\x90"[..], b"\x92\x01\x02", b"\xc1", b"", cut] {
             let delivered = deliver(&message.properties, body);
             assert_eq!(delivered.len(), 1);
@@ -227,7 +230,7 @@ mod tests {
         assert_eq!(delivered[0].receipt, Receipt::Missing);
     }
 
-    /// As versions wrote it that knew no companies, and as a version writes it that knows more.
+    /// A bundle of a version without companies, and one of a version with more fields.
     #[test]
     fn bundles_of_older_and_newer_versions_are_read() {
         let properties = BasicProperties::default().with_content_type(bundle::CONTENT_TYPE.into());
@@ -298,7 +301,7 @@ mod tests {
     #[case(&[], false, 0)]
     #[case(&[(DELIVERY_COUNT, 3)], true, 3)]
     #[case(&[(DELIVERY_COUNT, 3), (ACQUIRED_COUNT, 9)], true, 3)]
-    // RabbitMQ 4.3, without a failure.
+    // RabbitMQ 4.3, no failure.
     #[case(&[(ACQUIRED_COUNT, 9)], true, 0)]
     // A classic queue.
     #[case(&[], true, u64::MAX)]

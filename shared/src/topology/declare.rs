@@ -1,4 +1,4 @@
-//! Brings the broker to the topology, or only compares it.
+//! Declares the topology on the broker, or only compares it.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use super::{Declare, Drift, Sight, Topology};
 use crate::Family;
 
-/// Declaring everything, which a busy quorum may take a while for.
+/// The time to declare everything; a busy quorum can be slow.
 const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Reply codes of AMQP.
@@ -24,8 +24,8 @@ const NOT_FOUND: u16 = 404;
 const OTHER_ARGUMENTS: u16 = 406;
 
 impl Topology {
-    /// Brings the broker to this topology. What differs on the broker is logged and returned, and
-    /// the rest is declared all the same; an error means that the connection is of no use.
+    /// Declares this topology. Differences are logged and returned, and do not stop the rest from
+    /// being declared. An error means that the connection is broken.
     pub async fn declare(
         &self,
         connection: &Connection,
@@ -78,7 +78,7 @@ impl Topology {
             ..ExchangeDeclareOptions::default()
         };
         let unrouted = self.unrouted_exchange();
-        // The services do not publish to it, so they have no right on it.
+        // No service publishes to it, so none has a right on it.
         if mode == Declare::Active || sight == Sight::All {
             let channel = connection.create_channel().await?;
             let declared = channel
@@ -118,7 +118,7 @@ impl Topology {
         drifts: &mut Vec<Drift>,
     ) -> Result<(), lapin::Error> {
         let queue = self.queue(family);
-        // A refused declaration closes its channel, so each entity has one of its own.
+        // A refused declaration closes its channel, so each entity gets its own channel.
         let channel = connection.create_channel().await?;
         let options = QueueDeclareOptions {
             passive: mode == Declare::Passive,
@@ -151,7 +151,8 @@ impl Topology {
         if mode == Declare::Passive {
             return Ok(());
         }
-        // The queue is there, if with other arguments: events must still reach it.
+        // The queue exists, perhaps with other arguments. It is bound in any case, because events
+        // must still reach it.
         let channel = if refused {
             connection.create_channel().await?
         } else {
@@ -183,7 +184,7 @@ impl Topology {
             )
             .await;
         note_drift(declared, &name, drifts)?;
-        // Whether there is a queue shows by a probe; a service has no right to look at it.
+        // A probe shows whether the queue exists; a service has no right to look at it.
         if mode == Declare::Passive {
             return Ok(());
         }
@@ -232,7 +233,7 @@ impl Topology {
 }
 
 impl Drift {
-    /// For operators.
+    /// Logs the difference for operators.
     pub fn log(&self) {
         let Self {
             entity,
@@ -253,7 +254,7 @@ async fn declare(
     declared.await.map(|_| ())
 }
 
-/// A refusal by the broker that costs only the channel: its code and its words.
+/// The code and text of a refusal that closed only the channel.
 fn refusal(declared: &Result<(), lapin::Error>) -> Option<(u16, String)> {
     let ErrorKind::ProtocolError(error) = declared.as_ref().err()?.kind() else {
         return None;
@@ -262,8 +263,8 @@ fn refusal(declared: &Result<(), lapin::Error>) -> Option<(u16, String)> {
         .then(|| (error.get_id(), error.get_message().to_string()))
 }
 
-/// A refusal by the broker is drift, unless the account may not look; anything else is a broken
-/// connection.
+/// Records a refusal as drift, unless the account may not see the entity. Any other error means a
+/// broken connection.
 fn note_drift(
     declared: Result<(), lapin::Error>,
     entity: &str,
@@ -278,7 +279,7 @@ fn note_drift(
             reason,
             remedy,
         }),
-        // A service that needs the entity gets an error of its own when it uses it.
+        // A service that needs the entity gets its own error when it uses it.
         None => warn!(
             entity,
             reason, "not permitted to declare it or to look at it; not compared"
@@ -287,7 +288,7 @@ fn note_drift(
     Ok(())
 }
 
-/// What to do about a refusal with this code; `None` where it says nothing about the topology.
+/// What to do about a refusal with this code; `None` if it says nothing about the topology.
 fn remedy(code: u16) -> Option<&'static str> {
     match code {
         NOT_PERMITTED => None,

@@ -1,4 +1,4 @@
-//! Each fault has its own words, which come within seconds.
+//! Each fault has its own message, which appears within seconds.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use sqlx::PgPool;
 
 use crate::stand_in::{DropsPackets, Store, closed_port, silent, web_server};
 
-/// Far less than a transaction's deadline, on a busy machine too.
+/// Far below a transaction's deadline, even on a busy machine.
 const SOON: Duration = Duration::from_secs(15);
 
 async fn postgres(url: &str) -> String {

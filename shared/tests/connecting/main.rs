@@ -1,5 +1,5 @@
-//! Connecting to real stores, some of whose addresses are not as they should be: what is said, how
-//! soon, and that a good address is found among bad ones.
+//! Connecting to real stores, with some faulty addresses: the error messages, the time that they
+//! take, and that a good address is found among faulty ones.
 
 mod faults;
 mod pool;

@@ -1,4 +1,4 @@
-//! What a pool does for those who wait for a connection.
+//! What a pool does while callers wait for a connection.
 
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ async fn a_connection_that_was_ended_meanwhile_is_replaced_unnoticed(pool: PgPoo
     .execute(&pool)
     .await
     .expect("it is ended");
-    // A connection is trusted for a moment after its last use.
+    // A connection is not tested right after its last use.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     database::probe(&ours, "select 1").await.expect("a new one");
 }
@@ -97,7 +97,7 @@ async fn no_more_connections_are_open_than_there_are_places(pool: PgPool) {
     assert!((1..=2).contains(&open), "{open}");
 }
 
-/// The backends of `name` in the test's own database.
+/// The number of backends named `name` in the test's own database.
 async fn backends(pool: &PgPool, name: &str) -> i64 {
     sqlx::query_scalar(
         "select count(*) from pg_stat_activity
@@ -109,7 +109,7 @@ async fn backends(pool: &PgPool, name: &str) -> i64 {
     .expect("a number")
 }
 
-/// As ingest's first connections while a user alters a table.
+/// As ingest's first connections do while a user alters a table.
 #[sqlx::test(migrations = false)]
 async fn a_locked_table_neither_ends_connections_nor_adds_any(pool: PgPool) {
     let create = sqlx::raw_sql("create table locked (id int)");
@@ -142,7 +142,7 @@ async fn a_locked_table_neither_ends_connections_nor_adds_any(pool: PgPool) {
         most = most.max(backends(&pool, "held").await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // One place more: a backend goes a moment after its client.
+    // One more than the pool has: a backend ends shortly after its client.
     assert!(most <= 3, "{most} backends");
     let done: i32 = tasks.join_all().await.into_iter().sum();
     assert!(done > 0, "no transaction got through");

@@ -1,4 +1,4 @@
-//! Addresses behind which something is wrong, and the parts of the real stores' addresses.
+//! Faulty servers, and the parts of the real stores' addresses.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -45,20 +45,20 @@ impl Store {
     }
 }
 
-/// A port that nothing listens on.
+/// A port on which nothing listens.
 pub(crate) async fn closed_port() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     listener.local_addr().expect("an address")
 }
 
-/// Accepts connections, as the kernel does for a process that hangs, and says nothing.
+/// Accepts connections and stays silent, as the kernel does for a process that hangs.
 pub(crate) async fn silent() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     (listener, address)
 }
 
-/// A web server as they come: it waits for the end of a line, and knows no page.
+/// A typical web server: it waits for the end of a line and answers with an error.
 pub(crate) async fn web_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -81,8 +81,7 @@ pub(crate) async fn web_server() -> SocketAddr {
     address
 }
 
-/// A port whose queue of connections is full, so that the kernel drops what comes. It does so until
-/// this is dropped.
+/// A port whose backlog is full, so the kernel drops further packets, until this is dropped.
 pub(crate) struct DropsPackets {
     pub(crate) address: SocketAddr,
     _listener: TcpListener,
@@ -118,7 +117,7 @@ impl DropsPackets {
     }
 }
 
-/// Passes everything on to `to`, each part of an answer later by `delay`.
+/// Forwards everything to `to`, and delays each part of an answer by `delay`.
 pub(crate) async fn forward(listen: &str, to: String, delay: Duration) -> SocketAddr {
     let listener = TcpListener::bind(listen).await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -146,7 +145,7 @@ async fn pass_on(client: TcpStream, to: String, delay: Duration) -> std::io::Res
             to_client.write_all(&buffer[..n]).await?;
         }
     };
-    // Either side's end is the end of both.
+    // If either side ends, both end.
     tokio::select! {
         ended = requests => ended.map(drop),
         ended = answers => ended,

@@ -1,24 +1,24 @@
-//! Who holds a lock that a migration, or another command of operators, waits for. What they run is not
-//! told, as it may hold a secret.
+//! Finds the sessions that hold a lock for which a migration, or another command of operators,
+//! waits. Their queries are not shown, because they may contain a secret.
 
 use std::{convert::Infallible, fmt, time::Duration};
 
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
-/// How often it is looked who holds the lock that is waited for.
+/// The interval between two queries for the holders of the lock.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// A session that holds a lock, as far as our role may see.
+/// A session that holds a lock, with what our role may see of it.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 pub struct Blocker {
     /// The backend's process id; 0 for a prepared transaction.
     pub pid: i32,
-    /// The role that it is logged in as.
+    /// Its role.
     pub role: Option<String>,
-    /// The name that the client has given itself.
+    /// Its client's `application_name`.
     pub application: Option<String>,
-    /// Such as `active` or `idle in transaction`.
+    /// Its state, such as `active` or `idle in transaction`.
     pub state: Option<String>,
     /// When its transaction began, in UTC.
     pub transaction_since: Option<String>,
@@ -27,8 +27,8 @@ pub struct Blocker {
 }
 
 impl Blocker {
-    /// Those that hold up a backend now. Other roles' states and times are shown only to members of
-    /// `pg_read_all_stats`.
+    /// The sessions that block a backend now. Other roles' states and times are visible only to
+    /// members of `pg_read_all_stats`.
     async fn of(observer: &mut PgConnection, backend: i32) -> Result<Vec<Self>, sqlx::Error> {
         sqlx::query_as(
             "select distinct pid, usename::text as role,
@@ -69,15 +69,15 @@ impl fmt::Display for Blocker {
     }
 }
 
-/// Keeps the last sight of who holds up a backend, for as long as it is polled. `observer` is another
-/// connection.
+/// Keeps `blockers` up to date with the sessions that block a backend, until it is cancelled.
+/// `observer` is another connection.
 pub async fn watch(
     observer: &mut PgConnection,
     backend: i32,
     blockers: &mut Vec<Blocker>,
 ) -> Infallible {
     loop {
-        // Without an answer no blocker is named, and the work that waits goes on.
+        // If the query fails, no blocker is named, and the waiting work is not affected.
         if let Ok(found) = Blocker::of(observer, backend).await
             && !found.is_empty()
         {
@@ -87,7 +87,7 @@ pub async fn watch(
     }
 }
 
-/// Continues a sentence about a lock with those that hold it, where they are known.
+/// The end of a sentence about a lock: names the sessions that hold it, if they are known.
 pub fn list(blockers: &[Blocker]) -> String {
     if blockers.is_empty() {
         return String::new();

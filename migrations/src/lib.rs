@@ -1,14 +1,15 @@
-//! The schema, embedded: one SQL file beside this crate's manifest per step, applied in order.
+//! The schema's migrations, embedded: one SQL file per step in this crate's folder, applied in
+//! order.
 //!
-//! Within a major version migrations only expand, and a service accepts a database that newer ones
-//! were already applied to, so that replicas of two versions can run side by side.
+//! Within a major version migrations only expand the schema, and a service accepts a database with
+//! newer migrations, so that replicas of two versions can run at the same time.
 //!
-//! A migration that changes a table needs an exclusive lock. While it waits for the lock, all later
-//! statements on the table wait as well. So it waits for half a second, gives up, and tries again later.
-//! So short a wait also ends by itself when the migrating process was killed.
+//! A migration that changes a table needs an exclusive lock. While it waits for that lock, all
+//! later statements on the table wait too. So it waits only half a second, gives up, and tries
+//! again later. Such a short wait also ends by itself if the migrating process was killed.
 //!
-//! Each migration and its lock are one transaction, with no setting and no lock that outlives it. So
-//! migrations work behind a pool of connections that is shared by transaction, such as PgBouncer's.
+//! Each migration and its advisory lock are one transaction, and no setting or lock outlives it. So
+//! migrations work behind a transaction-mode pooler such as PgBouncer.
 
 pub mod blocker;
 
@@ -26,15 +27,17 @@ use tokio::time::{Instant, sleep};
 pub static MIGRATOR: Migrator = {
     let mut migrator = sqlx::migrate!("../migrations");
     migrator.ignore_missing = true;
-    // sqlx's lock belongs to a session; `LOCK` belongs to a transaction.
+    // sqlx's lock belongs to a session; `LOCK` belongs to the transaction.
     migrator.locking = false;
     migrator
 };
 
-/// Ends each wait for a lock, and what a process that froze or died has left behind. A statement may
-/// take as long as it needs. Defaults of the database or the role do not count. Postgres 13 cannot look
-/// whether its client is still there, and older ones than 17 have no `transaction_timeout`. A commit that waited for a synchronous standby would hold the locks
-/// meanwhile; what a failover undoes is applied again.
+/// Limits each wait for a lock, and ends the transaction of a process that froze or died. A
+/// statement may take as long as it needs. Defaults of the database or the role do not matter. The
+/// settings in the query do not exist in all versions: Postgres 13 cannot check whether its client
+/// is still there, and versions before 17 have no `transaction_timeout`. The commit does not wait
+/// for a synchronous standby, because it would hold the locks meanwhile; a migration that a
+/// failover loses is applied again.
 const LIMITS: &str = "
     set transaction isolation level read committed, read write;
     set local synchronous_commit = local;
@@ -48,7 +51,7 @@ const LIMITS: &str = "
 /// Only one process migrates a database at a time. The number is arbitrary.
 const LOCK: &str = "select pg_advisory_xact_lock(7236839910422)";
 
-/// The waits between two attempts; the last one is repeated.
+/// The pauses between two attempts; the last one is repeated.
 const DELAYS: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(2),
@@ -60,10 +63,11 @@ const DELAYS: [Duration; 5] = [
 /// Why the schema is not up to date.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A lock was not to be had until the deadline.
+    /// A lock was not available until the deadline.
     #[error("a migration waits for a lock{}", blocker::list(.0))]
     Blocked(Vec<Blocker>),
-    /// Earlier versions found their tables in this schema, by the search path of the session.
+    /// The tables are in another schema, where earlier versions found them by the session's search
+    /// path.
     #[error(
         "the tables are in the schema {0}, which the search path names: set DATABASE_SCHEMA to it"
     )]
@@ -73,13 +77,13 @@ pub enum Error {
     Failed(#[from] MigrateError),
 }
 
-/// Applies what is missing. Any number of services may do this at once.
+/// Applies the missing migrations. Any number of services may do this at the same time.
 ///
-/// `search` is the statement that sets the search path of a transaction, so that the tables are made in
-/// its first schema.
+/// `search` is the statement that sets the search path of a transaction; tables are created in its
+/// first schema.
 ///
-/// An attempt that does not get its locks in time is repeated until `deadline`; `on_wait` is told each
-/// time who holds them, which the connection `observer` finds out.
+/// An attempt that does not get its locks is repeated until `deadline`. Each time, `on_wait` is
+/// called with the sessions that hold them; the connection `observer` finds these.
 pub async fn run(
     connection: &mut PgConnection,
     observer: &mut PgConnection,
@@ -109,10 +113,10 @@ pub async fn run(
     }
 }
 
-/// The schema whose tables the session's own search path finds, where `search` finds none. New tables
-/// would hide these.
+/// The schema of the tables that the session's own search path finds, if `search` finds none. New
+/// tables would hide them.
 async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option<String>, Error> {
-    // By a column as well, as others may have a table of this name.
+    // Also checks a column, because another application may have a table with this name.
     const FOUND: &str = "select c.relnamespace::regnamespace::text
            from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'body_sha256'
           where c.oid = to_regclass('webhook_receipts')";
@@ -134,22 +138,22 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
     Ok(by_session.filter(|_| by_search.is_none()))
 }
 
-/// How one attempt ended.
+/// The result of an attempt.
 enum Attempt {
     /// One migration was applied; there may be more.
     Applied,
-    /// There was none to apply.
+    /// No migration was missing.
     UpToDate,
 }
 
-/// Applies the next migration, and watches who holds the locks that it waits for.
+/// Applies the next migration, and watches the sessions that hold its locks.
 async fn attempt(
     connection: &mut PgConnection,
     observer: &mut PgConnection,
     search: &str,
 ) -> Result<Attempt, Error> {
     let mut blockers = Vec::new();
-    // In one message, as the session's own limits count until these are set.
+    // In one message, because the session's own limits apply until these are set.
     let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
     let begun = connection.begin_with(begin).await;
     let mut transaction = begun.map_err(MigrateError::from)?;
@@ -171,7 +175,8 @@ async fn attempt(
             .await
             .map(|()| applied)
             .map_err(MigrateError::from),
-        // The error says more than a rollback that fails; the next `begin` would say that again.
+        // The error is more useful than that of a failed rollback, which the next `begin` would
+        // report again.
         Err(error) => {
             transaction.rollback().await.ok();
             Err(error)
@@ -183,7 +188,7 @@ async fn attempt(
     })
 }
 
-/// Applies the first migration that is missing, and checks those that are not.
+/// Applies the first missing migration, and checks the applied ones.
 async fn apply_next(connection: &mut PgConnection) -> Result<Attempt, MigrateError> {
     sqlx::raw_sql(LOCK).execute(&mut *connection).await?;
     let table = &MIGRATOR.table_name;
@@ -200,7 +205,7 @@ async fn apply_next(connection: &mut PgConnection) -> Result<Attempt, MigrateErr
     })
 }
 
-/// Whether it is only a lock that the migration did not get: in time, or because of a deadlock.
+/// Whether the migration only did not get a lock: a timeout or a deadlock.
 fn lacks_a_lock(error: &MigrateError) -> bool {
     const LOCK_NOT_AVAILABLE: &str = "55P03";
     const DEADLOCK_DETECTED: &str = "40P01";

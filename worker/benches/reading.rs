@@ -1,4 +1,4 @@
-//! What it costs to make an event's rows of its body: `cargo bench --bench reading`.
+//! Measures how long it takes to turn an event's body into rows: `cargo bench --bench reading`.
 
 use std::hint::black_box;
 
@@ -28,7 +28,7 @@ fn reading(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// As it comes from the queue.
+/// An event as it comes from the queue.
 fn work(sample: Sample) -> Work {
     let properties = BasicProperties::default()
         .with_message_id("msg_1".into())

@@ -1,22 +1,22 @@
-//! Which deliveries of one channel may be acknowledged.
+//! Decides which deliveries of a channel may be acknowledged.
 
 use std::collections::BTreeSet;
 
-/// The deliveries of one channel that are finished. Batches finish in any order, but an
-/// acknowledgement with `multiple` covers everything before its tag as well: only the tag up to
-/// which nothing is missing may be sent.
+/// The finished deliveries of one channel. Batches finish in any order, but an acknowledgement with
+/// `multiple` includes all earlier tags. So only the last tag of the contiguous prefix of finished
+/// deliveries may be acknowledged.
 ///
-/// Tags belong to a channel: a new channel needs a new value of this type.
+/// Delivery tags belong to a channel, so a new channel needs a new value of this type.
 #[derive(Debug, Default)]
 pub struct Acks {
-    /// Everything up to here is finished. Tags start at 1.
+    /// The last tag of the contiguous prefix. Tags start at 1.
     prefix: u64,
-    /// What is finished beyond.
+    /// The finished tags after the prefix.
     beyond: BTreeSet<u64>,
 }
 
 impl Acks {
-    /// Notes finished deliveries. If the prefix grew, the answer is its last tag, to be
+    /// Records finished deliveries. If the prefix has grown, returns its last tag, to be
     /// acknowledged with `multiple`.
     pub fn finish(&mut self, tags: impl IntoIterator<Item = u64>) -> Option<u64> {
         self.beyond.extend(tags);

@@ -66,7 +66,7 @@ pub struct RetentionArgs {
 }
 
 impl RetentionArgs {
-    /// Refuses a retention that could never take effect.
+    /// Refuses a retention that can never take effect.
     pub fn check(self) -> anyhow::Result<()> {
         ensure!(
             self.typed_row_retention == Retention::Forever
@@ -81,14 +81,14 @@ impl RetentionArgs {
 /// How long rows of a kind are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retention {
-    /// Until somebody else deletes them.
+    /// Until an operator deletes them.
     Forever,
-    /// For at least this long after they came.
+    /// For at least this time after they were received.
     For(Duration),
 }
 
 impl Retention {
-    /// `None` for ever.
+    /// The duration, or `None` for `forever`.
     pub const fn duration(self) -> Option<Duration> {
         match self {
             Self::Forever => None,
@@ -97,15 +97,15 @@ impl Retention {
     }
 }
 
-/// Senders repeat a webhook for up to 75 hours. The function in the database that deletes receipts refuses
-/// less than 4 days as well.
+/// Senders retry a webhook for up to 75 hours. The database's function that deletes receipts also
+/// refuses less than 4 days.
 fn parse_receipt_retention(text: &str) -> Result<Duration, String> {
     parse_duration_in::<{ 4 * DAY }, { 3_650 * DAY }>(text)
         .map_err(|error| format!("{error}; senders repeat a webhook for days"))
 }
 
-/// Reads `forever` or a duration of 30 days to 100 years; the functions in the database that delete rows
-/// refuse less as well.
+/// Parses `forever` or a duration of 30 days to 100 years. The database's functions that delete
+/// rows also refuse less.
 pub fn parse_retention(text: &str) -> Result<Retention, String> {
     if text == "forever" {
         return Ok(Retention::Forever);

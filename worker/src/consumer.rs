@@ -1,4 +1,4 @@
-//! The first way in: a family's queue, over as many connections to RabbitMQ as it takes.
+//! Consumes a family's queue, and reconnects to RabbitMQ as often as necessary.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,33 +23,33 @@ use crate::{
     subscription::{Batching, Ended, Subscription},
 };
 
-/// Subscribing on a fresh connection.
+/// The time to subscribe on a new connection.
 const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Closing a connection whose broker may be gone.
+/// The time to close a connection; the broker may be gone.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Consumes one family's queue.
 pub struct Consumer {
-    /// Where.
+    /// The broker's address.
     pub url: BrokerUrl,
-    /// What.
+    /// The topology to declare.
     pub topology: Topology,
-    /// Whether to create it.
+    /// Whether to create the topology or only to check it.
     pub declare: Declare,
-    /// Whose queue.
+    /// The family whose queue is consumed.
     pub family: Family,
-    /// Stores what comes.
+    /// Stores the events.
     pub persistence: Arc<Persistence>,
-    /// Counts.
+    /// The worker's metrics.
     pub metrics: Metrics,
-    /// How what comes is collected.
+    /// How deliveries are collected into batches.
     pub batching: Batching,
 }
 
 impl Consumer {
-    /// Consumes, over as many connections as it takes, until `stop`; then finishes what was
-    /// delivered, at the latest when `abandon` comes.
+    /// Consumes until `stop`, and reconnects if the connection is lost. After `stop` it finishes
+    /// what was delivered, until `abandon`.
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
         let mut reconnects = Reconnects::default();
         while !stop.is_cancelled() {
@@ -59,7 +59,7 @@ impl Consumer {
                 Ok(Ended::Lost(reason)) => {
                     warn!(family = %self.family, reason, "the connection to RabbitMQ ended; connecting again");
                 }
-                // Subscribed again in a moment, so it still counts as subscribed.
+                // It subscribes again immediately, so it still counts as subscribed.
                 Ok(Ended::Idle) => continue,
                 Ok(Ended::Unstorable) => {
                     warn!(family = %self.family, "the messages are back in the queue until postgres is well");
@@ -106,7 +106,8 @@ impl Consumer {
             self.metrics.consuming.set(0);
         }
         subscription.abandon().await;
-        // Best effort: closing gives unacknowledged messages back, and so does a broken connection.
+        // Best effort: if this fails, the broken connection requeues unacknowledged messages as
+        // well.
         timeout(CLOSE_DEADLINE, connection.close(200, "done".into()))
             .await
             .ok();
@@ -114,7 +115,7 @@ impl Consumer {
     }
 
     async fn subscribe(&self) -> anyhow::Result<(BrokerConnection, Channel, Deliveries)> {
-        // While they cannot be stored, messages are better off in the queue.
+        // While events cannot be stored, messages should stay in the queue.
         self.persistence
             .probe()
             .await
@@ -137,8 +138,8 @@ impl Consumer {
 
     async fn open(&self, connection: &Connection) -> anyhow::Result<(Channel, Deliveries)> {
         let channel = connection.create_channel().await?;
-        // Messages, of which most have several events under load: enough that the next batch is here
-        // when one is finished, and no more than fits into memory.
+        // The prefetch counts messages, and under load most have several events. It is large enough
+        // that the next batch has arrived when one is finished, and small enough for the memory.
         let prefetch = self.batching.size;
         channel
             .basic_qos(

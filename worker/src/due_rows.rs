@@ -1,10 +1,11 @@
-//! Claims on due rows of `webhook_spool`.
+//! Claims due rows of `webhook_spool`.
 //!
-//! Rows that were taken leave entries in the index until vacuum removes them, which it cannot while a
-//! transaction is open that began before (an old snapshot). A claim that began at the oldest entry
-//! would pass all of them: some seconds for a million. So each claim begins where the last one ended.
-//! What became due before that is searched for beside the claims, by reading only, and claimed by its
-//! key: the rows of a long outage at a worker's start, and rows whose transaction took long.
+//! Processed rows leave entries in the index until vacuum removes them, and vacuum cannot do that
+//! while an older transaction is open (an old snapshot). A claim that started at the oldest entry
+//! would read all of them, which takes seconds for a million. So each claim starts where the last
+//! one ended. Rows that became due before that point are searched for separately, read-only, and
+//! claimed by their keys. Such rows are left by a long outage when the worker starts, or were
+//! written by a slow transaction.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -27,46 +28,45 @@ use crate::{
     work::{Source, Work},
 };
 
-/// How long a claimed row is left to its worker.
+/// The lease of a claim: how long a claimed row belongs to its worker.
 pub const LEASE: Duration = Duration::from_secs(60);
 
-/// After so many unfinished claims in company, a row is handled alone: its neighbours must not pay
-/// for it.
+/// After this many unfinished claims, a row is handled alone, so that it no longer affects the rows
+/// claimed with it.
 pub const ISOLATE_AFTER: i32 = 2;
 
-/// After so many unfinished claims alone, it is what stops the workers.
+/// After this many unfinished claims alone, a row is considered to stop the workers.
 const TRIES_ALONE: i32 = 3;
 
-/// For one claim. Postgres' own limit ends it earlier: a claim that commits unseen would count
-/// against its events.
+/// The deadline of a claim. Postgres' own limit is shorter, because a claim that commits after we
+/// gave up would count against its events.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
 
-/// For one search, which may have to pass millions of entries.
+/// The deadline of a search, which may read millions of index entries.
 const SEARCH_DEADLINE: Duration = Duration::from_secs(70);
 
-/// The count of claims has to outlive this process, and need not outlive the server.
+/// The count of claims must survive a crash of this process, but not the loss of the server.
 const CLAIM: TransactionMode = TransactionMode::write(Durability::Local).by_index();
 
 const SEARCH: TransactionMode = TransactionMode::read()
     .by_index()
     .statement_timeout(Duration::from_secs(60));
 
-/// Between the end of one round of searching and the next one.
+/// The pause between two rounds of searching.
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
 
-/// After a search that failed.
+/// The pause after a failed search.
 const SEARCH_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-/// A row is due at the time at which its transaction began, and shows up when that commits. One that
-/// takes longer is found by searching.
+/// A row's due time is the start of the transaction that writes it, and the row becomes visible at
+/// the commit. Rows of transactions that take longer than this are found by the search.
 const SHOWS_UP_WITHIN: TimeDelta = TimeDelta::seconds(5);
 
-/// The same where nothing was due. Nothing is passed again then but what came in that time, so it may
-/// be longer.
+/// The same if nothing was due. Then only rows of that time are read again, so it may be longer.
 const SHOWS_UP_WITHIN_IDLE: TimeDelta = TimeDelta::seconds(20);
 
-/// The rows of `webhook_spool` with these ids and hashes. Each key is looked up on its own: a join may
-/// read all of an index, entries of rows that are gone included.
+/// The condition for the rows of `webhook_spool` with these ids and hashes. Each key is looked up
+/// separately, because a join may read the whole index with its dead entries.
 macro_rules! with_keys {
     ($ids:literal, $hashes:literal) => {
         concat!(
@@ -84,8 +84,8 @@ macro_rules! with_keys {
 }
 pub(crate) use with_keys;
 
-/// Of the rows with the ids `$1` and the hashes `$2`, those that nobody else has locked. What is not
-/// noted of a locked row costs little: its claim runs out, and its event is found stored.
+/// The condition for the rows with the ids `$1` and the hashes `$2` that no other session has
+/// locked. Skipping a locked row costs little: its claim expires, and its event is found stored.
 macro_rules! free_spooled {
     () => {
         concat!(
@@ -97,15 +97,15 @@ macro_rules! free_spooled {
 }
 pub(crate) use free_spooled;
 
-/// What sets rows apart that are claimed apart, and the statements for them.
+/// A kind of rows that is claimed separately, with its statements.
 pub struct Kind {
     claim: &'static str,
     claim_found: &'static str,
     search: &'static str,
 }
 
-/// Claims at most `$2` rows that `$due` has chosen. They are chosen once, whatever the plan is: a subquery
-/// would be chosen anew for each row that a nested loop compares it with, and each time choose other ones.
+/// Claims at most `$2` rows that match `$due`. They are chosen once, with any plan: a nested loop
+/// could run a subquery for each row it compares, and choose other rows each time.
 macro_rules! claim {
     ($which:literal, $due:expr, $order:literal) => {
         concat!(
@@ -144,25 +144,25 @@ macro_rules! kind {
     };
 }
 
-// The bounds are `ISOLATE_AFTER`, written out as the indexes have them.
+// The bound 2 is `ISOLATE_AFTER`, as a literal to match the partial indexes.
 
-/// Rows that have never been in trouble.
+/// Rows that have had no failure.
 pub const FRESH: Kind = kind!("attempts = 0 and claims < 2");
-/// Rows that Postgres refused before.
+/// Rows that Postgres has refused before.
 pub const REFUSED: Kind = kind!("attempts > 0 and claims < 2");
 /// Rows that are handled alone.
 pub const ALONE: Kind = kind!("claims >= 2");
 
-/// Where rows are claimed.
+/// The spool of a family.
 #[derive(Clone)]
 pub struct Spool {
     /// The database.
     pub pool: Pool,
-    /// Whose rows.
+    /// The family whose rows are claimed.
     pub family: Family,
-    /// Woken when a search has ended.
+    /// Notified when a search has ended.
     pub searched: Arc<Notify>,
-    /// One search at a time, which may keep a connection for a minute.
+    /// Allows one search at a time, because a search may hold a connection for a minute.
     pub searching: Arc<Mutex<()>>,
 }
 
@@ -174,37 +174,37 @@ struct Found {
     due_at: DateTime<Utc>,
 }
 
-/// The search for rows that became due before the place where claims begin.
+/// The search for rows that became due before the start of claims.
 enum Search {
-    /// It is made at this time.
+    /// It starts at this time.
     Planned {
         at: Instant,
     },
     Running(AbortOnDropHandle<Result<Vec<Found>, TransactionError>>),
 }
 
-/// Where a search begins.
+/// The position at which a search starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Place {
-    /// At rows that were due at this time; `None` is the oldest.
+    /// It starts at rows with this due time; `None` is the oldest.
     from: Option<DateTime<Utc>>,
-    /// After so many of those: they were found before and could not be claimed.
+    /// It skips this many rows of that time, which were found before and could not be claimed.
     skip: i64,
 }
 
-/// The due rows of one kind, claim by claim.
+/// Claims the due rows of one kind.
 pub struct DueRows {
     kind: Kind,
     limit: i64,
     spool: Spool,
-    /// Where the next claim begins, by the clock of Postgres.
+    /// The due time at which the next claim starts, by Postgres' clock.
     start: Option<DateTime<Utc>>,
     search: Search,
     place: Place,
 }
 
 impl DueRows {
-    /// At most `limit` rows in a claim.
+    /// A claim takes at most `limit` rows.
     pub fn new(kind: Kind, limit: i64, spool: Spool) -> Self {
         Self {
             kind,
@@ -216,7 +216,7 @@ impl DueRows {
         }
     }
 
-    /// Claims the oldest rows, or those that a search has found.
+    /// Claims the oldest due rows, or those that a search has found.
     pub async fn claim(&mut self) -> Result<Vec<Work>, TransactionError> {
         match self.found().await {
             Some(found) => self.claim_found(found).await,
@@ -278,7 +278,7 @@ impl DueRows {
         Ok(rows)
     }
 
-    /// What a search has found, if one has ended. Begins the one that is due.
+    /// Returns the rows of a finished search, and starts a planned one.
     async fn found(&mut self) -> Option<Vec<Found>> {
         let now = Instant::now();
         match &mut self.search {
@@ -315,7 +315,7 @@ impl DueRows {
         }
     }
 
-    /// The search after one that found these rows, of which those could be claimed.
+    /// Plans the next search after one that found these rows, of which `claimed` could be claimed.
     fn plan(&mut self, found: &[Found], claimed: &[Work]) {
         let is_full = usize::try_from(self.limit).is_ok_and(|limit| found.len() >= limit);
         let (place, pause) = match is_full {
@@ -330,8 +330,9 @@ impl DueRows {
 }
 
 impl Place {
-    /// Goes on with the last time that was found. Its rows that another replica takes, or that somebody
-    /// has locked, must not hide those of the same time.
+    /// The position after these rows. Rows of the last due time that were not claimed, because
+    /// another replica takes them or a session has locked them, are skipped, so that they do not
+    /// hide other rows of the same time.
     fn after(self, found: &[Found], claimed: &[Work]) -> Self {
         let Some(from) = found.last().map(|row| row.due_at) else {
             return self;

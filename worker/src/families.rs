@@ -1,5 +1,5 @@
-//! The families that have a typed table: one file each, with the shape of `data`, the table's row
-//! and the SQL that fills it.
+//! The families with a typed table. Each has one file, with the shape of `data`, the table's row
+//! and the SQL that writes it.
 
 mod export_job;
 mod mismatch;
@@ -24,7 +24,7 @@ pub use vendor::Vendor;
 
 use crate::problem::{NO_DATA, WRONG_DATA};
 
-/// The table with the newest state of the family's resources; `None` for the family without one.
+/// The family's typed table, with the newest state of each resource; `None` if it has none.
 pub const fn table(family: Family) -> Option<&'static str> {
     match family {
         Family::ExportJob => Some("export_jobs"),
@@ -33,8 +33,8 @@ pub const fn table(family: Family) -> Option<&'static str> {
     }
 }
 
-/// A statement that fails unless the family's typed table can be written now, and writes nothing.
-/// `None` for a family without one.
+/// A statement that fails unless the family's typed table can be written now. It writes nothing.
+/// `None` for a family without a table.
 pub const fn probe(family: Family) -> Option<&'static str> {
     match family {
         Family::ExportJob => Some("update export_jobs set id = id where false"),
@@ -67,8 +67,8 @@ pub enum Typed {
 }
 
 impl Typed {
-    /// Reads `data` as the family's type says. `Ok(None)` for a family without a table; an error
-    /// says in words why `data` is not what the type promises.
+    /// Parses `data` by the family's type. Returns `Ok(None)` for a family without a table. An
+    /// error says why `data` does not match the type.
     pub fn parse(
         family: Family,
         data: Option<&RawValue>,
@@ -81,7 +81,7 @@ impl Typed {
             Family::Other => return Ok(None),
         };
         let data = data.ok_or(NO_DATA)?;
-        // serde also reads an array as a struct's fields in order, which no sender means.
+        // serde accepts an array as a struct's fields in order, which no sender means.
         if !data.get().starts_with('{') {
             let found = json_kind(data.get());
             return Err(format!(
@@ -93,7 +93,7 @@ impl Typed {
             .map_err(|reason| format!("{WRONG_DATA} {family} its type names: {reason}"))
     }
 
-    /// The columns of its row that a worker writes, as [`Row::columns`].
+    /// The columns that a worker writes, as [`Row::columns`].
     pub fn columns(&self) -> serde_json::Result<Map<String, Value>> {
         match self {
             Self::ExportJob(row) => row.columns(),
@@ -109,7 +109,7 @@ impl Typed {
         }
     }
 
-    /// Whose resource it is.
+    /// The company that the resource belongs to.
     pub fn company_id(&self) -> &str {
         match self {
             Self::ExportJob(row) => row.resource.company_id().as_str(),
@@ -118,8 +118,8 @@ impl Typed {
     }
 }
 
-/// The ids, of those of the family's rows, whose row in its table somebody has locked. What is free is
-/// locked until the end of the transaction.
+/// The ids of these rows whose row in the family's table another session has locked. The free rows
+/// stay locked until the transaction ends.
 pub async fn locked(
     connection: &mut PgConnection,
     family: Family,
@@ -138,7 +138,7 @@ pub async fn locked(
     Ok(locked.into_iter().collect())
 }
 
-/// The type and the `data` of an event of the family that nothing could be wrong with.
+/// The type and `data` of a harmless event of the family.
 pub fn harmless(family: Family) -> (String, &'static str) {
     let data = match family {
         Family::ExportJob => ExportJob::HARMLESS,
@@ -149,11 +149,11 @@ pub fn harmless(family: Family) -> (String, &'static str) {
     (format!("v1.{resource}.created"), data)
 }
 
-/// Writes the rows into their tables. A row stays as it is unless the new state is newer, so the
-/// outcome does not depend on order, repetition or batching.
+/// Writes the rows into their tables. A row is overwritten only by a newer state, so the result
+/// does not depend on order, repetition or batching.
 ///
-/// A row of a table never changes its company. So the answer has the webhook ids of those rows that
-/// were not written because their resource belongs to another company.
+/// A row never changes its company. Returns the webhook ids of rows that were not written because
+/// their resource belongs to another company.
 pub async fn upsert<'r>(
     connection: &mut PgConnection,
     rows: &[&'r Typed],
@@ -166,8 +166,8 @@ pub async fn upsert<'r>(
             Typed::Vendor(row) => vendors.push(row),
         }
     }
-    // Always in this order of tables: batches of several workers then wait for one another instead
-    // of deadlocking.
+    // Always in this order of tables, so that the batches of several workers wait for each other
+    // and do not deadlock.
     let export_jobs = Row::upsert_newest(connection, export_jobs).await?;
     let vendors = Row::upsert_newest(connection, vendors).await?;
     let webhook_ids = export_jobs.into_iter().map(|row| row.webhook_id.as_str());

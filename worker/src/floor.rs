@@ -1,20 +1,20 @@
-//! Where a search for the oldest rows begins.
+//! Where a search for the oldest rows starts.
 //!
-//! Rows that were taken leave entries in the index until vacuum removes them, which it cannot while
-//! some transaction is older than they are. A search from the beginning of the index would wade
-//! through all of them, each time. So it begins where the last one ended, and only now and then at
-//! the beginning, for rows that appeared late.
+//! Deleted rows leave entries in the index until vacuum removes them, and vacuum cannot do that
+//! while an older transaction is open. A search from the start of the index would read all of them
+//! each time. So a search starts where the last one ended, and only now and then at the start of
+//! the index, to find rows that became visible late.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::time::Instant;
 
-/// A row may appear so long after the time that it carries, as its transaction takes that long. One
-/// that takes longer is found from the beginning.
+/// A row may become visible this long after its own time, because its transaction takes that long.
+/// Later ones are found from the start of the index.
 const APPEARS_WITHIN: TimeDelta = TimeDelta::seconds(5);
 
-/// The time from which on rows are searched for.
+/// The time at which the next search starts.
 #[derive(Debug)]
 pub struct Floor {
     reached: Option<DateTime<Utc>>,
@@ -23,7 +23,8 @@ pub struct Floor {
 }
 
 impl Floor {
-    /// Begins at the beginning, and again each time when so much time has passed.
+    /// The first search starts at the beginning, and so does one in each interval
+    /// `from_the_beginning_every`.
     pub fn new(from_the_beginning_every: Duration) -> Self {
         Self {
             reached: None,
@@ -32,7 +33,7 @@ impl Floor {
         }
     }
 
-    /// Where the search at `now` begins; `None` is the beginning.
+    /// Where the search at `now` starts; `None` is the beginning.
     pub fn start(&mut self, now: Instant) -> Option<DateTime<Utc>> {
         if self.next_from_the_beginning.is_none_or(|next| next <= now) {
             self.next_from_the_beginning = Some(now + self.from_the_beginning_every);
@@ -41,7 +42,7 @@ impl Floor {
         self.reached.map(|reached| reached - APPEARS_WITHIN)
     }
 
-    /// Notes that a search has looked at everything up to `reached`.
+    /// Records that a search has read everything up to `reached`.
     pub fn advance(&mut self, reached: DateTime<Utc>) {
         self.reached = self.reached.max(Some(reached));
     }
@@ -63,7 +64,7 @@ mod tests {
         floor.advance(reached);
         let start = Some(reached - APPEARS_WITHIN);
         assert_eq!(floor.start(begun + second), start);
-        // A late row that was found at the beginning.
+        // A late row that a search from the beginning found.
         floor.advance(reached - TimeDelta::days(1));
         assert_eq!(floor.start(begun + second), start, "never back");
         assert_eq!(floor.start(begun + every), None);

@@ -1,8 +1,8 @@
-//! Brings events through their transactions, in groups that get smaller where something is wrong.
+//! Stores events in groups, and makes the groups smaller after failures.
 //!
-//! A group that fails is judged ([`crate::judge`]) and tried again, divided, or put behind the other
-//! groups. So the healthy events are stored first, and an offender that needs several tries costs
-//! them nothing. While Postgres itself is in trouble, everything here waits for it.
+//! A group that fails is judged ([`crate::judge`]), and then retried, divided, or put behind the
+//! other groups. So the healthy events are stored first, and an offender that needs several
+//! attempts does not delay them. While Postgres itself fails, the whole batch waits.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -20,47 +20,47 @@ use crate::{
     work::Work,
 };
 
-/// How long a batch is held while Postgres is away. RabbitMQ closes a channel whose messages stay
-/// unacknowledged for 30 minutes; long before that they are better off in the queue.
+/// How long a batch is held while Postgres is down. RabbitMQ closes a channel whose messages stay
+/// unacknowledged for 30 minutes; the messages should return to the queue long before that.
 const HOLD_LIMIT: Duration = Duration::from_secs(600);
 
-/// Between two tries at an event that may be at fault.
+/// The pause between two tries of an event that may be at fault.
 const NEXT_TRY: Duration = Duration::from_millis(200);
 
-/// For so long a group needs no rehearsal of its own after another one got through.
+/// After a success, a group needs no rehearsal of its own for this time.
 const WELL_FOR: Duration = Duration::from_secs(1);
 
-/// Into so many groups a batch is divided that has a slow event.
+/// The number of groups into which a batch with a slow event is divided.
 const SCATTERED_GROUPS: usize = 32;
 
-/// One thing to be done with one event. Those of a group are all of one kind.
+/// What to do with one event. All tasks of a group are of one kind.
 #[derive(Clone, Copy)]
 pub(crate) enum Task<'t> {
     /// Store it.
     Store(&'t Work, &'t Record),
-    /// Spool it, unread, to be handled alone.
+    /// Spool it without parsing it, to be handled alone.
     Isolate(&'t Work),
     /// Spool it for later.
     PutOff(Postponement<'t>),
 }
 
-/// What became of an event that is not done.
+/// Why an event was not stored.
 #[derive(Debug)]
 pub(crate) enum Fate {
-    /// Postgres refuses it, with the reason.
+    /// Postgres refused it, for this reason.
     Refused(String),
-    /// Somebody has locked a row that it changes.
+    /// Another session has locked a row that it changes.
     Locked,
 }
 
-/// How long a statement may take. The batches that follow wait for it.
+/// The time limit of statements. Later batches wait meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// For a first try.
+    /// For a first attempt.
     Short,
-    /// For a part of a batch in which some events are slow.
+    /// For a part of a batch with slow events.
     Shortest,
-    /// For an event out of the spool that is alone and was refused before: it may just be slow.
+    /// For a single event from the spool that was refused before; it may just be slow.
     Long,
 }
 
@@ -68,9 +68,9 @@ pub(crate) enum Patience {
 struct Group<'t> {
     tasks: Vec<Task<'t>>,
     history: History,
-    /// Whether one of these may be slow.
+    /// Whether the group is a part of a batch with slow events.
     scattered: bool,
-    /// When it may be tried again, right after a rehearsal.
+    /// When to rehearse and then try it again.
     rehearse_at: Option<Instant>,
 }
 
@@ -104,8 +104,8 @@ impl<'t> Group<'t> {
         [Self::new(self.tasks), Self::new(second)]
     }
 
-    /// Small groups, of which few hold a slow event; small ones are divided into single events. Halves
-    /// would cost a timeout for each halving.
+    /// Divides into small groups, few of which contain a slow event; a small group is divided into
+    /// single events. Halving would cost a timeout each time.
     fn scattered(mut self) -> impl Iterator<Item = Self> {
         let size = (self.tasks.len() / SCATTERED_GROUPS).max(1);
         std::iter::from_fn(move || {
@@ -118,7 +118,7 @@ impl<'t> Group<'t> {
     }
 }
 
-/// The way of one batch.
+/// Processes one batch.
 pub(crate) struct Run<'r> {
     persistence: &'r Persistence,
     claims: &'r Claims<'r>,
@@ -131,7 +131,7 @@ pub(crate) struct Run<'r> {
     ill: String,
 }
 
-/// What is still to be done, and what will not be.
+/// The groups still to do, and the events that could not be stored.
 struct Open<'t> {
     groups: VecDeque<Group<'t>>,
     ended: Vec<(Task<'t>, Fate)>,
@@ -155,7 +155,8 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Does all that can be done, however long Postgres is away, and answers with the rest.
+    /// Completes all tasks that can be completed, and waits while Postgres is down. Returns the
+    /// others.
     pub(crate) async fn complete<'t>(
         &mut self,
         tasks: Vec<Task<'t>>,
@@ -203,7 +204,7 @@ impl<'r> Run<'r> {
         Ok(open.ended)
     }
 
-    /// Does what is judged right after a failure.
+    /// Carries out the verdict on a failed group.
     async fn failed<'t>(
         &mut self,
         mut group: Group<'t>,
@@ -213,7 +214,7 @@ impl<'r> Run<'r> {
         let class = Class::of(error);
         loop {
             match judge(class, group.size(), &group.history) {
-                // One event may take long; the others do not wait for it.
+                // One event may take long, so the others go first.
                 Verdict::Retry if group.size() == Size::One => open.groups.push_back(group),
                 Verdict::Retry => open.groups.push_front(group),
                 Verdict::Rehearse => {
@@ -261,7 +262,7 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// A rehearsal for a group, for which a success a moment ago counts as well.
+    /// Rehearses for a group. A recent success counts as a rehearsal.
     async fn rehearse_group(&mut self, group: &Group<'_>) -> Rehearsal {
         let was_well = self.was_well_at.is_some_and(|at| at.elapsed() < WELL_FOR);
         if was_well && group.size() == Size::Many {
@@ -270,7 +271,7 @@ impl<'r> Run<'r> {
         self.rehearse(group).await.unwrap_or(Rehearsal::Ill)
     }
 
-    /// An error says that Postgres is away.
+    /// Returns an error if Postgres is down.
     async fn rehearse(&mut self, group: &Group<'_>) -> Result<Rehearsal, String> {
         match self.persistence.rehearse(&group.tasks).await {
             Ok(()) => {
@@ -296,7 +297,7 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// Waits a moment for Postgres, longer each time.
+    /// Waits for Postgres, with backoff.
     async fn hold(&mut self, reason: String) -> Result<(), Abandoned> {
         let since = match &self.hold {
             Some((_, since)) => *since,

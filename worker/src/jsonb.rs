@@ -1,19 +1,19 @@
-//! Whether Postgres' `jsonb` can hold a body.
+//! Checks whether Postgres' `jsonb` can store a body.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// The body as text if it is JSON that `jsonb` can hold: valid UTF-8, nested at most 128 deep, no
-/// `\u0000`, no half of a surrogate pair, no number beyond a double's range.
+/// The body as text, if it is JSON that `jsonb` can store: valid UTF-8, at most 128 levels deep,
+/// without `\u0000`, without half a surrogate pair, and without numbers beyond a double's range.
 pub fn as_jsonb(body: &[u8]) -> Option<&str> {
     let text = str::from_utf8(body).ok()?;
     serde_json::from_str::<Storable>(text).ok()?;
     Some(text)
 }
 
-/// Any JSON value, looked at and thrown away. serde_json itself refuses what is nested too deeply,
-/// half a surrogate pair and a number out of range; what is left to refuse here is NUL.
+/// Any JSON value, checked and discarded. serde_json itself refuses too deep nesting, half a
+/// surrogate pair and numbers out of range, so only NUL is checked here.
 struct Storable;
 
 impl<'de> Deserialize<'de> for Storable {

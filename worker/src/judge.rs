@@ -1,37 +1,38 @@
-//! What follows from a failed transaction. Pure: the error, how many events were in it, and what is
-//! known already go in, and what to do next comes out.
+//! Decides what to do after a failed transaction. Pure: the input is the error, the number of
+//! events and the group's history; the output is the next step.
 //!
-//! The SQLSTATE alone proves little, as a trigger may raise any of them over one row. So a harmless
-//! event of the same family is stored and taken back, a *rehearsal*. Where the rehearsal fails as
-//! well, the trouble is everybody's and is waited out. Where it gets through, the trouble is that of
-//! single events, and is found by halving. An event is judged only when it is alone.
+//! The SQLSTATE alone proves little, because a trigger may raise any SQLSTATE over one row. So the
+//! worker stores a harmless event of the same family and rolls it back: a *rehearsal*. If the
+//! rehearsal fails too, all events are affected and the worker waits. If it succeeds, single events
+//! are at fault, and halving finds them. An event is blamed only when it is alone.
 
 use shared::database::TransactionError;
 
-/// What kind of failure it was.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The data of a row, or a constraint.
+    /// A row's data or a constraint.
     Row,
     /// A lock was not available in time.
     Locked,
-    /// A deadlock or a serialization failure: it may just be tried again.
+    /// A deadlock or a serialization failure, which can be retried.
     Contention,
-    /// The time limit of a statement.
+    /// A statement timeout.
     Slow,
-    /// Usually a row: an exception of a trigger, a limit, something that is not supported.
+    /// Usually a row's fault: an exception of a trigger, a limit, an unsupported feature.
     Suspect,
-    /// Usually Postgres: a missing grant, an older schema, a full disk.
+    /// Usually the database's fault: a missing grant, an older schema, a full disk.
     Environment,
-    /// The connection was lost in the middle. A row may have crashed Postgres; far more often
-    /// something else has ended Postgres or the way to it.
+    /// The connection was lost during the transaction. A row may have crashed Postgres, but usually
+    /// Postgres or the network failed for another reason.
     Lost,
-    /// Postgres was not there, or did not say whether it committed. This proves nothing about rows.
+    /// Postgres was not available, or the outcome of the commit is unknown. This says nothing about
+    /// rows.
     Away,
 }
 
 impl Class {
-    /// By SQLSTATE (Postgres manual, appendix A).
+    /// The class of an error, by its SQLSTATE (Postgres manual, appendix A).
     pub fn of(error: &TransactionError) -> Self {
         match error {
             TransactionError::Deadline
@@ -48,7 +49,7 @@ impl Class {
         }
     }
 
-    /// As [`Class::of`], where Postgres answered with this.
+    /// As [`Class::of`], for a SQLSTATE.
     pub fn of_sqlstate(sqlstate: &str) -> Self {
         match sqlstate {
             // lock_not_available
@@ -64,23 +65,23 @@ impl Class {
             Some("22" | "23") => Self::Row,
             // Feature not supported; program limit exceeded; PL/pgSQL; internal error.
             Some("0A" | "54" | "P0" | "XX") => Self::Suspect,
-            // Connection exception: how a pooler tells that it lost the server.
+            // Connection exception: a pooler reports this way that it lost the server.
             Some("08") => Self::Lost,
             _ => Self::Environment,
         }
     }
 }
 
-/// How many events were in the transaction.
+/// The number of events in the transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// One, which can be judged.
+    /// One, which can be blamed.
     One,
-    /// Several, of which one may be at fault.
+    /// Several, one of which may be at fault.
     Many,
 }
 
-/// How the last rehearsal went.
+/// The result of a rehearsal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rehearsal {
     /// A harmless event could be stored.
@@ -89,21 +90,21 @@ pub enum Rehearsal {
     Ill,
 }
 
-/// What is known of a group of events so far.
+/// What is known of a group of events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct History {
-    /// How often it failed, the last time included.
+    /// The number of failures, including the last one.
     pub failures: u32,
-    /// How often it failed with a rehearsal that went well since the failure before.
+    /// The number of failures that each followed a successful rehearsal.
     pub confirmed: u32,
     /// The rehearsal since the last failure.
     pub rehearsal: Option<Rehearsal>,
-    /// Whether its locked events are known by now.
+    /// Whether its locked events have been looked for.
     pub locks_known: bool,
 }
 
 impl History {
-    /// Notes a failure. The rehearsal before it counts for it.
+    /// Records a failure. The rehearsal before it counts for it.
     pub fn failed(&mut self) {
         self.failures += 1;
         match self.rehearsal.take() {
@@ -117,47 +118,47 @@ impl History {
 /// What to do with a group that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Try it again at once.
+    /// Try it again immediately.
     Retry,
-    /// Rehearse, and judge again.
+    /// Rehearse and judge again.
     Rehearse,
-    /// Find its locked events, and judge the others on their own.
+    /// Find the events with locked rows, and continue with the others.
     FindLocked,
-    /// Try each half on its own.
+    /// Try each half separately.
     Halve,
-    /// Try small groups and in the end single events, with little patience.
+    /// Try small groups, and in the end single events, with short timeouts.
     Scatter,
-    /// Wait a moment, rehearse, and try it again if that goes well.
+    /// Wait a moment, rehearse, and if that succeeds, try it again.
     RehearseLater,
-    /// Everybody's trouble: wait, and try it again. No attempt is spent.
+    /// All events are affected: wait and try again. No attempt is spent.
     Hold,
-    /// Put the event off without counting an attempt.
+    /// Defer the event without spending an attempt.
     PutOff,
-    /// It is the event's fault: an attempt is spent.
+    /// The event is at fault: an attempt is spent.
     Blame,
 }
 
-/// Contention over one event is tried again so often before it is treated as any other trouble.
+/// The number of retries of one event after contention, before it is treated like other failures.
 const RETRIES: u32 = 3;
 
-/// The same over a group: each of its halves is tried as often, which adds up.
+/// The same for a group: each half has its own retries, which adds up.
 const GROUP_RETRIES: u32 = 1;
 
-/// So many failures, each right after a rehearsal that went well, make an event the culprit of a
-/// trouble that is usually Postgres' own.
+/// An event is blamed for a failure that is usually the database's fault only after this many
+/// failures, each right after a successful rehearsal.
 const CONFIRMATIONS: u32 = 3;
 
-/// The next step for a group that has just failed, which `history` includes.
+/// The next step for a group that has just failed; `history` includes that failure.
 pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
     let confirmed = history.confirmed;
     match (class, size) {
         (Class::Away, _) => Verdict::Hold,
-        // No rehearsal is needed: halving blames no event.
+        // Halving blames no event, so it needs no rehearsal.
         (Class::Row | Class::Lost, Size::Many) => Verdict::Halve,
         (Class::Row, Size::One) => Verdict::Blame,
         (Class::Contention, Size::One) if history.failures <= RETRIES => Verdict::Retry,
         (Class::Contention, Size::Many) if history.failures <= GROUP_RETRIES => Verdict::Retry,
-        // What ends connections at random rarely hits only the real event three times in a row.
+        // A random disconnect rarely hits only the real event three times in a row.
         (Class::Lost | Class::Environment | Class::Contention, Size::One) => {
             if confirmed < CONFIRMATIONS {
                 Verdict::RehearseLater
@@ -167,14 +168,14 @@ pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
         }
         (Class::Suspect, Size::One) if confirmed > 0 => Verdict::Blame,
         (Class::Locked, _) if !history.locks_known => Verdict::FindLocked,
-        // The lock is on no row that is known, and yet on this event alone.
+        // No known row is locked, and yet only this event meets a lock.
         (Class::Locked, Size::One) if confirmed > 0 => Verdict::PutOff,
         (_, size) => match (history.rehearsal, size) {
             (None, _) => Verdict::Rehearse,
             (Some(Rehearsal::Ill), _) => Verdict::Hold,
             (Some(Rehearsal::Well), Size::Many) if class == Class::Slow => Verdict::Scatter,
             (Some(Rehearsal::Well), Size::Many) => Verdict::Halve,
-            // Its next attempt, out of the spool, has more time.
+            // Its next attempt, from the spool, has more time.
             (Some(Rehearsal::Well), Size::One) if class == Class::Slow => Verdict::Blame,
             (Some(Rehearsal::Well), Size::One) => Verdict::Retry,
         },
@@ -335,8 +336,8 @@ mod tests {
         assert_eq!(history.failures, 5);
     }
 
-    /// However often it fails, an event that is alone is judged in the end, and a group is divided,
-    /// as long as harmless events get through; and neither is where they do not.
+    /// If rehearsals succeed, an event that is alone is always judged in the end, and a group is
+    /// always divided. If they fail, neither happens.
     #[rstest]
     #[case(Rehearsal::Well)]
     #[case(Rehearsal::Ill)]

@@ -1,11 +1,12 @@
-//! From a queue, and from due rows of the spool, to Postgres: each batch is one transaction, and a
-//! message is acknowledged only after its commit.
+//! Stores events from a queue, and from due rows of the spool, in Postgres. Each batch is one
+//! transaction, and a message is acknowledged only after its commit.
 //!
-//! The way of an event: [`consumer`] and [`subscription`], or [`spool_reader`] → [`record`] (pure: bytes to rows, with
-//! [`families`]) → [`persistence`] and `groups` (retries, deferral), with [`judge`] (pure) → [`store`] (the transaction).
+//! The path of an event: [`consumer`] and [`subscription`], or [`spool_reader`] → [`record`] (pure:
+//! bytes to rows, with [`families`]) → [`persistence`] and `groups` (retries, deferral), with
+//! [`judge`] (pure) → [`store`] (the transaction).
 //!
-//! Each worker writes the table of its family. An event of another family that comes by its queue is kept
-//! as a dead letter.
+//! Each worker writes only its family's table. An event of another family that arrives on its queue
+//! is kept as a dead letter.
 
 pub mod acks;
 pub mod config;

@@ -1,4 +1,5 @@
-//! RabbitMQ's HTTP API, of which the workers read one queue and `hookctl` reads and writes more.
+//! A client of RabbitMQ's HTTP API. The workers read one queue with it; `hookctl` reads and writes
+//! more.
 
 use std::{
     io,
@@ -29,16 +30,17 @@ use ureq::{
     tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig},
 };
 
-/// For one request to one node, connecting included.
+/// The deadline of a request to one node, including connecting.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// For connecting to one node.
+/// The time to connect to one node.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
-/// For the head of an answer. A node under load takes a second or two to count its queues.
+/// The time until the head of an answer. A node under load needs a second or two to count its
+/// queues.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
 
-/// No node gave an answer that is one of RabbitMQ's management.
+/// No node answered as RabbitMQ's management does.
 #[derive(Debug, Error)]
 #[error(
     "cannot ask RabbitMQ's management ({0}): check RABBITMQ_MANAGEMENT_URL, and enable it with: \
@@ -46,7 +48,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(8);
 )]
 pub struct Unanswered(String);
 
-/// RabbitMQ's management does not let this user ask.
+/// RabbitMQ's management refuses this user.
 #[derive(Debug, Error)]
 #[error("RabbitMQ's management refuses the user of AMQP_URL: {0}")]
 pub struct NotAllowed(String);
@@ -55,16 +57,17 @@ pub struct NotAllowed(String);
 #[derive(Clone)]
 pub struct Management {
     agent: Agent,
-    /// One for each node, without a slash at its end.
+    /// One URL for each node, without a trailing slash.
     urls: Arc<[String]>,
-    /// The node that answered last. It is asked first, so that a dead one costs its deadline once.
+    /// The node that answered last. It is tried first, so that a dead node costs its deadline only
+    /// once.
     answered: Arc<AtomicUsize>,
     authorization: Arc<SecretString>,
 }
 
 impl Management {
-    /// At `url`, such as `http://host:15672` or `http://host:15672,host:15672`, as the user of
-    /// `broker`.
+    /// A client for `url`, such as `http://host:15672` or `http://host:15672,host:15672`, with the
+    /// user of `broker`.
     pub fn new(url: &str, broker: &BrokerUrl) -> anyhow::Result<Self> {
         let urls = read_urls(url).map_err(|error| {
             anyhow!(
@@ -85,7 +88,7 @@ impl Management {
             .timeout_recv_response(Some(ANSWER_DEADLINE))
             .tls_config(tls_config(broker.tls()?))
             .http_status_as_error(false)
-            // The password is not for whoever the answer points to.
+            // The password must not be sent to a redirect's target.
             .max_redirects(0)
             .build();
         Ok(Self {
@@ -99,7 +102,7 @@ impl Management {
     /// Fails unless the user is an administrator.
     pub async fn check(&self) -> anyhow::Result<()> {
         let me = self.get("/api/whoami").await?;
-        // RabbitMQ 3.8 and older join them with commas.
+        // RabbitMQ 3.8 and older separate them with commas.
         let tags = me["tags"].to_string();
         ensure!(
             tags.contains("administrator"),
@@ -109,7 +112,7 @@ impl Management {
         Ok(())
     }
 
-    /// What is at a path.
+    /// Reads a path.
     pub async fn get(&self, path: &str) -> anyhow::Result<Value> {
         let found = self.find(path).await?;
         found.with_context(|| {
@@ -117,7 +120,7 @@ impl Management {
         })
     }
 
-    /// What is at a path, if anything.
+    /// Reads a path, if it exists.
     pub async fn find(&self, path: &str) -> anyhow::Result<Option<Value>> {
         let answer = self
             .exchange(path, |client, url| {
@@ -134,7 +137,7 @@ impl Management {
         accepted(path, answer).map(Some)
     }
 
-    /// Creates or replaces what is at a path.
+    /// Creates or replaces the resource at a path.
     pub async fn put(&self, path: &str, value: Value) -> anyhow::Result<()> {
         self.request(path, move |client, url| {
             client
@@ -147,7 +150,7 @@ impl Management {
         Ok(())
     }
 
-    /// Deletes what is at a path.
+    /// Deletes the resource at a path.
     pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
         self.request(path, |client, url| {
             client
@@ -169,8 +172,8 @@ impl Management {
         accepted(path, answer).map(drop)
     }
 
-    /// Asks one node after the other until one answers. They share what is asked for, and what is
-    /// changed can be changed twice.
+    /// Tries the nodes in turn until one answers. They share their data, and repeating a change is
+    /// harmless.
     async fn exchange(
         &self,
         path: &str,
@@ -179,11 +182,12 @@ impl Management {
         let client = self.clone();
         let path = path.to_owned();
         let (answer, answered) = oneshot::channel();
-        // A thread of its own and none of the runtime's, whose end would wait for it.
+        // A separate thread and not one of the runtime's, because the runtime would wait for it at
+        // shutdown.
         thread::Builder::new()
             .name("management".to_owned())
             .spawn(move || {
-                // Nobody waits any more where this fails.
+                // If this fails, the caller no longer waits.
                 answer.send(client.ask(&path, send)).ok();
             })?;
         Ok(answered.await??)
@@ -218,8 +222,8 @@ impl Management {
     }
 }
 
-/// Reads an answer. RabbitMQ's are JSON, its refusals included; an empty one says that something was
-/// changed.
+/// Parses an answer. RabbitMQ answers with JSON, also when it refuses; an empty answer confirms a
+/// change.
 fn read(status: StatusCode, body: &str) -> Result<(StatusCode, Value), String> {
     if body.is_empty() && status.is_success() {
         return Ok((status, Value::Null));
@@ -249,7 +253,7 @@ fn accepted(path: &str, (status, body): (StatusCode, Value)) -> anyhow::Result<V
     bail!("RabbitMQ's management answers {path} with {status}: {reason}")
 }
 
-/// What the broker's connections trust and show, for its HTTP API.
+/// The same authorities and client certificate as for AMQP, for the HTTP API.
 fn tls_config(tls: Tls) -> TlsConfig {
     let certificates = |all: &[CertificateDer<'_>]| -> Vec<_> {
         let owned = |der: &CertificateDer<'_>| Certificate::from_der(der).to_owned();
@@ -267,7 +271,7 @@ fn tls_config(tls: Tls) -> TlsConfig {
     config.client_cert(identity).build()
 }
 
-/// ureq takes the kind of a key from PEM alone.
+/// ureq reads the kind of a key only from PEM.
 fn private_key(key: &PrivateKeyDer<'_>) -> PrivateKey<'static> {
     let kind = match key {
         PrivateKeyDer::Pkcs1(_) => "RSA PRIVATE KEY",
@@ -279,14 +283,14 @@ fn private_key(key: &PrivateKeyDer<'_>) -> PrivateKey<'static> {
     PrivateKey::from_pem(pem.as_bytes()).expect("what was just written as PEM")
 }
 
-/// Why a node gave no answer.
+/// Why a node did not answer.
 fn reason(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "no such host".to_owned(),
         ureq::Error::Timeout(Timeout::Resolve) => {
             "no such host (the name service does not answer)".to_owned()
         }
-        // The handshake of TLS belongs to it.
+        // This includes the TLS handshake.
         ureq::Error::Timeout(Timeout::Connect) => Cause::NoAnswer.to_string(),
         ureq::Error::Timeout(Timeout::RecvResponse) => format!(
             "accepts connections but says nothing for {} s",
@@ -317,7 +321,7 @@ fn io_reason(error: &io::Error) -> String {
     }
 }
 
-/// Reads `http://host:15672,host:15672`. Each host may also have its own `http://`.
+/// Parses `http://host:15672,host:15672`. Each host may also have its own `http://`.
 fn read_urls(text: &str) -> Result<Vec<String>, AddressError> {
     let scheme = if text.starts_with("https://") {
         "https"
@@ -342,7 +346,7 @@ fn read_urls(text: &str) -> Result<Vec<String>, AddressError> {
     Ok(address.hosts.iter().map(url).collect())
 }
 
-/// A part of a path.
+/// Percent-encodes a part of a path.
 pub fn encode(part: &str) -> String {
     part.bytes()
         .map(|b| match b {

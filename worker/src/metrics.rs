@@ -1,4 +1,4 @@
-//! What a worker counts. Labels come from fixed sets.
+//! The metrics of a worker. Label values come from fixed sets.
 
 use std::time::Duration;
 
@@ -11,43 +11,41 @@ use shared::{
 
 use crate::store::Stored;
 
-/// From receipt to storage takes milliseconds on a good day, and the length of an outage on a bad
-/// one.
+/// Normally milliseconds; after an outage, as long as the outage.
 const END_TO_END_BUCKETS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1_800.0,
     7_200.0,
 ];
 
-/// All metrics of one family's worker. Each process is of one family, which is a constant label of
-/// all of them.
+/// All metrics of one family's worker. Most have the family as a constant label.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Those that every service has.
+    /// The metrics that every service has.
     pub service: ServiceMetrics,
     events: IntCounterVec,
     batch_events: Histogram,
     batch_seconds: Histogram,
     end_to_end_seconds: Histogram,
-    /// Batches that wait for Postgres.
+    /// Batches that are held until Postgres works.
     pub holding: IntGauge,
     /// 1 while subscribed to the queue.
     pub consuming: IntGauge,
-    /// Events that came by the queue of another family: a binding is wrong.
+    /// Events that came on another family's queue, because a binding is wrong.
     pub misrouted: IntCounter,
-    /// 1 while the worker can look at its queue's policies.
+    /// 1 while the worker can read its queue's policies.
     pub sees_policies: IntGauge,
     /// The family's rows in the spool.
     pub spool_depth: IntGauge,
-    /// Seconds since the oldest of them was due.
+    /// Seconds since the oldest of them became due.
     pub spool_oldest_due_seconds: Gauge,
 }
 
-/// The most rows that a look at the spool or at the dead letters counts: it must not cost more each day
-/// that nobody mends what is wrong.
+/// The most rows of the spool or the dead letters that are counted, so that a measurement does not
+/// cost more each day while nothing is repaired.
 pub const MOST_COUNTED: i64 = 100_000;
 
 impl Metrics {
-    /// Registers everything, with a series for every outcome.
+    /// Registers all metrics, with a series for every outcome.
     pub fn new(family: Family) -> Self {
         let service = ServiceMetrics::new(Program::Worker(family));
         let opts =
@@ -119,7 +117,7 @@ impl Metrics {
         };
         self.events.with_label_values(&[outcome]).inc();
         if stored != Stored::Already {
-            // Two machines' clocks may disagree by a little.
+            // The clocks of two machines may differ a little.
             self.end_to_end_seconds
                 .observe(since_received.as_seconds_f64().max(0.0));
         }

@@ -1,5 +1,5 @@
-//! Storing a batch whatever happens: Postgres' troubles are waited out, and a row that Postgres
-//! refuses is found and set aside, so that it costs its neighbours nothing.
+//! Stores a batch in spite of failures: it waits while Postgres is down, and it finds rows that
+//! Postgres refuses and defers them, so that they do not affect other events.
 
 use std::{
     sync::{
@@ -30,7 +30,7 @@ use crate::{
     work::Work,
 };
 
-/// The waits before the second and further attempts at an event that Postgres refused.
+/// The backoff of an event that Postgres refused.
 const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(10),
@@ -39,10 +39,10 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(3_600),
 ];
 
-/// The wait for a lock that somebody holds on a row.
+/// The delay of an event with a locked row.
 const LOCKED_DELAY: Duration = Duration::from_secs(2);
 
-/// The batch was given up before it was stored: it must not be acknowledged.
+/// The batch was abandoned before it was stored, so it must not be acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abandoned;
 
@@ -56,7 +56,7 @@ pub struct Persistence {
 }
 
 impl Persistence {
-    /// Stores through `pool`.
+    /// Stores events through `pool`.
     pub fn new(pool: impl Into<Pool>, family: Family, metrics: Metrics) -> Self {
         Self {
             pool: pool.into(),
@@ -71,7 +71,7 @@ impl Persistence {
         self.family
     }
 
-    /// Whether everything needed can be written now; nothing is held.
+    /// Checks that events can be stored now and that none are held.
     pub async fn probe(&self) -> Result<(), String> {
         if self.holding.load(Ordering::Relaxed) > 0 {
             let reason = self.hold_reason.lock();
@@ -93,8 +93,8 @@ impl Persistence {
         *noted.unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
-    /// Brings every event of the batch to `events` or back to the spool, however long Postgres is
-    /// away; gives up only on `abandon` or past the hold limit.
+    /// Stores every event of the batch in `events` or returns it to the spool. It waits while
+    /// Postgres is down, until `abandon` or the hold limit.
     pub async fn persist(
         &self,
         batch: Vec<Work>,
@@ -107,7 +107,7 @@ impl Persistence {
                 (work, record)
             })
             .collect();
-        // All of them are kept while any is held; those that are done have no row any more.
+        // All claims are renewed while any event is held; stored events have no row any more.
         let claims = Claims::of(&self.pool, batch.iter().map(|(work, _)| work));
         let mut run = Run::new(self, &claims, abandon);
         let tasks = batch.iter().map(|(w, r)| Task::Store(w, r)).collect();
@@ -115,8 +115,8 @@ impl Persistence {
         self.set_aside(&mut run, rest).await
     }
 
-    /// Moves events that were redelivered too often into the spool, unread, where each is handled
-    /// alone and its tries are counted.
+    /// Moves suspected poison messages to the spool without parsing them. There each is handled
+    /// alone, and its claims are counted.
     pub async fn isolate(
         &self,
         batch: &[Work],
@@ -130,9 +130,8 @@ impl Persistence {
         self.must_be_empty(&rest)
     }
 
-    /// Events that could not be stored are stored in a simpler form, if there is one. What is left goes
-    /// back to the spool: the locked ones for the end of the lock, the refused ones for their next
-    /// attempt.
+    /// Stores the remaining events in a simpler form, if there is one, and returns the others to
+    /// the spool: locked ones until the lock is released, refused ones until their next attempt.
     async fn set_aside(
         &self,
         run: &mut Run<'_>,
@@ -168,8 +167,8 @@ impl Persistence {
         self.put_off(run, &put_off).await
     }
 
-    /// A refused event in a form that Postgres may take: with its body as bytes where it is the body
-    /// that was refused, and as a dead letter where all attempts are spent.
+    /// A form of a refused event that Postgres may accept: with its body as bytes if Postgres
+    /// refuses the body as JSON, or as a dead letter if all attempts are spent.
     async fn simpler(&self, work: &Work, record: &Record, reason: &str) -> Option<Record> {
         if delay(work).is_none() {
             return Some(record.clone().with_problem(work, reason.to_owned()));
@@ -197,7 +196,7 @@ impl Persistence {
             reason: _,
         } in postponements
         {
-            // Not the reason: Postgres' words may quote the body.
+            // The reason is not logged, because Postgres may quote the body.
             warn!(
                 family = %self.family,
                 webhook_id = work.event.webhook_id,
@@ -215,7 +214,7 @@ impl Persistence {
         Ok(())
     }
 
-    /// What even the spool refuses stays where it came from.
+    /// Events that even the spool refuses stay where they came from.
     fn must_be_empty(&self, rest: &[(Task<'_>, Fate)]) -> Result<(), Abandoned> {
         if rest.is_empty() {
             return Ok(());
@@ -225,7 +224,7 @@ impl Persistence {
         Err(Abandoned)
     }
 
-    /// One transaction over a group.
+    /// Runs one transaction for a group.
     pub(crate) async fn attempt(
         &self,
         group: &[Task<'_>],
@@ -257,7 +256,7 @@ impl Persistence {
         }
     }
 
-    /// Fails unless a harmless event as large as those of the group could be written now.
+    /// Fails unless a harmless event as large as the group's largest could be stored now.
     pub(crate) async fn rehearse(&self, group: &[Task<'_>]) -> Result<(), TransactionError> {
         let rows = to_be_stored(group);
         let Some(size) = rows.iter().map(|(work, _)| work.event.body.len()).max() else {
@@ -266,8 +265,8 @@ impl Persistence {
         rehearsal::rehearse(&self.pool, self.family, size).await
     }
 
-    /// Which of the group's events change a row that somebody has locked. Without an answer it is
-    /// none of them.
+    /// Which of the group's events change a row that another session has locked. If this cannot be
+    /// found out, none is reported.
     pub(crate) async fn locked(&self, group: &[Task<'_>]) -> Vec<bool> {
         let rows = to_be_stored(group);
         if rows.len() != group.len() {
@@ -298,7 +297,7 @@ impl Persistence {
                 if record.problem.as_deref().map(Kind::of) == Some(Kind::Misrouted) {
                     self.metrics.misrouted.inc();
                 }
-                // Not the problem itself: a parser's words may quote the body.
+                // The problem is not logged, because a parser may quote the body.
                 error!(
                     family = %self.family,
                     webhook_id = record.webhook_id,
@@ -321,14 +320,14 @@ fn to_be_stored<'t>(group: &[Task<'t>]) -> Vec<(&'t Work, &'t Record)> {
         .collect()
 }
 
-/// How long an event waits for its next attempt; `None` where all are spent.
+/// The delay until an event's next attempt; `None` if all are spent.
 fn delay(work: &Work) -> Option<Duration> {
     let spent = usize::try_from(work.attempts).unwrap_or(0);
     RETRY_DELAYS.get(spent).copied()
 }
 
-/// For the next attempt. What is refused even as a dead letter stays in the spool rather than getting
-/// lost.
+/// Defers a refused event to its next attempt. If it is refused even as a dead letter, it stays in
+/// the spool and is not lost.
 fn refused<'w>(work: &'w Work, reason: &'w str) -> Postponement<'w> {
     Postponement {
         work,
@@ -347,7 +346,7 @@ fn locked(work: &Work) -> Postponement<'_> {
     }
 }
 
-/// Shows that events are held, for as long as it lives.
+/// While this exists, readiness and a metric show that events are held.
 pub(crate) struct Hold<'p>(&'p Persistence);
 
 impl<'p> Hold<'p> {

@@ -1,27 +1,27 @@
-//! The kinds of problems that an event can have, told by how the problem's text begins: the text is
-//! what every version has stored.
+//! The kinds of problems of events. A kind is recognised by the beginning of the problem's text,
+//! because the text is what all versions have stored.
 
 use std::fmt;
 
 use shared::{AcceptedEvent, Family, database::TransactionError};
 use sqlx::{Postgres, QueryBuilder};
 
-/// Of a second body under an id that is taken.
+/// The problem of a second body under one id.
 pub const CONFLICT: &str = "another body was accepted under this webhook id before";
 
-/// Of a message that somebody else than ingest published.
+/// The problem of a message that ingest did not publish.
 pub const UNIDENTIFIED: &str =
     "the message had no id that ingest gives, so it did not come from there";
 
-/// Begins that of an event that came by the queue of another family.
+/// The beginning of the problem of an event that came on another family's queue.
 pub const MISROUTED: &str = "it came by the queue of";
 
-/// The problem of an event that came to the worker of `family`, which is not its own.
+/// The problem of an event that came on the queue of `family`, which is not its own family.
 pub fn misrouted(family: Family) -> String {
     format!("{MISROUTED} {family}, whose worker has no right to store it as an event of its type")
 }
 
-/// The problem that an event has before its body is looked at.
+/// A problem that is known before the body is parsed.
 pub fn known_of(event: &AcceptedEvent) -> Option<String> {
     if event.is_unidentified() {
         Some(UNIDENTIFIED.to_owned())
@@ -32,12 +32,13 @@ pub fn known_of(event: &AcceptedEvent) -> Option<String> {
     }
 }
 
-/// Begins that of an event that an operator distrusts because its secret was stolen.
+/// The beginning of the problem of an event whose secret was stolen, so that an operator distrusts
+/// it.
 pub const DISTRUSTED: &str = "signed with a secret that is distrusted";
 
-/// Why Postgres refuses an event, in its words. Its data exceptions quote values, as in `invalid input
-/// syntax for type integer: "…"`, and a value of a body is nothing for a list or a log. All other errors
-/// quote names of tables, columns and constraints.
+/// Postgres' reason for refusing an event. Its data exceptions quote values, as in `invalid input
+/// syntax for type integer: "…"`, and values of bodies must not appear in lists or logs. All other
+/// errors quote only names of tables, columns and constraints.
 pub fn refusal(error: &TransactionError) -> String {
     let words = error.to_string();
     match error.sqlstate() {
@@ -46,10 +47,11 @@ pub fn refusal(error: &TransactionError) -> String {
     }
 }
 
-/// The class of SQLSTATEs that are about a value.
+/// The class of SQLSTATEs for data exceptions.
 const DATA_EXCEPTION: &str = "22";
 
-/// A value may have quotation marks itself, so all between the first and the last one goes.
+/// Removes everything between the first and the last quotation mark, because the value may contain
+/// some.
 fn without_quoted(words: &str) -> String {
     match (words.find('"'), words.rfind('"')) {
         (Some(first), Some(last)) if first < last => {
@@ -59,19 +61,19 @@ fn without_quoted(words: &str) -> String {
     }
 }
 
-/// Begins that of an event that kept stopping its worker.
+/// The beginning of the problem of an event that kept stopping its worker.
 pub const STOPPED_WORKER: &str = "stopped the worker";
 
-/// That of a typed event without `data`.
+/// The problem of a typed event without `data`.
 pub const NO_DATA: &str = "the event has no `data`";
 
-/// Begins that of an event whose `data` its family's parser refuses.
+/// The beginning of the problem of an event whose `data` its family's parser refuses.
 pub const WRONG_DATA: &str = "`data` is not that of the";
 
-/// That of an event whose company its secret does not speak for.
+/// The problem of an event whose company its secret is not tied to.
 pub const FOREIGN_COMPANY: &str = "the secret that verified it does not speak for its company";
 
-/// That of an event whose resource is in its table as another company's.
+/// The problem of an event whose resource belongs to another company in the typed table.
 pub const COMPANY_CHANGE: &str = "its resource belongs to another company";
 
 /// A kind of problem.
@@ -79,28 +81,28 @@ pub const COMPANY_CHANGE: &str = "its resource belongs to another company";
 pub enum Kind {
     /// The body is no Pleo event.
     NotAnEvent,
-    /// `data` is not what the event's type promises.
+    /// `data` does not match the event's type.
     WrongData,
-    /// Postgres refused the row; the problem has its words.
+    /// Postgres refused the row; the problem is its message.
     Refused,
-    /// It stopped the worker again and again, so nobody has read it.
+    /// It stopped the worker repeatedly, so its body was not parsed.
     StoppedWorker,
-    /// Another body had been accepted under the same webhook id.
+    /// Another body was accepted before under the same webhook id.
     Conflict,
-    /// It did not come from ingest, so nobody has verified it.
+    /// Ingest did not publish it, so no signature was verified.
     Unidentified,
-    /// An operator distrusts the secret that it was signed with.
+    /// An operator distrusts the secret that signed it.
     Distrusted,
-    /// Its secret is tied to other companies than the event's.
+    /// Its secret is tied to other companies.
     ForeignCompany,
-    /// Its resource belongs to another company, and never changes that.
+    /// Its resource belongs to another company. A resource never changes its company.
     CompanyChange,
-    /// It came by the queue of another family.
+    /// It came on another family's queue.
     Misrouted,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 10] = [
         Self::NotAnEvent,
         Self::WrongData,
@@ -130,8 +132,8 @@ impl Kind {
         }
     }
 
-    /// Whether more may be wrong than the body shows: a replay takes such events only one by one, as
-    /// somebody has to decide about each.
+    /// Whether the event may be wrong beyond its body. A replay takes such events only one by one,
+    /// after an operator's decision about each.
     pub const fn is_withheld(self) -> bool {
         matches!(
             self,
@@ -139,8 +141,8 @@ impl Kind {
         )
     }
 
-    /// What its problems begin with. Nothing for [`Kind::Refused`]: its problems are all that begin
-    /// like no other kind's.
+    /// The beginnings of its problems. Empty for [`Kind::Refused`], which has all problems that
+    /// match no other kind.
     pub const fn beginnings(self) -> &'static [&'static str] {
         match self {
             Self::NotAnEvent => &["the body is ", "the body has ", "`eventType` is "],
@@ -148,7 +150,7 @@ impl Kind {
             Self::Refused => &[],
             Self::StoppedWorker => &[STOPPED_WORKER],
             Self::Conflict => &[CONFLICT],
-            // As well as an earlier version's words.
+            // This also matches the text of an earlier version.
             Self::Unidentified => &["the message had no id"],
             Self::Distrusted => &[DISTRUSTED],
             Self::ForeignCompany => &[FOREIGN_COMPANY],
@@ -157,7 +159,8 @@ impl Kind {
         }
     }
 
-    /// Appends to a query on `events` that the problem is of this kind, as [`Kind::of`] tells it.
+    /// Appends to a query on `events` the condition that the problem is of this kind, by the same
+    /// rule as [`Kind::of`].
     pub fn push_condition(self, query: &mut QueryBuilder<Postgres>) {
         let (verb, kinds) = match self {
             Self::Refused => (" and problem is not null and not exists", &Self::ALL[..]),

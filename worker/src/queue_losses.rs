@@ -1,37 +1,38 @@
-//! What lets a queue drop messages that RabbitMQ has confirmed: a policy, an operator's policy, or an argument
-//! of its own. `hookctl doctor` and the workers judge by it.
+//! Detects settings that let a queue drop confirmed messages: a policy, an operator policy, or an
+//! argument of the queue. The workers and `hookctl doctor` use it.
 //!
-//! A `dead-letter-*` alone drops nothing: it says where dropped messages go. Nor does `max-age`, which only
-//! streams have; a queue that is one, or of another kind than quorum, is drift by its arguments.
+//! A `dead-letter-*` alone drops nothing: it says where dropped messages go. `max-age` does not
+//! either: only streams have it. A stream, or any other queue that is not a quorum queue, is
+//! reported as drift by its arguments.
 
 use serde_json::Value;
 use shared::topology::DELIVERY_LIMIT;
 
-/// The one `overflow` with which a full quorum queue drops nothing.
+/// The only `overflow` with which a full quorum queue drops nothing.
 const REFUSES: &str = "reject-publish";
 
-/// A queue, as RabbitMQ's management shows it.
+/// A queue as described by RabbitMQ's management.
 #[derive(Clone, Copy, Debug)]
 pub struct Queue<'a>(&'a Value);
 
 impl<'a> Queue<'a> {
-    /// What the management has at `/api/queues/vhost/name`.
+    /// From the management's answer for `/api/queues/vhost/name`.
     pub fn new(shown: &'a Value) -> Self {
         Self(shown)
     }
 
-    /// What of the policies on it lets it drop messages, as `message-ttl 60000`.
+    /// The settings of its policies that let it drop messages, such as `message-ttl 60000`.
     pub fn losses_by_policy(self) -> Vec<String> {
         let policy = &self.0["effective_policy_definition"];
         self.losses(policy, |key| Some(key))
     }
 
-    /// What of its own arguments lets it drop messages, as `x-message-ttl 60000`.
+    /// Its own arguments that let it drop messages, such as `x-message-ttl 60000`.
     pub fn losses_by_argument(self) -> Vec<String> {
         self.losses(&self.0["arguments"], |key| key.strip_prefix("x-"))
     }
 
-    /// The policies on it by their kinds and names, as `policy short-lived`.
+    /// Its policies by kind and name, such as `policy short-lived`.
     pub fn policies(self) -> Vec<String> {
         [("policy", "policy"), ("operator_policy", "operator policy")]
             .into_iter()
@@ -41,7 +42,7 @@ impl<'a> Queue<'a> {
 
     fn losses(self, of: &Value, limit: impl Fn(&str) -> Option<&str>) -> Vec<String> {
         let refuses_when_full = self.refuses_when_full();
-        // RabbitMQ shows an empty definition as an empty list.
+        // RabbitMQ shows an empty definition as an empty list, not an object.
         let all = of.as_object().into_iter().flatten();
         all.filter(|(key, value)| {
             limit(key).is_some_and(|limit| loses(limit, value, refuses_when_full))
@@ -50,7 +51,7 @@ impl<'a> Queue<'a> {
         .collect()
     }
 
-    /// A policy that names it goes before the queue's own argument.
+    /// A policy's value takes precedence over the queue's own argument.
     fn refuses_when_full(self) -> bool {
         let overflow = (self.0["effective_policy_definition"]["overflow"].as_str())
             .or_else(|| self.0["arguments"]["x-overflow"].as_str());
@@ -63,7 +64,7 @@ fn loses(limit: &str, value: &Value, refuses_when_full: bool) -> bool {
         "expires" | "message-ttl" => true,
         "max-length" | "max-length-bytes" => !refuses_when_full,
         "overflow" => value.as_str() != Some(REFUSES),
-        // Negative ones are no limit.
+        // A negative value means no limit.
         "delivery-limit" => value
             .as_i64()
             .is_none_or(|limit| (0..DELIVERY_LIMIT).contains(&limit)),
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[rstest]
-    // RabbitMQ writes an empty one so.
+    // RabbitMQ's form of an empty definition.
     #[case(json!([]), "reject-publish", &[])]
     #[case(json!({"queue-leader-locator": "balanced"}), "reject-publish", &[])]
     #[case(json!({"message-ttl": 5}), "reject-publish", &["message-ttl 5"])]
@@ -89,7 +90,7 @@ mod tests {
     #[case(json!({"max-length": 5}), "", &["max-length 5"])]
     #[case(json!({"max-length-bytes": 5}), "", &["max-length-bytes 5"])]
     #[case(json!({"max-length": 5, "overflow": "reject-publish"}), "", &[])]
-    // A quorum queue takes it for drop-head.
+    // A quorum queue treats this as drop-head.
     #[case(
         json!({"max-length": 5, "overflow": "reject-publish-dlx"}),
         "reject-publish",

@@ -1,7 +1,8 @@
-//! Whether a policy or an argument lets the family's queue drop messages that RabbitMQ has confirmed. AMQP shows
-//! neither, so the worker asks RabbitMQ's management now and then.
+//! Watches whether a policy or an argument lets the family's queue drop confirmed messages. AMQP
+//! shows neither, so the worker queries RabbitMQ's management.
 //!
-//! It disturbs nothing: while the management does not answer, the last state stays, and one line says so.
+//! It affects nothing else: while the management does not answer, the last state stays, and one log
+//! line says so.
 
 use std::time::Duration;
 
@@ -19,10 +20,11 @@ use crate::{
     queue_losses::Queue,
 };
 
-/// Between two looks. The management counts anew every few seconds; an alert may take a minute more.
+/// The interval between two queries. The management updates its figures every few seconds; an alert
+/// may take a minute more.
 pub const EVERY: Duration = Duration::from_secs(60);
 
-/// For one look, whatever the number of nodes.
+/// The deadline of a query, over all nodes.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const BY_POLICY: &str = "take the queue out of the policy, or what drops messages out of it: `rabbitmqctl \
@@ -31,7 +33,7 @@ const BY_POLICY: &str = "take the queue out of the policy, or what drops message
 
 const BY_ARGUMENT: &str = "let the queue run empty, delete it and run `hookctl setup`";
 
-/// Looks at one queue.
+/// Watches one queue.
 pub struct QueueWatch {
     management: Management,
     path: String,
@@ -44,7 +46,7 @@ pub struct QueueWatch {
 }
 
 impl QueueWatch {
-    /// Looks at `queue` about every `every`.
+    /// Queries `queue` about once in each interval `every`.
     pub fn new(
         management: Management,
         vhost: &str,
@@ -64,17 +66,17 @@ impl QueueWatch {
         }
     }
 
-    /// Looks again and again, for ever. It may be cancelled anywhere.
+    /// Queries until it is cancelled, which is possible at any point.
     pub async fn run(mut self) {
         loop {
             self.look().await;
-            // Replicas that start together must not ask together.
+            // Jitter, so that replicas that start together do not query together.
             let part = rand::rng().random_range(0.8..1.2);
             sleep(self.every.mul_f64(part)).await;
         }
     }
 
-    /// Looks once.
+    /// Queries once.
     pub async fn look(&mut self) {
         let found = timeout(DEADLINE, self.management.find(&self.path)).await;
         let found = found.context("it takes too long").flatten();
@@ -85,7 +87,7 @@ impl QueueWatch {
                     self.is_blind = false;
                     info!("RabbitMQ's management answers again");
                 }
-                // A queue that is not there is what the consumer's own look finds.
+                // A missing queue is reported by the consumer.
                 self.show(queue.as_ref().and_then(|queue| self.judge(queue)));
             }
             Err(error) if !self.is_blind => {
@@ -129,7 +131,7 @@ impl QueueWatch {
         })
     }
 
-    /// One line when it begins, when it changes, and when it ends.
+    /// Logs one line when a problem begins, changes or ends.
     fn show(&mut self, drift: Option<Drift>) {
         self.metrics.set_losing(&self.queue, drift.is_some());
         let reason = drift.as_ref().map(|drift| drift.reason.clone());

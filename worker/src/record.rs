@@ -1,4 +1,4 @@
-//! From an accepted event to its rows. Pure: the same event gives the same rows.
+//! Turns an accepted event into its rows. Pure: the same event always gives the same rows.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -12,7 +12,7 @@ use crate::{
     work::Work,
 };
 
-/// The body, in the column that can hold it.
+/// The body, by the column that can hold it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// `events.payload`
@@ -21,10 +21,10 @@ pub enum Body {
     Raw(Bytes),
 }
 
-/// What one event becomes: a row of `events`, and one of a typed table unless there is a problem.
+/// The rows of an event: one of `events`, and one of a typed table unless there is a problem.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The event's id; its row's key.
+    /// The event's id, which is its row's key.
     pub webhook_id: String,
     /// The type that the body names.
     pub event_type: EventType,
@@ -32,20 +32,20 @@ pub struct Record {
     pub event_id: Option<Text>,
     /// `data.companyId`
     pub company_id: Option<Text>,
-    /// Something stands there, and it is no id, or there twice.
+    /// `data.companyId` exists but is not an id, or occurs twice.
     company_is_unclear: bool,
     /// `data.id`
     pub resource_id: Option<Text>,
     /// The body.
     pub body: Body,
-    /// Why there is no typed row although there should be.
+    /// Why there is no typed row.
     pub problem: Option<String>,
     /// The typed row.
     pub typed: Option<Typed>,
 }
 
 impl Record {
-    /// Reads the event. Whatever cannot be read becomes the record's problem; nothing is refused.
+    /// Parses the event. What cannot be parsed becomes the record's problem; no event is refused.
     pub fn new(work: &Work) -> Self {
         let record = Self::of_any_company(work);
         match &work.event.secret_companies {
@@ -58,7 +58,7 @@ impl Record {
         }
     }
 
-    /// Whether it names one of these companies, or none at all.
+    /// Whether it names one of these companies, or no company at all.
     fn may_be_of(&self, companies: &Companies) -> bool {
         match &self.company_id {
             Some(company) => companies.include(company.as_str()),
@@ -66,7 +66,7 @@ impl Record {
         }
     }
 
-    /// As if its secret spoke for every company.
+    /// The record without regard to the companies of its secret.
     fn of_any_company(work: &Work) -> Self {
         match &work.problem {
             None => Self::read(work),
@@ -75,7 +75,7 @@ impl Record {
                 typed: None,
                 ..Self::read(work)
             },
-            // What stopped the worker may be the reading itself, so the body stays untouched.
+            // Parsing may be what stopped the worker, so the body is not parsed.
             Some(problem) => {
                 let raw = Body::Raw(work.event.body.clone());
                 Self::unread(work, raw, problem.clone())
@@ -116,8 +116,8 @@ impl Record {
         }
     }
 
-    /// The event as the worker of `family` may store it: one of another family only with a problem that
-    /// withholds it from a replay.
+    /// The record that the worker of `family` may store. An event of another family gets a problem
+    /// that withholds it from replays.
     pub fn taken_by(self, family: Family) -> Self {
         if self.is_withheld() || self.event_type.family() == family {
             return self;
@@ -138,7 +138,7 @@ impl Record {
         problem.is_some_and(|problem| Kind::of(problem).is_withheld())
     }
 
-    /// Keeps the body as it came, where Postgres does not take it as JSON after all.
+    /// Keeps the body as bytes, because Postgres does not accept it as JSON.
     pub fn as_bytes(self, work: &Work) -> Self {
         Self {
             body: Body::Raw(work.event.body.clone()),
@@ -146,8 +146,8 @@ impl Record {
         }
     }
 
-    /// Gives up what Postgres may have refused, the typed row and the body as JSON, with the reason. What
-    /// withholds the event stays its problem.
+    /// Drops what Postgres may have refused, the typed row and the body as JSON, and records the
+    /// reason. A problem that withholds the event is kept too.
     pub fn with_problem(self, work: &Work, problem: String) -> Self {
         let problem = match &self.problem {
             Some(known) if self.is_withheld() => format!("{known}; besides: {problem}"),
@@ -160,7 +160,7 @@ impl Record {
         }
     }
 
-    /// Gives up the typed row, as the table has its resource as another company's.
+    /// Drops the typed row, because its resource belongs to another company in the table.
     pub fn of_another_company(self) -> Self {
         Self {
             problem: Some(problem::COMPANY_CHANGE.to_owned()),
@@ -184,7 +184,7 @@ impl Record {
     }
 }
 
-/// A parser's message may quote the body: NUL included, and all of it.
+/// Makes a problem storable: a parser's message may quote the body, with NUL and at any length.
 fn storable(problem: String) -> String {
     const LONGEST: usize = 1_000;
     let mut problem = problem.replace('\0', "\u{fffd}");
@@ -195,12 +195,12 @@ fn storable(problem: String) -> String {
     problem
 }
 
-/// An id, unless it is blank or Postgres cannot hold it.
+/// The id, unless it is blank or Postgres cannot store it.
 fn id_of(text: String) -> Option<Text> {
     Text::new(text).filter(|text| !text.is_blank())
 }
 
-/// By what events of every type can be found.
+/// The ids by which events of every type can be found.
 #[derive(Default)]
 struct Ids {
     company: Option<Text>,
@@ -209,7 +209,7 @@ struct Ids {
 }
 
 impl Ids {
-    /// `companyId` and `id` of `data`, where they are ids.
+    /// `companyId` and `id` of `data`, if they are ids.
     fn of(data: &RawValue) -> Self {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -220,11 +220,11 @@ impl Ids {
             id: Option<&'a RawValue>,
         }
         let id = |value: Option<&RawValue>| id_of(serde_json::from_str(value?.get()).ok()?);
-        // Only an object has fields; serde would also read an array as one.
+        // Only an object has fields; serde would accept an array as well.
         if !data.get().starts_with('{') {
             return Self::default();
         }
-        // A key that is there twice is an error here, and for a reader of JSON its last value.
+        // A duplicate key is an error here; other JSON readers use its last value.
         let Ok(fields) = serde_json::from_str::<Fields<'_>>(data.get()) else {
             return Self {
                 company_is_unclear: true,
@@ -316,7 +316,7 @@ mod tests {
         assert!(matches!(record.typed, Some(Typed::Vendor(_))), "{record:?}");
     }
 
-    /// The event came on 2025-06-15T15:06:40Z.
+    /// The event was received at 2025-06-15T15:06:40Z.
     #[rstest]
     #[case("updatedAt", "2025-06-16T15:06:40Z", false)]
     #[case("updatedAt", "2025-06-16T15:06:40.000000001Z", true)]
@@ -486,7 +486,7 @@ mod tests {
     #[case("v1.vendor.created", VENDOR)]
     #[case("v1.export-job.created", EXPORT_JOB)]
     #[case("v1.card.created", r#"{"companyId":"c1"}"#)]
-    // It is a problem of its own otherwise.
+    // Without the secret's companies, this would be another problem.
     #[case("v1.vendor.created", r#"{"companyId":"c1"}"#)]
     fn an_event_of_a_company_that_its_secret_does_not_speak_for_is_a_problem(
         #[case] event_type: &str,

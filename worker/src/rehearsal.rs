@@ -1,5 +1,5 @@
-//! A harmless event, stored and taken back at once: where it gets through every time and a real one
-//! never does, the real one is to blame.
+//! Rehearsals: a harmless event is stored and rolled back. If that succeeds every time and storing
+//! a real event never does, the real event is at fault.
 
 use bytes::Bytes;
 use chrono::Utc;

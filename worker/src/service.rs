@@ -1,4 +1,4 @@
-//! A worker put together: start, work, stop.
+//! Assembles a worker: start, work, shut down.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -30,13 +30,13 @@ use crate::{
     subscription::Batching,
 };
 
-/// For one attempt at bringing the schema up to date, which may have to rewrite a table.
+/// The time for one attempt to migrate the schema, which may rewrite a table.
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(3_600);
 
-/// Past the shutdown deadline: for giving unstored events back to the spool and the broker.
+/// The time after the shutdown deadline to return unstored events to the spool and the broker.
 const GIVE_BACK_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The `main` of a family's worker; the private port's default is the family's own.
+/// The `main` of a family's worker.
 pub async fn main(family: Family) -> ExitCode {
     let config: Config = config::parse();
     config.process.init_logging();
@@ -47,14 +47,15 @@ pub async fn main(family: Family) -> ExitCode {
     shutdown::exit_code(outcome)
 }
 
-/// Works until `stop`, then finishes what is in hand. An error means that this took longer than the
-/// shutdown deadline; nothing is lost by that.
+/// Works until `stop`, then finishes the events in progress. An error means that this took longer
+/// than the shutdown deadline; no event is lost, because unstored ones come again.
 pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> anyhow::Result<()> {
     config.retention.check()?;
     let metrics = Metrics::new(family);
     let watch = queue_watch(family, config, &metrics)?;
     let name = Program::Worker(family).name();
-    // The batches, the spool reader, and two for probes, measurements and sweeps.
+    // One connection for each batch, and four for the spool reader, probes, measurements and
+    // sweeps.
     let connections = u32::try_from(config.batches_in_flight + 4).unwrap_or(u32::MAX);
     let pool = database::pool(config.stores.postgres()?, name, connections);
     let persistence = Arc::new(Persistence::new(pool.clone(), family, metrics.clone()));
@@ -95,7 +96,7 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     tasks.spawn(consumer.run(stop.clone(), abandon.clone()));
     tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
     let mut looks = start_looks(family, config, pool, &metrics, watch);
-    // Without one of its parts the worker is better off restarted than half alive.
+    // If one part ends, stop the whole worker: a restart is better than running without that part.
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
@@ -114,7 +115,8 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     Ok(())
 }
 
-/// What looks at the stores and sweeps. These tasks hold nothing, so they may end anywhere.
+/// Starts the background tasks that measure and sweep. They hold no event, so they may be cancelled
+/// at any point.
 fn start_looks(
     family: Family,
     config: &Config,
@@ -140,7 +142,7 @@ fn start_looks(
     looks
 }
 
-/// What looks at the queue's policies, where it is known whom to ask.
+/// The watch on the queue's policies, if RabbitMQ's management is configured.
 fn queue_watch(
     family: Family,
     config: &Config,
@@ -167,7 +169,7 @@ async fn all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-/// Brings the schema up to date, however long Postgres takes to be there.
+/// Migrates the schema; retries until Postgres is available.
 async fn migrate(pool: &Pool, stop: &CancellationToken) {
     let mut delays = broker::reconnect_delays();
     loop {
@@ -190,7 +192,7 @@ async fn migrate(pool: &Pool, stop: &CancellationToken) {
     }
 }
 
-/// On connections of its own, which end with the attempt.
+/// Uses connections of its own, which are closed after the attempt.
 async fn migrate_once(pool: &Pool) -> anyhow::Result<()> {
     let mut connection = pool.acquire().await?.detach();
     let mut observer = pool.acquire().await?.detach();
@@ -201,7 +203,7 @@ async fn migrate_once(pool: &Pool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ready when subscribed to the queue and able to store.
+/// Ready if subscribed to the queue and able to store events.
 fn readiness(persistence: Arc<Persistence>, metrics: Metrics) -> ReadinessProbe {
     Arc::new(move || {
         let (persistence, metrics) = (Arc::clone(&persistence), metrics.clone());

@@ -1,8 +1,8 @@
-//! The second way in: due rows of `webhook_spool`.
+//! Stores the due rows of `webhook_spool`.
 //!
-//! A row is claimed (counted and made due later) in a transaction of its own, before anything is
-//! done with it. If the process dies in the middle, the row comes back when the claim runs out, and
-//! its count shows which event keeps killing workers.
+//! A row is claimed (its claims are counted and its due time is moved) in a separate transaction,
+//! before it is processed. If the process dies, the row becomes due again when the claim expires,
+//! and the count of claims shows which event stops workers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,19 +16,17 @@ use crate::{
     persistence::{Abandoned, Persistence},
 };
 
-/// How often an empty spool is looked at.
+/// How often an empty spool is polled.
 const IDLE_POLL: Duration = Duration::from_secs(1);
 
-/// Refused events are retried so many together. Each may take as long as [`Patience::Long`] lets it.
-///
-/// [`Patience::Long`]: crate::groups::Patience::Long
+/// How many refused events are retried together. Each may take as long as `Patience::Long` allows.
 const REFUSED_TOGETHER: i64 = 32;
 
 /// Reads one family's part of the spool.
 pub struct SpoolReader {
-    /// Where the spool is.
+    /// The database.
     pub pool: Pool,
-    /// Stores what is due.
+    /// Stores the events.
     pub persistence: Arc<Persistence>,
     /// Whose rows.
     pub family: Family,
@@ -37,8 +35,8 @@ pub struct SpoolReader {
 }
 
 impl SpoolReader {
-    /// Takes due rows until `stop`; what is not stored by the time of `abandon` is given back. Rows that
-    /// have been in trouble are taken apart: one that is slow holds up only those.
+    /// Stores due rows until `stop`. Events that are not stored at `abandon` are returned. Rows
+    /// with earlier failures are processed separately, so that a slow one delays only those.
     pub async fn run(self, stop: CancellationToken, abandon: CancellationToken) {
         let limit = i64::try_from(self.batch_size).unwrap_or(i64::MAX);
         let fresh = self.spool();
@@ -95,7 +93,7 @@ impl SpoolReader {
         }
     }
 
-    /// Stores one claim of each kind; answers with the number of its rows.
+    /// Stores one claim of each kind and returns the number of rows.
     async fn store_due(
         &self,
         kinds: &mut [DueRows],
@@ -109,8 +107,8 @@ impl SpoolReader {
             }
             stored += due.len();
             let (persistence, abandon) = (Arc::clone(&self.persistence), abandon.clone());
-            // In a task of its own, so that an event that makes it panic is counted like one that
-            // stops the process, and the next is taken all the same.
+            // Runs in a separate task, so that an event that causes a panic is counted like one
+            // that stops the process, and later events are still processed.
             tokio::spawn(async move { persistence.persist(due, &abandon).await })
                 .await
                 .map_err(|panic| panic.to_string())?

@@ -1,4 +1,5 @@
-//! How much of a family waits in the spool, at a cost that does not grow with the number of its rows.
+//! Measures a family's backlog in the spool, at a cost that does not grow with the number of its
+//! rows.
 
 use std::time::Duration;
 
@@ -14,35 +15,36 @@ use crate::{
     metrics::{MOST_COUNTED, Metrics},
 };
 
-/// How often it is measured.
+/// The interval between two measurements.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// How often rows that appeared late are counted as well.
+/// How often the count also includes rows that became visible late.
 const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_secs(60);
 
-/// For one look; Postgres' own limit ends it earlier, so that none goes on unseen.
+/// The deadline of a measurement. Postgres' own limit is shorter, so that no query runs on
+/// unnoticed.
 const DEADLINE: Duration = Duration::from_secs(40);
 
 const MODE: TransactionMode = TransactionMode::read()
     .by_index()
     .statement_timeout(Duration::from_secs(30));
 
-/// What waits.
+/// The backlog.
 #[derive(Clone, Copy, Debug, PartialEq, sqlx::FromRow)]
 pub struct SpoolState {
-    /// The number of rows, of which no more than [`MOST_COUNTED`] are counted.
+    /// The number of rows; at most [`MOST_COUNTED`] are counted.
     pub depth: i64,
-    /// For how many seconds the oldest has been due.
+    /// Seconds since the oldest row became due.
     pub oldest_due_seconds: f64,
-    /// No row is due that has an earlier time, unless it appears late.
+    /// No earlier row is due, except rows that become visible late.
     reached: DateTime<Utc>,
 }
 
-/// Shows it in the metrics, for ever.
+/// Updates the metrics until it is cancelled.
 pub async fn measure(pool: Pool, metrics: Metrics, family: Family) {
     let mut floor = Floor::new(FROM_THE_BEGINNING_EVERY);
     loop {
-        // While Postgres cannot be asked, the last state stays; readiness tells.
+        // While Postgres is down, the last values stay; readiness shows the outage.
         if let Ok(state) = look(&pool, family, &mut floor).await {
             metrics.spool_depth.set(state.depth);
             metrics
@@ -53,7 +55,8 @@ pub async fn measure(pool: Pool, metrics: Metrics, family: Family) {
     }
 }
 
-/// Looks once. The rows are counted from where the oldest one was, and now and then from the beginning.
+/// Measures once. Rows are counted from the oldest one's last position, and now and then from the
+/// beginning.
 pub async fn look(
     pool: &Pool,
     family: Family,

@@ -1,5 +1,4 @@
-//! What a worker writes to `webhook_spool`: events that go there, and the claims on rows that it
-//! has taken from there.
+//! Writes to `webhook_spool`: events that a worker defers, and changes to the claims on rows.
 
 use std::time::Duration;
 
@@ -17,33 +16,33 @@ use crate::{
     work::{Source, Work},
 };
 
-/// For one transaction.
+/// The deadline of a transaction.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What is spooled may be an event's only copy.
+/// A spool row may be an event's only copy.
 const SPOOL: TransactionMode = TransactionMode::write(Durability::Replicated)
     .lock_timeout(Duration::from_secs(5))
     .statement_timeout(Duration::from_secs(10));
 
-/// A claim that a failover undoes costs nothing, and must not hang while the standby is away.
+/// A lost claim costs nothing, and claiming must not hang while the standby is down.
 const CLAIM: TransactionMode = TransactionMode::write(Durability::Local)
     .lock_timeout(Duration::from_secs(5))
     .statement_timeout(Duration::from_secs(10));
 
-/// An event that is to be stored later.
+/// An event that is deferred.
 #[derive(Clone, Copy, Debug)]
 pub struct Postponement<'w> {
     /// The event.
     pub work: &'w Work,
-    /// Why it was not stored now.
+    /// Why it was not stored.
     pub reason: &'w str,
     /// How long from now until a worker may take it.
     pub delay: Duration,
-    /// Failed attempts to store it, this one included if it counts.
+    /// Failed attempts to store it, including this one if it counts.
     pub attempts: i32,
 }
 
-/// Spools events unread for the family's worker, each to be handled alone.
+/// Spools events for the family's worker without parsing them. Each is then handled alone.
 pub async fn isolate(pool: &Pool, family: Family, works: &[&Work]) -> Result<(), TransactionError> {
     let entries: Vec<_> = works
         .iter()
@@ -63,7 +62,7 @@ pub async fn isolate(pool: &Pool, family: Family, works: &[&Work]) -> Result<(),
     .await
 }
 
-/// Spools events for the family's worker to take later, or puts those off that are in the spool.
+/// Defers events: spools them, or moves the due time of those that are in the spool.
 pub async fn put_off(
     pool: &Pool,
     family: Family,
@@ -127,8 +126,8 @@ async fn update_spooled(
     Ok(())
 }
 
-/// Fails unless a row of the family could be spooled now. It does all that spooling takes, the commit
-/// included, and leaves nothing behind.
+/// Fails unless a row of the family could be spooled now. It does everything that spooling does,
+/// including a commit, and leaves nothing behind.
 pub async fn rehearse(pool: &Pool, family: Family) -> Result<(), TransactionError> {
     write(pool, &SPOOL, async |connection| {
         sqlx::raw_sql("savepoint rehearsal")
@@ -150,9 +149,9 @@ pub async fn rehearse(pool: &Pool, family: Family) -> Result<(), TransactionErro
     .await
 }
 
-/// The claims on spool rows that a batch came with.
+/// The claims on the spool rows of a batch.
 ///
-/// Noting what becomes of them is best effort: without it they run out by themselves.
+/// Changing them is best effort: otherwise they expire.
 pub struct Claims<'b> {
     pool: &'b Pool,
     ids: Vec<&'b str>,
@@ -160,7 +159,7 @@ pub struct Claims<'b> {
 }
 
 impl<'b> Claims<'b> {
-    /// Those of `works` that came from the spool.
+    /// The claims of those `works` that came from the spool.
     pub fn of(pool: &'b Pool, works: impl IntoIterator<Item = &'b Work>) -> Self {
         let (ids, hashes) = works
             .into_iter()
@@ -170,9 +169,9 @@ impl<'b> Claims<'b> {
         Self { pool, ids, hashes }
     }
 
-    /// Keeps the rows from being claimed again while they are held: a claim that runs out counts as
-    /// a worker that was stopped. If Postgres is away nobody else can claim them either. Rows that
-    /// were set aside meanwhile have no claim and keep their time.
+    /// Renews the lease, so that the rows are not claimed again while they are held: an expired
+    /// claim counts as a stopped worker. If Postgres is down, no other worker can claim them
+    /// either. Rows that were deferred meanwhile have no claim and keep their due time.
     pub async fn renew(&self) {
         self.update(
             concat!(
@@ -185,7 +184,7 @@ impl<'b> Claims<'b> {
         .await;
     }
 
-    /// Gives the rows back at once, uncounted.
+    /// Releases the claims immediately, and does not count them.
     pub async fn release(&self) {
         self.update(
             concat!(
@@ -218,7 +217,7 @@ impl<'b> Claims<'b> {
     }
 }
 
-/// One transaction, on disk when this returns.
+/// Runs one transaction, which is on disk when this returns.
 async fn write(
     pool: &Pool,
     mode: &TransactionMode,

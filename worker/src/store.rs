@@ -1,5 +1,5 @@
-//! One batch, one transaction: `events`, the typed tables, missing receipts, finished spool rows.
-//! Only its commit makes an acknowledgement legitimate.
+//! Stores a batch in one transaction: rows of `events` and the typed tables, missing receipts, and
+//! the deletion of finished spool rows. Messages may be acknowledged only after its commit.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,15 +24,15 @@ use crate::{
     work::{Source, Work},
 };
 
-/// For a whole transaction; Postgres' own limits below end it earlier and say why.
+/// The deadline of a transaction. Postgres' own limits below are shorter and give a reason.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// An acknowledgement follows, and the message is then gone.
+/// The message is acknowledged after the commit and is then gone, so the commit must be durable.
 const MODE: TransactionMode = TransactionMode::write(Durability::Replicated);
 
 impl Patience {
-    /// A wait for a lock ends first, and so is not taken for slowness. Other workers hold theirs for
-    /// milliseconds.
+    /// The lock timeout is shorter, so that waiting for a lock is not taken for slowness. Other
+    /// workers hold locks for milliseconds.
     const fn mode(self) -> TransactionMode {
         let (statement, lock) = match self {
             Self::Shortest => (100, 50),
@@ -44,16 +44,16 @@ impl Patience {
     }
 }
 
-/// Fails unless a batch of any family could be stored now, and writes nothing.
+/// Fails unless a batch could be stored now, apart from its typed table. It writes nothing.
 pub const PROBE: &str =
     "insert into events (webhook_id, event_type, received_at, raw, body_sha256, secret_companies)
      select '', '', now(), '', '', null where false;
     delete from webhook_spool where false";
 
-/// What was neither inserted nor there before.
+/// The error if a row was neither inserted nor there before.
 const NOT_KEPT: &str = "Postgres did not keep the row: does a trigger on events skip it?";
 
-/// How the events of a batch fared.
+/// The result of storing an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     /// New, and healthy.
@@ -64,17 +64,18 @@ pub enum Stored {
     Already,
 }
 
-/// What the statements of a transaction found.
+/// The result of a transaction's statements.
 enum Written {
-    /// All can be kept. In the order of the batch.
+    /// The transaction can be committed. The results are in the order of the batch.
     All(Vec<Stored>),
-    /// Nothing may be kept: the resources of these, by their positions, belong to another company. Their
-    /// rows of `events` have no problem yet, and no worker changes a row there.
+    /// The transaction must be rolled back: the resources of the events at these positions belong
+    /// to another company. Their rows of `events` were written without that problem, and workers
+    /// may not change rows there.
     Strangers(Vec<usize>),
 }
 
-/// Stores the batch; the answer is in its order. After an error nothing of it is stored, unless the
-/// commit itself was cut off: storing it again is harmless in any case.
+/// Stores the batch and returns the results in its order. After an error nothing is stored, unless
+/// the commit was interrupted; storing the batch again is harmless in any case.
 pub(crate) async fn store(
     pool: &Pool,
     batch: &[(&Work, &Record)],
@@ -92,7 +93,7 @@ pub(crate) async fn store(
     for (i, record) in &records {
         judged[*i].1 = record;
     }
-    // This ends: a record without a typed row is no stranger again.
+    // The recursion ends, because these records now have no typed row.
     Box::pin(store(pool, &judged, patience)).await
 }
 
@@ -110,8 +111,8 @@ async fn in_one_transaction(
         Ok(Written::All(stored)) => transaction.commit().await.map(|()| Written::All(stored)),
         Ok(strangers) => transaction.rollback().await.map(|()| strangers),
         Err(error @ TransactionError::Database(_)) => {
-            // Postgres answered, so the connection is good. Should the rollback fail after all, the
-            // transaction's drop closes the connection, and the first error says more.
+            // Postgres answered, so the connection is usable. If the rollback fails, dropping the
+            // transaction closes the connection; the first error is the useful one.
             transaction.rollback().await.ok();
             Err(error)
         }
@@ -119,7 +120,7 @@ async fn in_one_transaction(
     }
 }
 
-/// Does all that storing `work` takes, the commit included, and leaves nothing behind.
+/// Does everything that storing `work` does, including a commit, and leaves nothing behind.
 pub async fn rehearse(pool: &Pool, work: &Work, record: &Record) -> Result<(), TransactionError> {
     let deadline = Instant::now() + DEADLINE;
     let mode = Patience::Short.mode();
@@ -128,14 +129,14 @@ pub async fn rehearse(pool: &Pool, work: &Work, record: &Record) -> Result<(), T
     transaction
         .run(async |connection| write(connection, &[(work, record)]).await)
         .await?;
-    // A constraint that is checked only with the commit is to be checked now.
+    // Deferred constraints must be checked now, before the rollback.
     transaction
         .execute("set constraints all immediate; rollback to savepoint rehearsal")
         .await?;
     transaction.commit().await
 }
 
-/// Whether Postgres takes a body as JSON. Without an answer it does.
+/// Whether Postgres accepts a body as JSON. If Postgres cannot be asked, the answer is yes.
 pub(crate) async fn takes_as_json(pool: &Pool, body: &str) -> bool {
     const MODE: TransactionMode = TransactionMode::read();
     let deadline = Instant::now() + DEADLINE;
@@ -150,12 +151,12 @@ pub(crate) async fn takes_as_json(pool: &Pool, body: &str) -> bool {
                 .await
         })
         .await;
-    // Nothing was written, so the outcome of the rollback does not matter.
+    // Nothing was written, so a failed rollback does not matter.
     transaction.rollback().await.ok();
     !parsed.is_err_and(|error| matches!(Class::of(&error), Class::Row | Class::Suspect))
 }
 
-/// Which of the events change a row of the family's typed table that somebody has locked.
+/// Which of the events change a row of the family's typed table that another session has locked.
 pub(crate) async fn locked(
     pool: &Pool,
     family: Family,
@@ -171,7 +172,7 @@ pub(crate) async fn locked(
     let locked = transaction
         .run(async |connection| families::locked(connection, family, &typed).await)
         .await?;
-    // These locks are of no use any more, however they end.
+    // If the rollback fails, the locks end with the connection.
     transaction.rollback().await.ok();
     Ok(batch
         .iter()
@@ -186,10 +187,11 @@ async fn write(
     connection: &mut PgConnection,
     batch: &[(&Work, &Record)],
 ) -> Result<Written, sqlx::Error> {
-    // One order for all batches, so that those of several workers wait instead of deadlocking.
+    // All batches use the same order, so that workers wait for each other and do not deadlock.
     let mut order: Vec<usize> = (0..batch.len()).collect();
     order.sort_by_key(|&i| &batch[i].1.webhook_id);
-    // The first of each id; a repetition within the batch is handled like one of an earlier batch.
+    // The first event of each id. A repetition within the batch is handled like one of an earlier
+    // batch.
     let mut firsts: Vec<usize> = order.clone();
     firsts.dedup_by_key(|i| &batch[*i].1.webhook_id);
 
@@ -205,7 +207,7 @@ async fn write(
     let known: Vec<usize> = order.into_iter().filter(|i| !new.contains(i)).collect();
     let conflicts = insert_conflicts(connection, batch, &known).await?;
 
-    // In the order in which they came: the first one decides whose a new resource is.
+    // In the order of arrival: the first one decides which company a new resource belongs to.
     let typed: Vec<&Typed> = (0..batch.len())
         .filter(|i| new.contains(i))
         .filter_map(|i| batch[i].1.typed.as_ref())
@@ -256,7 +258,7 @@ impl<'a> EventRow<'a> {
         }
     }
 
-    /// A second body under an id that is taken.
+    /// Turns it into a conflict, with an id of its own.
     fn conflicting(self) -> Self {
         let problem = match self.problem {
             Some(problem::FOREIGN_COMPANY) => problem::FOREIGN_COMPANY,
@@ -270,8 +272,8 @@ impl<'a> EventRow<'a> {
     }
 }
 
-/// Inserts the rows that are not there yet, whose ids must be distinct and sorted, and answers with
-/// the ids of those.
+/// Inserts the rows that do not exist yet, and returns their ids. The rows' ids must be distinct
+/// and sorted.
 async fn insert_events(
     connection: &mut PgConnection,
     rows: &[&EventRow<'_>],
@@ -307,8 +309,8 @@ async fn insert_events(
         Body::Raw(_) => None,
     }))
     .bind(column(rows, |r| match &r.record.body {
-        // jsonb forgets key order, spaces and all but the last of doubled keys. Whoever looks into a
-        // problem needs what was sent.
+        // jsonb loses key order, white space and duplicate keys. To examine a problem, operators
+        // need the exact body.
         Body::Json(_) => r.problem.map(|_| &r.work.event.body[..]),
         Body::Raw(raw) => Some(&raw[..]),
     }))
@@ -325,14 +327,15 @@ async fn insert_events(
     Ok(inserted.into_iter().collect())
 }
 
-/// Of the events whose id was taken, stores those with another body under an id of their own and
-/// answers with their positions.
+/// Among events whose id is taken, stores those with another body under ids of their own. Returns
+/// their positions.
 async fn insert_conflicts(
     connection: &mut PgConnection,
     batch: &[(&Work, &Record)],
     known: &[usize],
 ) -> Result<HashSet<usize>, sqlx::Error> {
-    // A sender may have chosen an id that a second body would get, or two bodies have one mark.
+    // A sender may have used an id that looks like that of a conflict, or the hashes of two bodies
+    // may begin with the same bytes.
     const ROUNDS: usize = 4;
     let row = |&i: &usize| (i, EventRow::new(batch[i].0, batch[i].1));
     let mut conflicts = with_another_body(connection, known.iter().map(row).collect()).await?;
@@ -358,12 +361,13 @@ async fn insert_conflicts(
     Err(sqlx::Error::InvalidArgument(NOT_KEPT.to_owned()))
 }
 
-/// Of these rows, those whose id is taken by another body. What a worker of another family has stored
-/// is another body even with the same hash: only this family's workers may store the event itself.
+/// Returns the rows whose id is taken by another body. An event that a worker of another family
+/// stored counts as another body even if the hash is equal, because only this family's workers may
+/// store the event itself.
 ///
 /// # Errors
-/// When an id is not there at all: an acknowledgement would lose the event, as a trigger may skip a row
-/// without a word.
+/// If an id does not exist at all: a trigger may silently skip a row, and acknowledging the event
+/// would lose it.
 async fn with_another_body<'a>(
     connection: &mut PgConnection,
     mut rows: Vec<(usize, EventRow<'a>)>,
@@ -372,7 +376,7 @@ async fn with_another_body<'a>(
         return Ok(rows);
     }
     let ids: Vec<&str> = rows.iter().map(|(_, r)| r.webhook_id.as_str()).collect();
-    // What an operator has erased has no type any more.
+    // An event that an operator has erased has no type.
     let stored: HashMap<String, (Option<Family>, Vec<u8>)> = sqlx::query(
         "select webhook_id, case when erased_at is null then event_type end, body_sha256
            from events where webhook_id = any($1)",
@@ -400,8 +404,8 @@ async fn with_another_body<'a>(
     Ok(rows)
 }
 
-/// Gives a receipt to what was accepted while ingest could not write one, so that a repetition of
-/// it is recognised from now on.
+/// Adds the receipts of events that were accepted while ingest could not write them, so that their
+/// repetitions are detected from now on.
 async fn insert_missing_receipts(
     connection: &mut PgConnection,
     batch: &[(&Work, &Record)],
@@ -434,7 +438,7 @@ async fn insert_missing_receipts(
     Ok(())
 }
 
-/// Answers with the number of deleted rows.
+/// Returns the number of deleted rows.
 async fn delete_spooled(
     connection: &mut PgConnection,
     batch: &[(&Work, &Record)],

@@ -1,8 +1,8 @@
 //! One subscription to a family's queue, from its first delivery to its end.
 //!
-//! Deliveries are collected in a batch. Batches are stored side by side. What is acknowledged is only
-//! ever the contiguous prefix of finished deliveries, on the channel that delivered them. `Phase`
-//! says how far a subscription is.
+//! It collects deliveries into batches and stores several batches at the same time. It acknowledges
+//! only the contiguous prefix of finished deliveries, on the channel that delivered them. `Phase`
+//! is the subscription's state.
 
 use std::{future, ops::ControlFlow, sync::Arc, time::Duration};
 
@@ -26,22 +26,21 @@ use crate::{
     work::Work,
 };
 
-/// A message that was given to a consumer this often without being acknowledged may be what stops
-/// the consumers.
+/// A message that was redelivered this often may be a poison message, which stops its consumers.
 const SUSPICIOUS_REDELIVERIES: u64 = 2;
 
-/// RabbitMQ 3.10 can leave a consumer without deliveries, and without a word, whose queue was deleted
-/// and declared again at once. Subscribing anew costs an idle worker nothing.
+/// If a queue is deleted and immediately declared again, RabbitMQ 3.10 may silently deliver nothing
+/// more to its consumer. Subscribing again costs an idle worker nothing.
 const RESUBSCRIBE_AFTER: Duration = Duration::from_secs(60);
 
-/// Ending the subscription at a stop, which must leave time for what was delivered.
+/// The time to cancel the subscription at a stop; it must leave time to store what was delivered.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How deliveries become batches.
+/// How deliveries are collected into batches.
 #[derive(Clone, Copy, Debug)]
 pub struct Batching {
-    /// A batch is full with so many events, of which the last message may bring more; also the most
-    /// messages in hand.
+    /// A batch is full with this many events; its last message may bring more. Also the prefetch,
+    /// in messages.
     pub size: usize,
     /// The most transactions at once.
     pub in_flight: usize,
@@ -51,22 +50,23 @@ pub struct Batching {
 
 /// Why a subscription ended.
 pub enum Ended {
-    /// As asked: everything delivered is finished and acknowledged.
+    /// It was stopped, and everything delivered is finished and acknowledged.
     Stopped,
-    /// The connection, the channel or the subscription is gone.
+    /// The connection, the channel or the subscription was lost.
     Lost(String),
-    /// Postgres is away for long; the messages are back in the queue.
+    /// Postgres was down for long; the messages are back in the queue.
     Unstorable,
-    /// Nothing came for a while.
+    /// Nothing was delivered for a while.
     Idle,
 }
 
-/// How far a subscription is.
+/// The state of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// RabbitMQ sends deliveries.
     Consuming,
-    /// A stop was asked for and RabbitMQ told to send no more. What is on its way still arrives.
+    /// The subscription was cancelled at RabbitMQ because of a stop. Deliveries already sent still
+    /// arrive.
     Cancelled,
     /// Every delivery has arrived. The subscription ends when all are stored and acknowledged.
     Drained,
@@ -76,7 +76,7 @@ enum Phase {
 #[derive(Default)]
 struct Batch {
     deliveries: Vec<Delivery>,
-    /// How many events they announce.
+    /// The number of events that their headers announce.
     events: usize,
 }
 
@@ -98,18 +98,18 @@ impl Batch {
 /// The deliveries of a batch, and whether they were stored.
 type Finished = (Vec<u64>, Result<(), Abandoned>);
 
-/// A subscription and what it has in hand.
+/// A subscription with its collected and running batches.
 pub struct Subscription<'a> {
     channel: &'a Channel,
     deliveries: Deliveries,
     persistence: &'a Arc<Persistence>,
     batching: Batching,
-    /// Ends what is being stored. The next subscription has no use for it, as RabbitMQ delivers its
-    /// messages again.
+    /// Cancels running batches. They are useless to the next subscription, because RabbitMQ
+    /// delivers their messages again.
     abandon: CancellationToken,
     phase: Phase,
     batch: Batch,
-    /// When the batch is stored even if it is not full.
+    /// When a batch is stored although it is not full.
     flush_at: Instant,
     last_delivery: Instant,
     running: JoinSet<Finished>,
@@ -117,7 +117,7 @@ pub struct Subscription<'a> {
 }
 
 impl<'a> Subscription<'a> {
-    /// Takes over what `channel` delivers.
+    /// A subscription for the deliveries of `channel`.
     pub fn new(
         channel: &'a Channel,
         deliveries: Deliveries,
@@ -140,8 +140,8 @@ impl<'a> Subscription<'a> {
         }
     }
 
-    /// Stores and acknowledges deliveries until `stop`, and then those that have been sent. It may be
-    /// cancelled anywhere; [`Self::abandon`] has to follow.
+    /// Stores and acknowledges deliveries until `stop`, and then those already sent. It may be
+    /// cancelled at any point, but [`Self::abandon`] must follow.
     pub async fn run(&mut self, stop: &CancellationToken) -> Ended {
         loop {
             let step = self.step(stop).await;
@@ -151,8 +151,8 @@ impl<'a> Subscription<'a> {
         }
     }
 
-    /// Gives up what is not stored yet. What is being committed may finish; it is then known when it
-    /// comes again.
+    /// Abandons what is not stored yet. A commit that is running may still succeed; the event is
+    /// then found stored when it is redelivered.
     pub async fn abandon(mut self) {
         self.abandon.cancel();
         while self.running.join_next().await.is_some() {}
@@ -195,7 +195,7 @@ impl<'a> Subscription<'a> {
     async fn on_finished(&mut self, finished: Result<Finished, JoinError>) -> ControlFlow<Ended> {
         let (tags, outcome) = match finished {
             Ok(finished) => finished,
-            // Its message comes again, is counted, and in the end set aside.
+            // Its messages are redelivered and counted, and in the end isolated.
             Err(panic) => return lost(panic),
         };
         if outcome == Err(Abandoned) {
@@ -222,7 +222,7 @@ impl<'a> Subscription<'a> {
             self.flush_at = self.last_delivery + self.batching.linger;
         }
         self.take(delivery)?;
-        // What has arrived by now is taken in the same step.
+        // Take all deliveries that have already arrived.
         while !self.is_full()
             && self.phase != Phase::Drained
             && let Some(delivery) = self.deliveries.next().now_or_never()
@@ -232,7 +232,7 @@ impl<'a> Subscription<'a> {
         ControlFlow::Continue(())
     }
 
-    /// `None` is the end of the subscription, which arrives once.
+    /// `None` is the end of the subscription, and comes once.
     fn take(&mut self, delivery: Option<Result<Delivery, lapin::Error>>) -> ControlFlow<Ended> {
         match delivery {
             Some(Ok(delivery)) => self.batch.push(delivery),
@@ -253,12 +253,13 @@ impl<'a> Subscription<'a> {
         match timeout(CANCEL_DEADLINE, cancel).await {
             Ok(Ok(())) => ControlFlow::Continue(()),
             Ok(Err(error)) => lost(error),
-            // What is not being stored yet is better off in the queue by then.
+            // Messages that are not being stored yet should return to the queue now.
             Err(_elapsed) => lost("RabbitMQ did not end the subscription"),
         }
     }
 
-    /// Starts to store the batch. Messages that may be what stops consumers are stored one by one.
+    /// Starts to store the batch. Suspected poison messages are isolated: each is moved to the
+    /// spool and handled alone.
     fn start_batch(&mut self) {
         let batch = std::mem::take(&mut self.batch);
         let tags = batch.tags();

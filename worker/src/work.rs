@@ -1,4 +1,4 @@
-//! What a worker has in hand: an event, and what became of it so far.
+//! An event that a worker is processing, with what is known of it so far.
 
 use shared::{
     AcceptedEvent,
@@ -16,18 +16,18 @@ pub struct Work {
     pub receipt: Receipt,
     /// Failed attempts to store it so far.
     pub attempts: i32,
-    /// A problem that is known before its body is looked at.
+    /// A problem that is known before its body is parsed.
     pub problem: Option<String>,
-    /// Which way it came.
+    /// Where it came from.
     pub source: Source,
 }
 
-/// The two ways to a worker.
+/// The two sources of a worker's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A queue's message, acknowledged once the event is stored or spooled.
+    /// A queue's message, which is acknowledged once the event is stored or spooled.
     Queue,
-    /// A row of the spool, deleted in the transaction that stores the event.
+    /// A row of the spool, which is deleted in the transaction that stores the event.
     Spool,
 }
 

@@ -10,8 +10,8 @@ use super::{
     text::{key, not_blank},
 };
 
-/// An export job as Pleo sends it; fields as in its API (OpenAPI v32.1). Only what makes it an
-/// export job is required; a status that Pleo adds later is kept as it is.
+/// An export job as Pleo sends it, with the fields of its API (OpenAPI v32.1). Only the fields that
+/// every export job has are required. An unknown status is kept as it is.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all(deserialize = "camelCase"))]
 pub struct ExportJob {
@@ -59,7 +59,7 @@ impl Resource for ExportJob {
         .map(|(field, time)| (field, Time::of(time)))
     }
 
-    /// A status that is new to us is somewhere on the way.
+    /// An unknown status counts as between `pending` and `in_progress`.
     fn rank(&self) -> u8 {
         match self.status.as_str() {
             "pending" => 0,

@@ -1,8 +1,8 @@
-//! Why `data` is not what the event's type promises: which field, what was expected, and what kind of
-//! value was found. Never the value itself, as problems are shown in lists and logs, and `data` is
-//! personal data.
+//! Explains why `data` does not match the event's type: the field, what was expected, and the kind
+//! of value found. It never quotes the value, because problems appear in lists and logs, and `data`
+//! is personal data.
 //!
-//! serde_json's own messages quote values and name no field. So `data` that it refused is read a
+//! serde_json's own messages quote values and do not name the field. So refused `data` is parsed a
 //! second time here, with an error type that keeps only kinds.
 
 use std::{fmt, marker::PhantomData};
@@ -18,12 +18,12 @@ use serde::{
 };
 use serde_json::{Value, value::RawValue};
 
-/// How the parser's errors begin.
+/// The beginnings of the parser's errors.
 const TOO_DEEP: &str = "recursion limit exceeded";
 const OUT_OF_RANGE: &str = "number out of range";
 
-/// Says why `data`, a JSON object, is no `R`. A field that is there twice is called a duplicate field,
-/// which a replay looks for.
+/// Explains why `data`, a JSON object, is no `R`. A duplicate field is called so, because a replay
+/// looks for these words.
 pub(super) fn explain<R: DeserializeOwned>(data: &str) -> String {
     let fields = match serde_json::from_str::<Fields>(data) {
         Ok(Fields(fields)) => fields,
@@ -52,7 +52,7 @@ pub(super) fn explain<R: DeserializeOwned>(data: &str) -> String {
     }
 }
 
-/// Names the first field that no parser takes whole.
+/// Names the first field that cannot be parsed at all.
 fn unread(data: &str) -> String {
     let fields = serde_json::from_str(data).map(|Fields::<Box<RawValue>>(fields)| fields);
     for (name, value) in fields.unwrap_or_default() {
@@ -70,7 +70,7 @@ fn unread(data: &str) -> String {
     "it cannot be read".to_owned()
 }
 
-/// The fields of an object, also those that are there twice.
+/// The fields of an object, including duplicates.
 struct Fields<V = Value>(Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Fields<V> {
@@ -95,7 +95,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Fields<V> {
     }
 }
 
-/// An error that holds no value of the input.
+/// An error that contains no value of the input.
 #[derive(Debug)]
 enum Mismatch {
     Missing(&'static str),
@@ -104,7 +104,7 @@ enum Mismatch {
         expected: String,
         found: &'static str,
     },
-    /// Of the right kind, and refused by the field's type for this reason.
+    /// The value has the right kind, but the field's type refuses it for this reason.
     Unfit(String),
 }
 
@@ -154,7 +154,7 @@ fn kind(unexpected: Unexpected<'_>) -> &'static str {
     }
 }
 
-/// A value of the input, to be read with errors that do not quote it.
+/// A value of the input, parsed with errors that do not quote it.
 #[derive(Clone, Copy)]
 struct Found<'v>(&'v Value);
 

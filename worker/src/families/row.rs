@@ -1,4 +1,4 @@
-//! What the typed tables have in common: one row for each resource, holding its newest state.
+//! What the typed tables have in common: one row for each resource, with its newest state.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,55 +9,54 @@ use sqlx::PgConnection;
 
 use super::{SortKey, Text, mismatch};
 
-/// How far clocks may differ. A state of the future would be the newest one until then, whatever came.
+/// How far ahead of ours a sender's clock may be. A state with a time in the future would win over
+/// all others until that time.
 const AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// A resource as an event's `data` gives it, and the table that holds its newest state. It is
-/// serialized under the names of the table's columns.
+/// A resource in an event's `data`, and the typed table with its newest state. It is serialized
+/// with the table's column names.
 pub trait Resource: DeserializeOwned + Serialize + Send + Sync {
-    /// The `data` of a resource that nothing could be wrong with, for rehearsals.
+    /// The `data` of a harmless resource, for rehearsals.
     const HARMLESS: &'static str;
 
-    /// The statement that gives the ids and the companies of those resources, by their ids, that are in
-    /// the table.
+    /// The query for the ids and companies of those resources, by their ids, that are in the table.
     const COMPANIES: &'static str;
 
     /// The table's key.
     fn id(&self) -> &Text;
 
-    /// Whose it is.
+    /// The company that it belongs to.
     fn company_id(&self) -> &Text;
 
-    /// All times at which the resource says that something happened to it, with the names of their fields
-    /// in `data`. The latest of them is the time of the state: a deletion need not touch the time of the
-    /// last update.
+    /// All times of changes that the resource gives, with the names of their fields in `data`. The
+    /// latest one is the time of the state: a deletion may not change the time of the last update.
     fn times(&self) -> impl IntoIterator<Item = (&'static str, Option<DateTime<Utc>>)>;
 
-    /// How far along its status is, for two events that name the same time.
+    /// The rank of its status, which decides between two events with the same time.
     fn rank(&self) -> u8;
 
-    /// Writes the rows, whose ids are distinct and sorted, where their sort key is greater than the
-    /// table's and their company is the same. Answers with how many it wrote.
+    /// Writes the rows whose sort key is greater than the table's and whose company is the same.
+    /// The rows' ids must be distinct and sorted. Returns the number of rows written.
     fn upsert(
         connection: &mut PgConnection,
         rows: &[&Row<Self>],
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
 }
 
-/// The state of a resource as one event gives it.
+/// The state of a resource in one event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row<R> {
     /// The resource.
     pub resource: R,
-    /// Which of two states is newer.
+    /// Decides which of two states is newer.
     pub sort_key: SortKey,
     /// The event.
     pub webhook_id: String,
 }
 
 impl<R: Resource> Row<R> {
-    /// Reads the `data` of an event that came at `received_at`, a JSON object. The error names the field
-    /// that is wrong, and no value.
+    /// Parses `data`, a JSON object, of an event that was received at `received_at`. The error
+    /// names the wrong field and no value.
     pub fn parse(data: &str, webhook_id: &str, received_at: DateTime<Utc>) -> Result<Self, String> {
         let resource: R = serde_json::from_str(data).map_err(|_| mismatch::explain::<R>(data))?;
         let mut latest = None;
@@ -76,8 +75,8 @@ impl<R: Resource> Row<R> {
         })
     }
 
-    /// The columns that [`Resource::upsert`] writes, by their names, as Postgres reads them into the
-    /// table's types.
+    /// The columns that [`Resource::upsert`] writes, by name, in a form that Postgres converts to
+    /// the table's types.
     pub fn columns(&self) -> serde_json::Result<Map<String, Value>> {
         let mut columns = match serde_json::to_value(&self.resource)? {
             Value::Object(columns) => columns,
@@ -89,9 +88,9 @@ impl<R: Resource> Row<R> {
         Ok(columns)
     }
 
-    /// Writes the newest state of each resource, and answers with the rows whose resource belongs to
-    /// another company. That is the company of its row in the table, and without one that of the first
-    /// of these rows.
+    /// Writes the newest state of each resource. Returns the rows whose resource belongs to another
+    /// company. The company of a resource is that of its row in the table, or if there is none,
+    /// that of the first of these rows.
     pub(super) async fn upsert_newest<'r>(
         connection: &mut PgConnection,
         mut rows: Vec<&'r Self>,
@@ -113,16 +112,17 @@ impl<R: Resource> Row<R> {
                 break;
             }
             strangers.extend(others);
-            // One of these may have stood behind one of those.
+            // A removed row may have been the first of its resource, and so kept a remaining one
+            // from being written.
             rows = own;
         }
         Ok(strangers)
     }
 }
 
-/// The newest state of each resource of those that name the same company as its first one, in the order
-/// of the ids: Postgres refuses to update a row twice in one statement, and one order for all keeps two
-/// batches from deadlocking.
+/// For each resource, the newest state among the rows with the same company as its first row,
+/// sorted by id. Postgres refuses to update a row twice in one statement, and the common order
+/// keeps two batches from deadlocking.
 fn newest<'r, R: Resource>(rows: &[&'r Row<R>]) -> Vec<&'r Row<R>> {
     let mut newest: BTreeMap<&Text, &Row<R>> = BTreeMap::new();
     for &row in rows {
@@ -135,14 +135,14 @@ fn newest<'r, R: Resource>(rows: &[&'r Row<R>]) -> Vec<&'r Row<R>> {
     newest.into_values().collect()
 }
 
-/// Whether the row names the company that `newest`, sorted by id, names for its resource.
+/// Whether the row has the same company as its resource's row in `newest`, which is sorted by id.
 fn is_of_one_company<R: Resource>(row: &Row<R>, newest: &[&Row<R>]) -> bool {
     newest
         .binary_search_by_key(&row.resource.id(), |row| row.resource.id())
         .is_ok_and(|at| newest[at].resource.company_id() == row.resource.company_id())
 }
 
-/// The companies of those of the resources that are in the table, by their ids.
+/// The companies of those resources that are in the table, by id.
 async fn companies<R: Resource>(
     connection: &mut PgConnection,
     rows: &[&Row<R>],
@@ -155,7 +155,7 @@ async fn companies<R: Resource>(
     Ok(companies.into_iter().collect())
 }
 
-/// One field of all rows, as the array that a statement takes.
+/// One field of all rows, as an array parameter of a statement.
 pub(super) fn column<'r, R, T>(rows: &[&'r Row<R>], pick: impl Fn(&'r R) -> T) -> Vec<T> {
     rows.iter().map(|row| pick(&row.resource)).collect()
 }

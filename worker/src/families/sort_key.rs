@@ -1,19 +1,19 @@
-//! Which of two states of one resource is the newer.
+//! Decides which of two states of one resource is newer.
 
 use chrono::{DateTime, Utc};
 
-/// Bytes that compare as the states they stand for: the latest time that the state gives, in
-/// nanoseconds, then the status' rank, then the webhook id, so that two different events are never
-/// equal. The attempt's time plays no part: a late retry of an old event has a new one.
+/// Bytes that compare like the states: by the latest time that the state gives, in nanoseconds,
+/// then the status' rank, then the webhook id, so that two different events are never equal. The
+/// attempt's time does not count, because a late retry of an old event has a new one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SortKey(Vec<u8>);
 
 impl SortKey {
-    /// `latest` is the latest time that the state gives. A state without any time is older than all
-    /// states that have one.
+    /// `latest` is the latest time that the state gives. A state without a time is older than all
+    /// states with one.
     pub fn new(latest: Option<DateTime<Utc>>, rank: u8, webhook_id: &str) -> Self {
         let nanoseconds = latest.map_or(i64::MIN, |at| {
-            // A time beyond the years 1677 to 2262 is clamped: no resource changed then.
+            // A time outside the years 1677 to 2262 is clamped; no resource changed then.
             at.timestamp_nanos_opt()
                 .unwrap_or(if at < DateTime::UNIX_EPOCH {
                     i64::MIN
@@ -21,7 +21,7 @@ impl SortKey {
                     i64::MAX
                 })
         });
-        // With the sign bit flipped, big-endian bytes compare as the signed numbers do.
+        // With the sign bit flipped, big-endian bytes compare like the signed numbers.
         let mut key = (nanoseconds ^ i64::MIN).to_be_bytes().to_vec();
         key.push(rank);
         key.extend_from_slice(webhook_id.as_bytes());

@@ -1,10 +1,10 @@
-//! Text that Postgres can hold.
+//! Text that Postgres can store.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-/// A string without NUL, which Postgres' `text` cannot hold. Refusing it while parsing gives the
+/// A string without NUL, which Postgres' `text` cannot store. Refusing NUL while parsing gives the
 /// event a readable problem.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -23,7 +23,7 @@ impl Text {
         text.as_ref().map(Self::as_str)
     }
 
-    /// Whether it has nothing but white space.
+    /// Whether it has only white space.
     pub fn is_blank(&self) -> bool {
         self.0.trim().is_empty()
     }
@@ -47,10 +47,10 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// Bytes. An entry of an index has 2,704 at most, which Postgres' own part of it is taken from.
+/// In bytes. An index entry has at most 2,704, including Postgres' own part.
 const LONGEST_KEY: usize = 2_600;
 
-/// Reads the id that is its table's key: one that is [not blank](not_blank) and fits into an index.
+/// Parses an id that is the key of a table: it is [not blank](not_blank) and fits into an index.
 pub(super) fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
     let text = not_blank(deserializer)?;
     if text.0.len() > LONGEST_KEY {
@@ -62,8 +62,7 @@ pub(super) fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Text, D:
     Ok(text)
 }
 
-/// Reads an id: text that is not blank. A resource with a blank id would share its row with all others
-/// of that kind.
+/// Parses an id, which must not be blank: all resources with a blank id would share a row.
 pub(super) fn not_blank<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
     let text = Text::deserialize(deserializer)?;
     if text.is_blank() {

@@ -1,17 +1,17 @@
-//! Times that Postgres can hold.
+//! Times that Postgres can store.
 
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// The first year that lies in Postgres' `timestamptz` as a whole, which begins in November of 4714
-/// before Christ. Its last year is later than any that is read here.
+/// The first year that is completely in the range of Postgres' `timestamptz`, which starts in
+/// November 4714 BC. The end of the range is later than any time parsed here.
 const FIRST_YEAR: i32 = -4_712;
 
-/// From which Postgres counts.
+/// The epoch of Postgres.
 const EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01");
 
-/// A time that Postgres' `timestamptz` can hold. Refusing others while parsing gives the event a
-/// readable problem, which no later attempt would change.
+/// A time that Postgres' `timestamptz` can store. Refusing others while parsing gives the event a
+/// readable problem at once, as no later attempt would succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Time(DateTime<Utc>);
 
@@ -34,8 +34,8 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// As Postgres reads it, with the microseconds that a column keeps, rounded as sqlx does: towards the
-/// beginning of 2000.
+/// In Postgres' format, with the microseconds that a column keeps, rounded as sqlx does: towards
+/// the beginning of 2000.
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let since = self.0 - EPOCH;

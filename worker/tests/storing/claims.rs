@@ -1,5 +1,4 @@
-//! Statements that take some rows take no more of them, and read no more than those, whatever the
-//! planner believes.
+//! Statements with a limit affect no more rows than that, and read no more, with any plan.
 
 use std::time::Duration;
 
@@ -15,8 +14,8 @@ use worker::{
 
 use crate::sample::{count, persistence, sql, until_count};
 
-/// What stock autovacuum can leave behind in a table that was empty when it looked, and settings that
-/// keep the planner from the plan that it would choose by itself.
+/// Statistics that autovacuum can leave behind for a table that was empty when it ran, and settings
+/// that keep the planner from its own choice of a plan.
 const BAD_PLANS: &str = "
     update pg_class set relpages = 1, reltuples = 0
      where relname in ('webhook_spool', 'webhook_receipts', 'events', 'vendors');
@@ -30,7 +29,7 @@ const BAD_PLANS: &str = "
         execute format('alter database %I set enable_material = off', current_database());
     end $$";
 
-/// A pool whose connections know the settings of the database.
+/// A pool of new connections, which have the database's settings.
 async fn fresh(pool: &PgPool) -> PgPool {
     PgPool::connect_with((*pool.connect_options()).clone())
         .await
@@ -74,7 +73,7 @@ async fn a_claim_takes_no_more_rows_than_it_may(pool: PgPool) {
     reader.cancel();
 }
 
-/// Vendors whose events are due since then, given as an SQL interval.
+/// Spools vendor events that became due this long ago; `since` is an SQL interval.
 async fn spool_vendors(pool: &PgPool, prefix: &str, events: i32, since: &str) {
     sqlx::query(
         r#"insert into webhook_spool (webhook_id, body_sha256, family, event_type, body, received_at,
@@ -94,8 +93,8 @@ async fn spool_vendors(pool: &PgPool, prefix: &str, events: i32, since: &str) {
     .expect("rows");
 }
 
-/// A pool of an account whose searches take two seconds for each old row, as one that has to pass
-/// millions of entries of rows that are gone.
+/// A pool of an account whose searches take two seconds for each old row, like a search that reads
+/// millions of dead index entries.
 async fn slow_account(pool: &PgPool) -> (String, PgPool) {
     let name = format!("slow_{:016x}", rand::random::<u64>());
     let statements = format!(
@@ -117,7 +116,8 @@ async fn slow_account(pool: &PgPool) -> (String, PgPool) {
     (name, slow.expect("it logs in"))
 }
 
-/// Otherwise a worker that starts while an old snapshot keeps such rows would take nothing for long.
+/// Otherwise a worker that starts while an old snapshot keeps dead entries would store nothing for
+/// a long time.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn no_claim_waits_for_a_search_and_a_search_may_take_long(pool: PgPool) {
     spool_vendors(&pool, "old", 3, "1 hour").await;
@@ -139,14 +139,14 @@ async fn no_claim_waits_for_a_search_and_a_search_may_take_long(pool: PgPool) {
     assert_eq!(count(&pool, earlier).await, 3);
 }
 
-/// A backlog has more rows than one search finds, also with one and the same time.
+/// The backlog has more rows than one search finds, many with the same due time.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_backlog_is_stored_by_all_readers_without_pauses(pool: PgPool) {
     spool_vendors(&pool, "old", 2_000, "1 hour").await;
     let readers = [start_reader(&pool, 10), start_reader(&pool, 10)];
     until_count(&pool, "select count(*) from vendors", 2_000).await;
     until_count(&pool, "select count(*) from webhook_spool", 0).await;
-    // With a pause of a second after each search, the 200 pages would take minutes.
+    // With a pause of one second after each search, the 200 pages would take minutes.
     let took = "select extract(epoch from max(stored_at) - min(stored_at))::int8 from events";
     assert!(count(&pool, took).await < 50);
     readers.iter().for_each(CancellationToken::cancel);
@@ -154,7 +154,8 @@ async fn a_backlog_is_stored_by_all_readers_without_pauses(pool: PgPool) {
 
 const GONE: i64 = 20_000;
 
-/// As workers leave it behind: each row was claimed once and deleted, and an old snapshot keeps all.
+/// The state that workers leave: each row was claimed once and deleted, and an old snapshot keeps
+/// the dead entries.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn only_a_search_passes_the_entries_of_rows_that_are_gone(pool: PgPool) {
     let mut old = pool.begin().await.expect("a transaction");
@@ -169,14 +170,14 @@ async fn only_a_search_passes_the_entries_of_rows_that_are_gone(pool: PgPool) {
     let own = own.expect("a pool");
     let reader = start_reader(&own, 100);
     for n in 0..3 {
-        // Several claims find nothing meanwhile.
+        // Meanwhile several claims find nothing.
         sleep(Duration::from_secs(2)).await;
         spool_vendors(&pool, &format!("fresh{n}-"), 1, "0").await;
         until_count(&pool, "select count(*) from vendors", n + 1).await;
     }
     reader.cancel();
     own.close().await;
-    // What its sessions have read is counted at their end.
+    // The rows that its sessions read are counted when they end.
     until_count(
         &pool,
         "select count(*) from pg_stat_activity
@@ -194,7 +195,8 @@ async fn only_a_search_passes_the_entries_of_rows_that_are_gone(pool: PgPool) {
     assert!(read < 2 * GONE, "claims have read {read}");
 }
 
-/// As many rows to sweep as two batches and a half have, and what notes how many a statement deleted.
+/// Two and a half batches of rows to sweep, and triggers that record how many rows a statement
+/// deleted.
 const OLD_ROWS: &str = "
     insert into webhook_receipts (webhook_id, body_sha256, received_at)
     select 'r' || n, '', now() - interval '9 days' from generate_series(1, 2500) n;
@@ -245,6 +247,6 @@ async fn a_sweep_takes_no_more_rows_than_a_batch_has(pool: PgPool) {
     };
     assert_eq!(of("vendors"), [1000, 1000, 500]);
     assert_eq!(of("events"), [1000, 1000, 500]);
-    // Those of the sweep of events, which takes a receipt for each, come on top.
+    // These include the receipts that the sweep of events deletes, one for each event.
     assert_eq!(of("webhook_receipts"), [1000, 1000, 1000, 1000, 500, 500]);
 }

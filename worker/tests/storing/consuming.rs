@@ -1,4 +1,4 @@
-//! A whole worker on a queue of its own.
+//! A complete worker with its own queue.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ impl Broker {
         }
     }
 
-    /// Each in a message of its own.
+    /// Publishes each event as a message of its own.
     async fn publish(&self, events: &[AcceptedEvent]) {
         for event in events {
             self.publish_together(std::slice::from_ref(event)).await;
@@ -105,14 +105,14 @@ impl Broker {
             .message_count()
     }
 
-    /// How many consume the queue; `None` if it is not there.
+    /// The number of the queue's consumers; `None` if there is no queue.
     async fn consumers(&self, family: Family) -> Option<u32> {
         let queue = self.topology.queue(family);
         let options = QueueDeclareOptions {
             passive: true,
             ..QueueDeclareOptions::default()
         };
-        // On a channel of its own, as the broker closes it where there is no queue.
+        // On a separate channel, because the broker closes it if there is no queue.
         let channel = self.connection.create_channel().await.expect("a channel");
         let declared = channel
             .queue_declare(queue.as_str().into(), options, FieldTable::default())
@@ -120,7 +120,7 @@ impl Broker {
         Some(declared.ok()?.consumer_count())
     }
 
-    /// Consumes one message and dies without acknowledging it, as a worker that is killed.
+    /// Consumes one message and disconnects without acknowledging it, like a worker that is killed.
     async fn die_with_a_message(&self, family: Family) {
         let connection = Connection::connect(&self.url, ConnectionProperties::default())
             .await
@@ -236,7 +236,7 @@ async fn queued_events_are_stored_and_acknowledged_by_workers_that_share_the_que
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn nothing_is_acknowledged_before_it_is_stored(pool: PgPool) {
     let broker = Broker::new().await;
-    // The worker subscribes only once it can store, so it has to be well at first.
+    // The worker subscribes only if it can store events, so Postgres must work at first.
     let worker = RunningWorker::start(&pool, &broker, Family::Vendor);
     broker.publish(&[vendor("first")]).await;
     until_count(&pool, "select count(*) from vendors", 1).await;
@@ -244,8 +244,8 @@ async fn nothing_is_acknowledged_before_it_is_stored(pool: PgPool) {
     let events: Vec<_> = (0..20).map(|i| vendor(&format!("m{i}"))).collect();
     broker.publish(&events).await;
     until_queued(&broker, Family::Vendor, 0).await;
-    // It holds them all. Told to stop, it says that it could not store them, and the broker has
-    // them back.
+    // The worker holds all of them. When it is stopped, it reports that they are not stored, and
+    // the broker requeues them.
     worker.stop.cancel();
     let outcome = worker.running.await.expect("the worker does not panic");
     assert!(outcome.is_err(), "the deadline was missed");
@@ -263,7 +263,8 @@ async fn nothing_is_acknowledged_before_it_is_stored(pool: PgPool) {
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_stored_batch_acknowledges_no_earlier_one_that_is_not(pool: PgPool) {
     let broker = Broker::new().await;
-    // A harmless event fares no better, so it is waited out. The sequence remembers the try.
+    // The rehearsal fails too, so the worker waits. The sequence counts the attempts; a rollback
+    // does not reset it.
     sql(
         &pool,
         "create sequence tries;
@@ -309,8 +310,8 @@ async fn a_worker_that_is_stopped_in_full_flow_stores_what_was_delivered_and_end
         .execute(&mut *lock)
         .await
         .expect("the lock");
-    // Two batches of one event wait for the lock, one more is full, and the rest has been delivered
-    // and not been looked at when the broker says that the subscription has ended.
+    // Two batches of one event each wait for the lock, one more batch is full, and the remaining
+    // messages have been delivered but not read when the broker confirms the cancellation.
     for (id, waiting) in [("second", 1), ("third", 2)] {
         broker.publish(&[vendor(id)]).await;
         until_count(&pool, WAITING, waiting).await;
@@ -319,8 +320,8 @@ async fn a_worker_that_is_stopped_in_full_flow_stores_what_was_delivered_and_end
     broker.publish_together(&events).await;
     until_queued(&broker, Family::Vendor, 0).await;
     worker.stop.cancel();
-    // What stays in the queue shows that the subscription has ended. The count of consumers does
-    // not: RabbitMQ counts one as long as it has deliveries.
+    // A message that stays in the queue shows that the subscription has ended. The number of
+    // consumers does not: RabbitMQ counts a consumer until its deliveries are finished.
     let mut late = 0;
     while broker.queued(Family::Vendor).await == 0 {
         broker.publish(&[vendor(&format!("late{late}"))]).await;
@@ -522,7 +523,7 @@ async fn a_lost_subscription_is_taken_up_again(pool: PgPool) {
     broker.publish(&[vendor("m1")]).await;
     until_count(&pool, "select count(*) from vendors", 1).await;
     for (id, stored) in [("m2", 2), ("m3", 3)] {
-        // The broker cancels the subscriptions of a queue that is deleted.
+        // The broker cancels the subscriptions of a deleted queue.
         let queue = broker.topology.queue(Family::Vendor);
         broker
             .channel
@@ -541,8 +542,8 @@ async fn a_lost_subscription_is_taken_up_again(pool: PgPool) {
     broker.clean_up().await;
 }
 
-/// Takes a message and gives it back, as a node that goes away does, and answers with how many failures
-/// the broker counts then.
+/// Takes a message and requeues it, like a node that goes down. Returns the number of failures that
+/// the broker then counts.
 #[expect(
     clippy::disallowed_methods,
     reason = "the test stands in for a node that goes away"
@@ -578,7 +579,7 @@ async fn a_message_that_came_back_without_a_failure_is_not_set_aside(pool: PgPoo
     for _ in 0..4 {
         failures = come_and_go(&broker, Family::Vendor).await;
     }
-    // Up to 4.2 the broker counts every return, from 4.3 on only failures.
+    // Up to 4.2 the broker counts every return; from 4.3 on, only failures.
     assert!([0, 3].contains(&failures), "{failures}");
     sql(
         &pool,

@@ -1,4 +1,4 @@
-//! Lost connections: whose fault they are.
+//! Lost connections: whether an event is blamed for them.
 
 use std::{
     sync::{
@@ -22,16 +22,16 @@ use crate::{
     sample::{SOON, count, persistence, sql, start_spool_reader, until_count, vendor, work},
 };
 
-/// Between a worker and Postgres. Where Postgres says that a backend was terminated, the connection
-/// ends without a word instead: so it looks when the backend crashes, which no test may do to the
-/// Postgres that it shares with others.
+/// A proxy between a worker and Postgres. If Postgres reports that a backend was terminated, the
+/// proxy closes the connection without passing that on. This looks like a crash of the backend,
+/// which a test must not cause in a shared Postgres.
 struct Between {
     pool: Pool,
     lost: Arc<AtomicUsize>,
 }
 
 impl Between {
-    /// Each connection also ends after as many of Postgres' answers as `lives` says.
+    /// Each connection also ends after `lives` answers of Postgres.
     async fn new(pool: &PgPool, lives: impl Fn() -> usize + Send + 'static) -> Self {
         let options = (*pool.connect_options()).clone();
         let upstream = (options.get_host().to_owned(), options.get_port());
@@ -132,7 +132,7 @@ async fn an_event_that_crashes_postgres_ends_as_a_dead_letter_and_its_neighbours
     stop.cancel();
 }
 
-/// Postgres answers probes, and crashes over every event.
+/// Postgres answers probes, but crashes on every event.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn crashes_that_spare_no_event_are_held_against_none(pool: PgPool) {
     sql(
@@ -153,7 +153,7 @@ async fn crashes_that_spare_no_event_are_held_against_none(pool: PgPool) {
     let persistence = persistence(&between.pool, Family::Vendor);
     let task =
         tokio::spawn(async move { persistence.persist(batch, &CancellationToken::new()).await });
-    // Halved three times until an event is alone, and then more than it takes to blame one.
+    // Three failures until an event is alone, and then more than are needed to blame one.
     let deadline = Instant::now() + SOON;
     while between.lost() < 9 {
         assert!(Instant::now() < deadline, "tried again and again");
@@ -175,7 +175,7 @@ async fn crashes_that_spare_no_event_are_held_against_none(pool: PgPool) {
     assert_eq!(count(&pool, "select count(*) from webhook_spool").await, 0);
 }
 
-/// Most transactions get through, and so do probes right after a loss.
+/// Most transactions succeed, and so do probes right after a lost connection.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_postgres_that_is_lost_again_and_again_blames_no_event(pool: PgPool) {
     let between = Between::new(&pool, || rand::random_range(5..200)).await;

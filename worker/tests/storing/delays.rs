@@ -1,4 +1,4 @@
-//! How long an event that Postgres refuses waits for its next attempt.
+//! The backoff of an event that Postgres refuses.
 
 use shared::Family;
 use sqlx::PgPool;
@@ -24,7 +24,7 @@ async fn each_failed_attempt_waits_longer_and_the_last_is_a_dead_letter(pool: Pg
         .persist(batch, &CancellationToken::new())
         .await
         .expect("not abandoned");
-    // Both are of the transaction's own time, so that nothing depends on the machine's.
+    // Both times are the transaction's start, so the result does not depend on the machine's speed.
     let delays: Vec<(String, i32, i64)> = sqlx::query_as(
         "select webhook_id, attempts, extract(epoch from due_at - spooled_at)::bigint
            from webhook_spool order by attempts",

@@ -1,4 +1,4 @@
-//! What is in the tables after a batch.
+//! The contents of the tables after a batch.
 
 use shared::{
     Family,
@@ -112,7 +112,7 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
     for event in [&first, &second, &second, &first] {
         persist(&pool, [event.clone()]).await;
     }
-    // As ingest sends it where it knows that the id is taken.
+    // As ingest publishes it if it knows that the id is taken.
     persist(&pool, [second.into_conflict()]).await;
     assert_eq!(count(&pool, "select count(*) from events").await, 2);
     assert_eq!(
@@ -125,7 +125,8 @@ async fn a_second_body_under_one_id_is_kept_apart(pool: PgPool) {
     );
 }
 
-/// A worker's account can take the id of another family's event only with an event of its own family.
+/// With a worker's account, the id of another family's event can be taken only by an event of its
+/// own family.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn an_id_that_another_family_has_taken_costs_no_event(pool: PgPool) {
     let job = event(
@@ -158,7 +159,7 @@ async fn an_id_that_another_family_has_taken_costs_no_event(pool: PgPool) {
     }
 }
 
-/// A sender chooses its ids, and may choose one that a second body would get.
+/// A sender chooses its ids, so one may look like the id of a conflict.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_second_body_is_kept_also_where_its_own_id_is_taken(pool: PgPool) {
     let bodies = ["1", "2", "3"].map(|body| event("m1", body));
@@ -174,7 +175,7 @@ async fn a_second_body_is_kept_also_where_its_own_id_is_taken(pool: PgPool) {
     assert_eq!(count(&pool, stored).await, 5);
 }
 
-/// It may come before the first one, or the first one never.
+/// The second body may arrive before the first one, and the first one may never arrive.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_second_body_takes_nothing_from_the_first_one(pool: PgPool) {
     let second = vendor("m1").into_conflict();
@@ -245,7 +246,7 @@ async fn every_table_and_view_is_documented(pool: PgPool) {
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn every_commit_waits_for_the_disk_whatever_the_servers_default_is(pool: PgPool) {
-    // Deferred triggers run with the settings under which the transaction commits.
+    // A deferred trigger sees the settings of the commit.
     sql(
         &pool,
         "create table commits (durability text);
@@ -262,7 +263,7 @@ async fn every_commit_waits_for_the_disk_whatever_the_servers_default_is(pool: P
     let relaxed = PgPool::connect_with(options.options([("synchronous_commit", "off")]))
         .await
         .expect("a pool");
-    // One is stored, one deferred, one set aside to be handled alone.
+    // One event is stored, one is deferred and one is isolated.
     persist(&relaxed, ["m1", "poison"].map(vendor)).await;
     persistence(&relaxed, Family::Vendor)
         .isolate(&[work(vendor("suspect"))], &CancellationToken::new())
@@ -294,10 +295,10 @@ async fn a_second_body_under_one_id_changes_no_typed_table(pool: PgPool) {
     );
 }
 
-/// None of them ever fits as it is, so no attempt is worth a wait.
+/// Postgres can never store any of these as it is, so retries would be useless.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn what_postgres_can_never_hold_is_a_dead_letter_at_once(pool: PgPool) {
-    // No two parts alike, so that Postgres cannot make it shorter.
+    // Without repetition, so that Postgres cannot compress it.
     let long: String = (0..188)
         .map(|i| hex::encode(body_sha256(&[i])))
         .collect::<String>()

@@ -1,4 +1,4 @@
-//! Whose fault a failure is, and what it costs the others.
+//! Which event is blamed for a failure, and how it affects the others.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ pub(crate) fn batch_with_poison() -> Vec<shared::AcceptedEvent> {
         .collect()
 }
 
-/// Makes the only spooled event, which has failed once, due until its last attempt begins: the
-/// delays grow to an hour.
+/// Makes the only spooled event, which has failed once, due again and again until its last attempt
+/// starts, because the delays grow to an hour.
 pub(crate) async fn spend_all_attempts(pool: &PgPool) {
     for spent in 2..=5 {
         sql(pool, "update webhook_spool set due_at = now()").await;
@@ -60,7 +60,7 @@ async fn one_poison_event_costs_its_neighbours_nothing(pool: PgPool) {
     );
 }
 
-/// Postgres' own words for data that a user's trigger cannot convert have the value in them.
+/// Postgres quotes a value that a user's trigger cannot convert.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_value_that_postgres_quotes_is_in_no_reason(pool: PgPool) {
     sql(

@@ -1,5 +1,5 @@
-//! Messages that somebody else than ingest may have published: each ends in rows that say what it is.
-//! They are read by the rules of the fuzzer of messages (see `fuzz/`).
+//! Messages that ingest did not publish: each is stored in rows that say what it is. They are
+//! checked by the properties of the fuzzer for messages (see `fuzz/`).
 
 #[path = "../../../fuzz/properties/messages.rs"]
 mod messages;
@@ -23,7 +23,7 @@ use worker::{problem::UNIDENTIFIED, work::Work};
 use self::messages::{Message, check, message, now};
 use crate::sample::{SOON, persistence, start_spool_reader, until_count, vendor_body};
 
-/// A MessagePack bundle of these ids and bodies.
+/// A MessagePack bundle with these ids and bodies.
 fn bundle_of(events: &[(&str, &str)]) -> Message {
     let mut body = vec![0x90 | u8::try_from(events.len()).expect("a few")];
     let text = |body: &mut Vec<u8>, text: &str| {
@@ -55,11 +55,11 @@ fn plain(properties: BasicProperties, body: impl Into<Vec<u8>>) -> Message {
     }
 }
 
-/// Those that were found by hand.
+/// Messages that were written by hand.
 fn known() -> Vec<Message> {
     let none = BasicProperties::default;
     let vendor = vendor_body("v1", "Acme", "DRAFT", "2025-02-21T10:05:43Z");
-    // No two bytes alike, so that Postgres cannot make it shorter.
+    // Without repetition, so that Postgres cannot compress it.
     let long: String = (0..188).map(|i| hex::encode(body_sha256(&[i]))).collect();
     assert!(long.len() > 12_000);
     let wrong_types = [
@@ -113,7 +113,7 @@ fn known() -> Vec<Message> {
     ]
 }
 
-/// Each event has a row with its body, under its id or as a second body under that id, and is marked
+/// Asserts that each event has a row with its body, under its id or as a conflict, with a problem
 /// if ingest cannot have published it.
 async fn assert_stored(pool: &PgPool, works: &[Work]) {
     for work in works {
@@ -161,7 +161,8 @@ async fn every_message_ends_in_a_row_that_says_what_it_is(pool: PgPool) {
     assert_stored(&pool, &works).await;
 }
 
-/// What comes again and again is set aside unread and stored from the spool.
+/// A message that is redelivered repeatedly is isolated without being parsed, and stored from the
+/// spool.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_message_that_was_set_aside_keeps_what_is_known_of_it(pool: PgPool) {
     let works: Vec<Work> = known()

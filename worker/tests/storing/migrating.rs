@@ -1,4 +1,4 @@
-//! Bringing the schema up to date beside a running pipeline.
+//! Migrates the schema while a pipeline is running.
 
 use std::{path::Path, process::Stdio, sync::mpsc, time::Duration};
 
@@ -8,12 +8,12 @@ use tokio::{process::Command, time::Instant};
 
 use crate::sample::{SOON, count, event, export_job_body, persist, sql, until_count, vendor_body};
 
-/// The migration after this one changes `events`, for which it needs the table alone.
+/// The next migration changes `events` and needs an exclusive lock on it.
 const BEFORE_A_CHANGE_OF_EVENTS: i64 = 5;
 
 const SEARCH: &str = "set local search_path = public, pg_temp";
 
-/// Reads `events` in a transaction that stays open, as somebody's forgotten session does.
+/// Reads `events` in a transaction that stays open, like a session that a user forgot.
 async fn forgotten_session(pool: &PgPool) -> PgConnection {
     let options = pool.connect_options();
     let options = options.as_ref().clone().application_name("forgotten");
@@ -25,7 +25,7 @@ async fn forgotten_session(pool: &PgPool) -> PgConnection {
     session
 }
 
-/// Stores an event as a worker does, which waits for a lock as long as a worker waits.
+/// Stores an event as a worker does, with a worker's lock timeout.
 async fn insert_event(pool: &PgPool) {
     let mut worker = pool.begin().await.expect("a transaction");
     sqlx::raw_sql(
@@ -136,7 +136,7 @@ async fn a_migration_gives_up_at_its_deadline_with_nothing_half_done(pool: PgPoo
     assert_eq!(count(&pool, half_done).await, 0);
 }
 
-/// It waits for its lock longer than all of them, and gives up only then.
+/// It waits for its lock longer than all these limits, and only then gives up.
 #[sqlx::test(migrations = false)]
 async fn time_limits_of_a_database_end_no_migration(pool: PgPool) {
     migrations::MIGRATOR
@@ -146,7 +146,7 @@ async fn time_limits_of_a_database_end_no_migration(pool: PgPool) {
     let _session = forgotten_session(&pool).await;
     let mut connection = pool.acquire().await.expect("a connection");
     let mut observer = pool.acquire().await.expect("a connection");
-    // Older servers have not all of them.
+    // Older servers do not have all of these settings.
     sqlx::raw_sql(
         "select set_config(name, '300ms', false) from pg_settings
           where name in ('statement_timeout', 'transaction_timeout',
@@ -166,7 +166,7 @@ async fn time_limits_of_a_database_end_no_migration(pool: PgPool) {
     assert!(matches!(&outcome, Err(Error::Blocked(_))), "{outcome:?}");
 }
 
-/// Earlier versions went by the search path of the role. New tables would hide theirs.
+/// Earlier versions used the role's search path. New tables would hide theirs.
 #[sqlx::test(migrations = false)]
 async fn tables_in_another_schema_are_not_made_a_second_time(pool: PgPool) {
     const BOOKS: &str = "set local search_path = books, pg_temp";
@@ -211,7 +211,7 @@ async fn many_may_migrate_an_empty_database_at_once(pool: PgPool) {
     assert!(matches!(outcomes, (Ok(()), Ok(()), Ok(()))), "{outcomes:?}");
 }
 
-/// The keys that were stored by the rule of before: the time of the last update, or of the creation.
+/// The sort keys by the earlier rule: the time of the last update, or of the creation.
 const OLDER_KEYS: &str = r"
     update vendors
        set sort_key = int8send((extract(epoch from coalesce(updated_at, created_at)) * 1000000000)::bigint
@@ -260,10 +260,11 @@ async fn stored_sort_keys_follow_the_newer_rule_to_the_nanosecond(pool: PgPool) 
         include_str!("../../../migrations/0009_latest_times.sql"),
     )
     .await;
-    // v4 was created later than updated, within one microsecond, which columns cannot tell.
+    // v4 has a creation time after its last update, within one microsecond, which the columns
+    // cannot store.
     assert_eq!(count(&pool, differing).await, 1);
 
-    // Without their events only the microseconds of the columns are left.
+    // Without their events, only the microseconds of the columns remain.
     sql(&pool, OLDER_KEYS).await;
     sql(&pool, "delete from events").await;
     sql(

@@ -1,4 +1,4 @@
-//! What the trouble of some events costs the others.
+//! How failing events affect the others.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     spool::spool_events,
 };
 
-/// Healthy events, and as many offenders as asked for, strewn among them.
+/// A batch of healthy events with this many offenders spread over it.
 fn batch(events: usize, offenders: usize) -> Vec<AcceptedEvent> {
     let every = events / offenders;
     (0..events)
@@ -26,7 +26,7 @@ fn batch(events: usize, offenders: usize) -> Vec<AcceptedEvent> {
         .collect()
 }
 
-/// Makes Postgres do something over each vendor whose id says so.
+/// Makes Postgres run a statement for each vendor whose id starts with `poison`.
 async fn on_poison(pool: &PgPool, statement: &str) {
     let statements = format!(
         "create function offend() returns trigger language plpgsql as
@@ -40,7 +40,8 @@ async fn on_poison(pool: &PgPool, statement: &str) {
         .expect("good SQL");
 }
 
-/// Stores a batch; answers with the time until its healthy events are there, and until it is done.
+/// Stores a batch. Returns the time until its healthy events are stored, and the time until it is
+/// finished.
 async fn store(pool: &PgPool, batch: Vec<AcceptedEvent>, healthy: i64) -> (Duration, Duration) {
     let started = Instant::now();
     let persistence = persistence(pool, Family::Vendor);
@@ -63,7 +64,7 @@ async fn store(pool: &PgPool, batch: Vec<AcceptedEvent>, healthy: i64) -> (Durat
     (neighbours, started.elapsed())
 }
 
-/// A user's open transaction holds rows.
+/// A user's open transaction has locked rows.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_locked_row_holds_up_only_its_own_event_and_spends_no_attempt(pool: PgPool) {
     sql(
@@ -88,7 +89,7 @@ async fn a_locked_row_holds_up_only_its_own_event_and_spends_no_attempt(pool: Pg
         .await,
         1
     );
-    // It waits for as long as the lock is held, and is then stored as if nothing had been.
+    // It waits until the lock is released, and is then stored normally.
     let reader = start_spool_reader(&pool, Family::Vendor);
     until_count(
         &pool,
@@ -108,7 +109,7 @@ async fn a_locked_row_holds_up_only_its_own_event_and_spends_no_attempt(pool: Pg
     reader.cancel();
 }
 
-/// A table that somebody has locked is everybody's trouble.
+/// A locked table affects all events.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_locked_table_is_waited_out(pool: PgPool) {
     let mut user = pool.begin().await.expect("a transaction");
@@ -134,7 +135,7 @@ async fn a_locked_table_is_waited_out(pool: PgPool) {
     assert_eq!(count(&pool, "select count(*) from webhook_spool").await, 0);
 }
 
-/// The trouble is one event's, whatever its SQLSTATE says.
+/// One event is at fault, whatever the SQLSTATE says.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn an_offender_with_the_sqlstate_of_an_outage_leaves_its_neighbours_alone(pool: PgPool) {
     for (sqlstate, offender) in [("42501", "poison-42501"), ("53100", "poison-53100")] {
@@ -163,7 +164,7 @@ async fn an_offender_with_the_sqlstate_of_an_outage_leaves_its_neighbours_alone(
     );
 }
 
-/// What was wrong was not the body, so it can be queried like any other once it is stored.
+/// The body was not the cause, so it can be queried like any other once it is stored.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn an_event_that_was_refused_for_a_while_keeps_its_payload(pool: PgPool) {
     on_poison(&pool, "raise 'no'").await;
@@ -186,7 +187,7 @@ async fn an_event_that_was_refused_for_a_while_keeps_its_payload(pool: PgPool) {
     reader.cancel();
 }
 
-/// A slow event is put off after a moment and has more time on its next attempt.
+/// A slow event is deferred after its timeout, and has more time on its next attempt.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_slow_event_is_stored_after_its_neighbours(pool: PgPool) {
     on_poison(&pool, "perform pg_sleep(3)").await;
@@ -203,7 +204,7 @@ async fn a_slow_event_is_stored_after_its_neighbours(pool: PgPool) {
     reader.cancel();
 }
 
-/// Neither is an event that was stored before, so an acknowledgement would lose it.
+/// Neither event was stored before, so acknowledging it would lose it.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn what_a_trigger_or_an_index_of_others_keeps_out_is_not_taken_for_stored(pool: PgPool) {
     sql(
@@ -248,7 +249,7 @@ async fn a_slow_event_in_the_spool_holds_up_no_other(pool: PgPool) {
     reader.cancel();
 }
 
-/// Nothing but the commit finds this trouble, which is everybody's.
+/// Only the commit meets this failure, and it affects all events.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn trouble_of_the_commit_is_waited_out_and_named(pool: PgPool) {
     sql(
@@ -280,9 +281,9 @@ async fn trouble_of_the_commit_is_waited_out_and_named(pool: PgPool) {
     assert_eq!(count(&pool, stored).await, 1);
 }
 
-/// The failures of halving until each offender is alone, and those until it is blamed, which takes three
-/// more where the SQLSTATE is that of an outage. What may just be tried again is, once for each group and
-/// three times for an event that is alone.
+/// The largest number of failures: those of halving until each offender is alone, and those until
+/// it is blamed. With the SQLSTATE of an outage, blaming takes three more. Contention is retried
+/// once for each group, and three times for a single event.
 fn enough_failures(offenders: i64, events: i64, sqlstate: &str) -> i64 {
     let digits = i64::from((events / offenders).ilog2() + 1);
     match sqlstate {
@@ -291,10 +292,11 @@ fn enough_failures(offenders: i64, events: i64, sqlstate: &str) -> i64 {
     }
 }
 
-/// All healthy events are stored by one pass over their batch, in which each offender is judged once.
+/// All healthy events are stored in one pass over the batch, and each offender is judged once in
+/// it.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn many_offenders_cost_their_neighbours_no_second_pass(pool: PgPool) {
-    // Counted by a sequence, which a rollback leaves as it is.
+    // Counted with a sequence, which a rollback does not reset.
     sql(&pool, "create sequence failures").await;
     for offenders in [10, 100] {
         for raised in ["23514", "P0001", "42501", "53100", "40001"] {
@@ -331,7 +333,7 @@ async fn many_offenders_cost_their_neighbours_no_second_pass(pool: PgPool) {
     }
 }
 
-/// Prints the figures: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.
+/// Prints the measurements: `cargo test -p worker --test storing -- --ignored --nocapture cost_of`.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 #[ignore = "measures"]
 #[expect(clippy::print_stdout, reason = "its figures are what it is for")]

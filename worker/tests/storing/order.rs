@@ -1,4 +1,5 @@
-//! The typed tables end the same for every order, repetition and batching of the same events.
+//! The final state of the typed tables does not depend on the order, repetition or batching of the
+//! events.
 
 use proptest::{
     prelude::{Just, Strategy},
@@ -20,9 +21,9 @@ struct Change {
     id: usize,
     resource: u8,
     state: usize,
-    /// Position of the time of the last update in `TIMES`.
+    /// The index of the last update's time in `TIMES`.
     time: usize,
-    /// Position of the time of the end: a vendor's deletion, a job's completion.
+    /// The index of the final time: a vendor's deletion or a job's completion.
     ended: Option<usize>,
 }
 
@@ -38,7 +39,7 @@ impl Change {
         event(&format!("vendor{}", self.id), self.end(body, "deletedAt"))
     }
 
-    /// Adds the time of the end to `data`, if there is one.
+    /// Adds the final time to `data`, if there is one.
     fn end(&self, body: String, field: &str) -> String {
         match self.ended {
             Some(time) => with_time(&body, field, TIMES[time]),
@@ -126,8 +127,8 @@ async fn order_repetition_and_batching_do_not_matter(pool: PgPool) {
     }
 }
 
-/// Rows of the typed tables beside which `events` has a state with a later time. Text with nine digits
-/// of a second compares as the time does.
+/// The number of typed rows for which `events` has a state with a later time. Times with nine
+/// decimal digits compare correctly as text.
 async fn states_older_than_another(pool: &PgPool) -> i64 {
     count(
         pool,
@@ -153,7 +154,7 @@ async fn the_latest_of_all_times_that_a_state_gives_decides(pool: PgPool) {
     const LATER: &str = "2025-01-01T00:00:00.000000002Z";
     let job = |status| export_job_body("j", status, AT);
     let vendor = |name, state| vendor_body("v", name, state, AT);
-    // The newer state has the smaller webhook id, and the same time of its last update.
+    // The newer state has the smaller webhook id and the same time of the last update.
     let cases = [
         (
             with_time(&vendor("deleted", "DRAFT"), "deletedAt", LATER),
@@ -206,7 +207,8 @@ async fn an_old_state_that_comes_late_does_not_win(pool: PgPool) {
         "m1",
         vendor_body("v", "old", "DRAFT", "2025-01-01T00:00:00Z"),
     );
-    // The attempt is the latest of all, as of a retry; what counts is the resource's own time.
+    // The attempt's time is the latest one, as for a retry, but only the resource's own time
+    // counts.
     older.attempted_at = Some(chrono::Utc::now());
     persist(&pool, [newer]).await;
     persist(&pool, [older]).await;
@@ -220,7 +222,7 @@ async fn an_old_state_that_comes_late_does_not_win(pool: PgPool) {
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn of_two_states_with_one_time_the_further_one_wins(pool: PgPool) {
     const AT: &str = "2025-01-01T00:00:00Z";
-    // The webhook ids compare the other way round, and each is first once.
+    // The webhook ids are ordered the other way round, and each is first once.
     let pairs = [
         ("a", ["z-pending", "a-completed"]),
         ("b", ["a-completed", "z-pending"]),

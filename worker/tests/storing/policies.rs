@@ -1,4 +1,4 @@
-//! What a policy that lets the queue drop messages shows as: a metric and one line in the log.
+//! A policy that lets the queue drop messages is shown by a metric and one log line.
 
 use std::{
     io::{self, Write},
@@ -29,12 +29,12 @@ use worker::{
 
 use crate::sample::SOON;
 
-/// The lines that were logged.
+/// The captured log lines.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    /// What this thread logs from now on.
+    /// Captures what this thread logs from now on.
     fn of_this_thread() -> (Self, DefaultGuard) {
         let log = Self::default();
         let subscriber = tracing_subscriber::fmt()
@@ -44,7 +44,7 @@ impl Log {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    /// The lines with these words in them.
+    /// The lines that contain these words.
     fn lines(&self, words: &str) -> Vec<String> {
         let log = self.0.lock().expect("no panic").clone();
         let log = String::from_utf8(log).expect("text");
@@ -71,7 +71,7 @@ impl Write for Log {
     }
 }
 
-/// A queue of this test's own, and what watches it.
+/// A queue of this test, and its watch.
 struct Watched {
     topology: Topology,
     prefix: String,
@@ -198,7 +198,7 @@ async fn a_policy_that_lets_the_queue_drop_messages_is_drift_until_it_goes() {
     ] {
         let path = watched.set(kind, definition).await;
         watched.until_drift(true).await;
-        // Nothing more is said of what is known.
+        // A known problem is not logged again.
         watched.watch.look().await;
         let lines = log.lines(words);
         assert_eq!(lines.len(), 1, "{lines:?}");
@@ -251,7 +251,7 @@ async fn an_argument_that_drops_messages_is_drift_as_well() {
         lines.len() == 1 && lines[0].contains("delete it"),
         "{lines:?}"
     );
-    // What the declaration finds does not take it back, nor the other way round.
+    // The result of a declaration does not reset it, nor the other way round.
     watched.metrics.service.set_drift(&watched.topology, &[]);
     assert_eq!(watched.drift(), Some(true));
     let found = Drift {
@@ -277,7 +277,7 @@ async fn a_management_that_is_away_is_one_warning_and_changes_nothing() {
     watched
         .set("policies", json!({"message-ttl": 60_000}))
         .await;
-    // Until a look has succeeded, no drift means nothing.
+    // Until a query has succeeded, the absence of drift means nothing.
     assert_eq!(watched.metrics.sees_policies.get(), 0);
     watched.until_drift(true).await;
     assert_eq!(watched.metrics.sees_policies.get(), 1);

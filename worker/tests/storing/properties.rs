@@ -1,5 +1,5 @@
-//! What the fuzzer of events checks (see `fuzz/`), on its committed inputs and on those that
-//! proptest makes.
+//! The properties of the fuzzer for events (see `fuzz/`), checked on its committed inputs and on
+//! inputs from proptest.
 
 #[path = "../../../fuzz/properties/events.rs"]
 mod events;
@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 
-/// Events that are nearly right: the fields that matter, often with what belongs there.
+/// Nearly valid events: the important fields usually have valid values.
 fn bodies() -> impl Strategy<Value = String> {
     let value = select(vec![
         "null",

@@ -1,4 +1,4 @@
-//! What is swept when it is old, and what never is.
+//! Which old rows are swept, and which never are.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn metrics() -> ServiceMetrics {
     ServiceMetrics::new(Program::Worker(Family::Other))
 }
 
-/// Sweeps receipts after a week, events and typed rows after a month.
+/// A housekeeping that sweeps receipts after a week, events and typed rows after a month.
 fn housekeeping(pool: &PgPool, metrics: &ServiceMetrics) -> Housekeeping {
     let month = Retention::For(30 * DAY);
     let retention = RetentionArgs {
@@ -93,7 +93,7 @@ async fn old_receipts_of_stored_events_are_swept_and_no_others(pool: PgPool) {
     );
 }
 
-/// One receipt, and what is stored or spooled beside it.
+/// One receipt with different stored or spooled events.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_receipt_counts_as_stored_only_by_an_event_of_its_body(pool: PgPool) {
     let metrics = metrics();
@@ -173,7 +173,7 @@ async fn a_receipt_counts_as_stored_only_by_an_event_of_its_body(pool: PgPool) {
     }
 }
 
-/// Where receipts are kept for longer than events.
+/// If receipts are kept longer than events.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_second_body_stays_as_long_as_its_receipt(pool: PgPool) {
     let old = |body: &str| received_days_ago(40, event("m", body.to_owned()));
@@ -290,12 +290,12 @@ async fn events_and_typed_rows_are_kept_for_ever_unless_asked_otherwise(pool: Pg
 
 const VENDORS: Table = Table::Typed("vendors");
 
-/// As `hookctl setup` makes them where typed rows are to be swept.
+/// The indexes that `hookctl setup` creates if typed rows are swept.
 const INDEXES: &str =
     "create index on events (resource_id); create index on export_jobs (stored_at);
                        create index on vendors (stored_at)";
 
-/// The ids of the vendors that there are.
+/// The ids of all vendors.
 async fn vendors(pool: &PgPool) -> Vec<String> {
     sqlx::query_scalar("select id from vendors order by id")
         .fetch_all(pool)
@@ -319,7 +319,7 @@ async fn typed_rows_are_swept_when_they_are_old_and_no_event_of_theirs_is_left(p
         ],
     )
     .await;
-    // An older state that came later, which sets no row, and one that cannot be read.
+    // An older state that arrived later, which changes no row, and an event that cannot be parsed.
     let late = received_days_ago(2, of("told-late", "m6", "2025-01-01T00:00:00Z"));
     let dead = r#"{"eventType":"v1.vendor.created","data":{"id":"has-dead-letter"}}"#;
     persist(&pool, [late, received_days_ago(31, event("m7", dead))]).await;
@@ -329,7 +329,7 @@ async fn typed_rows_are_swept_when_they_are_old_and_no_event_of_theirs_is_left(p
         "update vendors set stored_at = now() - interval '31 days' where id <> 'changed'",
     )
     .await;
-    // Nothing goes before its events.
+    // No row is swept before its events.
     sweep(&pool, VENDORS).await;
     assert_eq!(vendors(&pool).await.len(), 5);
     sweep(&pool, Table::Events).await;
@@ -375,7 +375,8 @@ async fn typed_rows_are_swept_by_batches_and_counted_by_table(pool: PgPool) {
     assert_eq!(count(&pool, noted).await, 2500);
 }
 
-/// A worker has stored an older state of a resource whose row is about to go, and not committed yet.
+/// A worker has stored an older state of a resource whose row is about to be swept, and has not
+/// committed yet.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_typed_row_that_a_worker_has_locked_stays(pool: PgPool) {
     persist(&pool, ["free", "locked"].map(vendor)).await;
@@ -464,8 +465,8 @@ async fn a_swept_event_that_comes_again_changes_no_newer_state(pool: PgPool) {
     );
 }
 
-/// Ingest has claimed the id of a repetition, and not committed yet; the worker will find the event
-/// stored.
+/// Ingest has claimed the id of a repetition and has not committed yet. The worker will then find
+/// the event stored.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_repetition_on_its_way_keeps_its_event(pool: PgPool) {
     persist(&pool, [received_days_ago(31, vendor("repeated"))]).await;
@@ -477,7 +478,7 @@ async fn a_repetition_on_its_way_keeps_its_event(pool: PgPool) {
     .execute(&mut *ingest)
     .await
     .expect("a claim");
-    // Without the limit on waiting for a lock, which a busy machine may exceed.
+    // Without the lock timeout, which may be exceeded on a busy machine.
     let sweeping = tokio::spawn({
         let pool = pool.clone();
         async move {
@@ -547,7 +548,7 @@ async fn the_ledger_shows_unstored_receipts_and_dead_letters_by_family(pool: PgP
     );
 }
 
-/// A look's own figure.
+/// The metric's value.
 fn unstored(metrics: &ServiceMetrics) -> u64 {
     let name = "pleo_ledger_unstored_receipts ";
     let exposed = exposed(metrics);
@@ -555,7 +556,7 @@ fn unstored(metrics: &ServiceMetrics) -> u64 {
     figure.expect("the metric").parse().expect("a number")
 }
 
-/// Whether a look's figures say that they are about all receipts.
+/// Whether the metrics say that they count all receipts.
 fn counts_all(metrics: &ServiceMetrics) -> bool {
     exposed(metrics)
         .lines()
@@ -600,7 +601,7 @@ async fn a_receipt_counts_whatever_time_it_has(pool: PgPool) {
     let mut ledger = Ledger::new(pool.clone(), &metrics);
     ledger.look().await.expect("a look");
     assert_eq!(unstored(&metrics), 0);
-    // As of an ingest of an older version whose clock is wrong, or of a commit that came late.
+    // Such receipts come from an older ingest with a wrong clock, or from a late commit.
     for (count, receipt) in [
         "values ('slow', '', now() - interval '7 minutes', now())",
         "values ('fast', '', now() + interval '7 minutes', now())",
@@ -633,7 +634,7 @@ async fn a_receipt_counts_whatever_time_it_has(pool: PgPool) {
     assert_eq!(unstored(&metrics), 1);
 }
 
-/// Rows of `events` that were looked at so far, by whichever way.
+/// The number of rows of `events` read so far, by sequential and index scans.
 const ROWS_READ: &str = "select coalesce(seq_tup_read, 0) + coalesce(idx_scan, 0)
     from pg_stat_user_tables where relname = 'events'";
 
@@ -660,7 +661,7 @@ async fn a_receipt_that_is_never_stored_makes_no_look_read_the_whole_table(pool:
     let mut ledger = Ledger::new(looks.clone(), &metrics);
     ledger.look().await.expect("the first look");
     assert_eq!(unstored(&metrics), 1);
-    // A backend's figures show when it has ended at the latest.
+    // A backend's statistics are visible when it has ended at the latest.
     let counted = async || {
         sql(&looks, "select pg_sleep(1.1)").await;
         count(&pool, ROWS_READ).await
@@ -747,7 +748,7 @@ async fn more_unstored_receipts_than_are_remembered_are_at_least_so_many(pool: P
     }
 }
 
-/// More of them cost a look no more.
+/// More rows do not make a measurement more expensive.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_look_counts_no_more_rows_than_it_may(pool: PgPool) {
     sql(
@@ -781,7 +782,7 @@ async fn a_look_counts_no_more_rows_than_it_may(pool: PgPool) {
         assert_eq!(spool.depth, 100_000);
         assert!(spool.oldest_due_seconds >= 60.0, "{spool:?}");
     }
-    // What is due next is counted from there on, and what was put off stays counted.
+    // Rows that become due next are counted from that position, and deferred rows stay counted.
     sql(
         &pool,
         "delete from webhook_spool where webhook_id not in ('m1', 'm2');

@@ -1,4 +1,4 @@
-//! Events as they come to a worker, and what the tests look at afterwards.
+//! Sample events, and helpers of the tests.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ use worker::{
     work::{Source, Work},
 };
 
-/// How long anything may take that is waited for.
+/// The limit for every wait.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// An event with any body.
@@ -62,7 +62,7 @@ pub(crate) fn export_job_body(job: &str, status: &str, last_updated_at: &str) ->
     )
 }
 
-/// The event as it comes by a queue.
+/// The event as it comes from a queue.
 pub(crate) fn work(event: AcceptedEvent) -> Work {
     Work {
         problem: problem::known_of(&event),
@@ -73,12 +73,12 @@ pub(crate) fn work(event: AcceptedEvent) -> Work {
     }
 }
 
-/// What stores events of a family.
+/// A persistence for a family.
 pub(crate) fn persistence(pool: &(impl Clone + Into<Pool>), family: Family) -> Arc<Persistence> {
     Arc::new(Persistence::new(pool.clone(), family, Metrics::new(family)))
 }
 
-/// Stores a batch, each event by its family's worker. It must not be given up.
+/// Stores a batch, each event by its family's worker. It must not be abandoned.
 pub(crate) async fn persist(pool: &PgPool, batch: impl IntoIterator<Item = AcceptedEvent>) {
     let mut by_family: BTreeMap<Family, Vec<Work>> = BTreeMap::new();
     for event in batch {
@@ -109,7 +109,7 @@ pub(crate) fn start_spool_reader(
     stop
 }
 
-/// One number out of the database.
+/// A number from the database.
 pub(crate) async fn count(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql)
         .fetch_one(pool)
@@ -133,7 +133,7 @@ pub(crate) async fn until_count(pool: &PgPool, sql: &'static str, expected: i64)
     }
 }
 
-/// Runs statements that prepare a situation.
+/// Runs SQL statements.
 pub(crate) async fn sql(pool: &PgPool, statements: &'static str) {
     sqlx::raw_sql(statements)
         .execute(pool)

@@ -1,4 +1,4 @@
-//! Settings of a database or a role neither break nor weaken what a worker does.
+//! Settings of a database or a role neither break nor weaken a worker.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use worker::{
 
 use crate::sample::{count, event, persist, start_spool_reader, until_count, vendor, vendor_body};
 
-/// Each comes on top of those before it.
+/// Each is added to the ones before it.
 const SETTINGS: [&str; 15] = [
     "default_transaction_isolation = 'serializable'",
     "default_transaction_isolation = 'repeatable read'",
@@ -31,7 +31,7 @@ const SETTINGS: [&str; 15] = [
     "search_path = nowhere",
 ];
 
-/// Nothing depends on them, and no transaction sets them. They are there in every round.
+/// Settings without effect, which no transaction sets. They are active in every round.
 const WITHOUT_EFFECT: [&str; 11] = [
     "array_nulls = off",
     "backslash_quote = off",
@@ -46,7 +46,7 @@ const WITHOUT_EFFECT: [&str; 11] = [
     "xmloption = document",
 ];
 
-/// What every worker does, on connections that know the settings.
+/// Does everything that a worker does, on connections with these settings.
 async fn work_through(pool: &PgPool, unlimited: &PgPool, admin: &mut PgConnection, round: usize) {
     let fresh = PgPool::connect_with((*pool.connect_options()).clone())
         .await
@@ -93,7 +93,7 @@ async fn work_through(pool: &PgPool, unlimited: &PgPool, admin: &mut PgConnectio
     let exposed = TextEncoder::new()
         .encode_to_string(&metrics.registry.gather())
         .expect("text");
-    // The receipt that a worker has added for the spooled event, and the old events.
+    // The receipt that a worker added for the spooled event, and the old events.
     for line in [
         "pleo_housekeeping_swept_total{table=\"webhook_receipts\"} 1",
         "pleo_housekeeping_swept_total{table=\"events\"} 2",
@@ -117,7 +117,7 @@ async fn set(admin: &mut PgConnection, setting: &str) {
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn settings_of_a_database_change_nothing(pool: PgPool) {
-    // It began before the settings, and so does not know them.
+    // This session started before the settings, so it does not have them.
     let mut admin = pool.acquire().await.expect("a connection");
     sqlx::raw_sql(
         "create schema decoy;
@@ -128,7 +128,7 @@ async fn settings_of_a_database_change_nothing(pool: PgPool) {
     .execute(&mut *admin)
     .await
     .expect("tables");
-    // What this test looks with: on a busy machine its own connecting takes longer than the limits.
+    // The test's own pool: on a busy machine, connecting alone takes longer than the limits.
     let options = (*pool.connect_options()).clone();
     let unlimited = PgPool::connect_with(options.options([("statement_timeout", "0")]))
         .await

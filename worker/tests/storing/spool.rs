@@ -1,4 +1,4 @@
-//! The spool as a way in, and events that stop the worker.
+//! Events from the spool, and events that stop the worker.
 
 use std::time::Duration;
 
@@ -62,9 +62,9 @@ async fn a_reader_takes_only_its_familys_rows(pool: PgPool) {
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn an_event_that_keeps_stopping_workers_is_stored_unread(pool: PgPool) {
-    // As left behind by two workers that died with the batch and three that died with it alone.
+    // The state after two workers died with the batch and three with the event alone.
     spool_events(&pool, &[vendor("killer")], 5).await;
-    // As left behind by two that died with the batch: it is innocent.
+    // The state after two workers died with the batch, although this event is healthy.
     spool_events(&pool, &[vendor("neighbour")], 2).await;
     let reader = start_spool_reader(&pool, Family::Vendor);
     until_count(&pool, "select count(*) from webhook_spool", 0).await;
@@ -96,7 +96,7 @@ async fn a_claim_is_counted_before_anything_is_done_with_the_event(pool: PgPool)
         1,
     )
     .await;
-    // Stopped in good order, it gives the row back uncounted.
+    // A reader that is stopped properly releases the row and does not count the claim.
     reader.cancel();
     until_count(
         &pool,
@@ -111,7 +111,7 @@ async fn a_reader_outlives_every_error(pool: PgPool) {
     let reader = start_spool_reader(&pool, Family::Vendor);
     for (event, stored) in [(vendor("m1"), 1), (vendor("m2"), 2)] {
         sql(&pool, "alter table webhook_spool rename to gone").await;
-        // It looks every second.
+        // The reader polls every second.
         tokio::time::sleep(Duration::from_millis(1_500)).await;
         sql(&pool, "alter table gone rename to webhook_spool").await;
         spool_events(&pool, &[event], 0).await;
@@ -120,7 +120,7 @@ async fn a_reader_outlives_every_error(pool: PgPool) {
     reader.cancel();
 }
 
-/// What a user may have selected for update after it was claimed.
+/// A user may lock a row with `select for update` after it was claimed.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_locked_row_of_the_spool_holds_nothing_up(pool: PgPool) {
     let events: Vec<AcceptedEvent> = (0..100).map(|n| vendor(&format!("m{n}"))).collect();
@@ -143,7 +143,7 @@ async fn a_locked_row_of_the_spool_holds_nothing_up(pool: PgPool) {
     assert_eq!(count(&pool, left).await, 1);
     assert_eq!(count(&pool, "select count(*) from webhook_spool").await, 1);
     user.rollback().await.expect("the end");
-    // Its claim has run out.
+    // Its claim has expired.
     sql(&pool, "update webhook_spool set due_at = now()").await;
     let reader = start_spool_reader(&pool, Family::Vendor);
     until_count(&pool, "select count(*) from webhook_spool", 0).await;
@@ -151,7 +151,7 @@ async fn a_locked_row_of_the_spool_holds_nothing_up(pool: PgPool) {
     reader.cancel();
 }
 
-/// Rows that are handled alone often have one time: that at which their worker crashed.
+/// Rows that are handled alone often have the same due time, that of their worker's crash.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_locked_row_hides_none_that_was_due_at_the_same_time(pool: PgPool) {
     let events: Vec<AcceptedEvent> = (0..20).map(|n| vendor(&format!("m{n}"))).collect();

@@ -1,4 +1,4 @@
-//! A synchronous standby that is away: nothing counts as safe before it is there.
+//! A synchronous standby that is down: no event counts as safe before the standby has it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -25,12 +25,12 @@ use worker::{
 
 use crate::sample::{count, persist, persistence, until_count, vendor, work};
 
-/// Long enough that a commit that waits for nothing would be over, also on a busy machine.
+/// Enough time for a commit that does not wait, even on a busy machine.
 const A_WHILE: Duration = Duration::from_secs(3);
 
 const WAITING: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
 
-/// A server with a synchronous standby, which this test may take away.
+/// A server with a synchronous standby that the test can stop.
 struct Pair {
     primary: Postgres,
     standby: Postgres,
@@ -71,7 +71,8 @@ impl Pair {
         }
     }
 
-    /// The primary crashes and comes back. What it wrote is visible then, also what no standby has.
+    /// Crashes and restarts the primary. Afterwards its writes are visible, including those that
+    /// the standby does not have.
     async fn restart_primary(&mut self) {
         self.primary.restart().await.expect("it starts again");
         self.pool = pool(&self.primary);
@@ -101,8 +102,8 @@ fn isolating(
     tokio::spawn(async move { persistence.isolate(&batch, &CancellationToken::new()).await })
 }
 
-/// The loss of the primary after its restart: what the standby does not have was acknowledged by
-/// nobody, so it comes again.
+/// The case of a primary that is lost after a restart: events that the standby does not have were
+/// not acknowledged, so they are redelivered.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_was_found_stored_is_acknowledged_only_once_the_standby_has_it() {
     let mut pair = Pair::start().await;
@@ -146,7 +147,7 @@ async fn an_event_that_was_found_spooled_is_acknowledged_only_once_the_standby_h
     let refuse = "alter table vendors add constraint none check (false)";
     crate::sample::sql(&pair.pool, refuse).await;
     pair.standby.kill();
-    // One is refused and put off, the others are isolated.
+    // One event is refused and deferred, the others are isolated.
     let first = [
         storing(&persistence(&pair.pool, Family::Vendor), &events[..1]),
         isolating(&persistence(&pair.pool, Family::Vendor), &events[1..]),
@@ -168,18 +169,18 @@ async fn an_event_that_was_found_spooled_is_acknowledged_only_once_the_standby_h
         assert!(!again.is_finished(), "no standby has them");
     }
 
-    // The standby comes back, and with it everything goes on.
+    // When the standby is back, everything continues.
     pair.standby.restart().await.expect("it starts again");
     for again in again {
         again.await.expect("no panic").expect("not abandoned");
     }
 }
 
-/// The backend of a commit that waits outlives its connection, whose place it keeps.
+/// The backend of a waiting commit outlives its connection, and keeps its place in the pool.
 #[tokio::test(flavor = "multi_thread")]
 async fn commits_that_wait_for_a_standby_take_no_more_connections_than_the_pool_has() {
     const PLACES: u32 = 2;
-    // One more looks after commits that do not end.
+    // One more watches hanging commits.
     const MOST_BACKENDS: i64 = 3;
     const BACKENDS: &str =
         "select count(*) from pg_stat_activity where application_name = 'worker-of-this-test'";

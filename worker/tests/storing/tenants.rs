@@ -41,7 +41,7 @@ fn tied_to(companies: &str, event: AcceptedEvent) -> AcceptedEvent {
     }
 }
 
-/// Webhook id, kind of company's trouble and companies of the secret of all events.
+/// The webhook id, the problem and the secret's companies of all events.
 async fn stored(pool: &PgPool) -> Vec<(String, Option<String>, Option<String>)> {
     sqlx::query_as(
         "select webhook_id, problem, array_to_string(secret_companies, ' ') from events order by 1",
@@ -51,7 +51,7 @@ async fn stored(pool: &PgPool) -> Vec<(String, Option<String>, Option<String>)> 
     .expect("the events")
 }
 
-/// Company and event of each vendor.
+/// The id, company and event of each vendor.
 async fn vendors(pool: &PgPool) -> Vec<(String, String, String)> {
     sqlx::query_as("select id, company_id, webhook_id from vendors order by 1")
         .fetch_all(pool)
@@ -87,7 +87,7 @@ async fn an_event_of_a_company_that_its_secret_does_not_speak_for_changes_no_row
         ("untied", None, None),
     ]
     .map(|(id, problem, companies)| (id.to_owned(), problem, companies));
-    // By a queue and out of the spool.
+    // From a queue and from the spool.
     for spooled in [false, true] {
         sql(&pool, "truncate events, vendors, export_jobs").await;
         if spooled {
@@ -121,7 +121,8 @@ async fn a_second_body_of_a_foreign_company_is_called_so(pool: PgPool) {
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_row_never_changes_its_company(pool: PgPool) {
     persist(&pool, [vendor_of("c1", "first", "v1", EARLY)]).await;
-    // A newer state and an older one, then behind the other company's, in one batch with an own one.
+    // Another company's newer and older states, and then in one batch another company's state
+    // before the owner's.
     persist(&pool, [vendor_of("c2", "newer", "v1", LATE)]).await;
     persist(
         &pool,
@@ -161,7 +162,7 @@ async fn two_workers_with_two_companies_of_a_resource_agree_on_one(pool: PgPool)
                 vendor_of(company, &id, &format!("v{number}"), EARLY)
             })
         };
-        // Small batches, so that each worker is first with some.
+        // Small batches, so that each worker is the first one for some resources.
         let worker = async |company: &'static str| {
             let events: Vec<_> = events(company).collect();
             for batch in events.chunks(1 + round % 4) {
@@ -169,7 +170,7 @@ async fn two_workers_with_two_companies_of_a_resource_agree_on_one(pool: PgPool)
             }
         };
         tokio::join!(worker("c1"), worker("c2"));
-        // What had to wait for a lock for long is in the spool.
+        // Events that waited too long for a lock are in the spool.
         let reader = start_spool_reader(&pool, Family::Vendor);
         until_count(&pool, "select count(*) from webhook_spool", 0).await;
         reader.cancel();
@@ -190,8 +191,8 @@ async fn two_workers_with_two_companies_of_a_resource_agree_on_one(pool: PgPool)
     }
 }
 
-/// If the events of a resource name several companies, those of the first event's company are stored as if
-/// there were no others.
+/// If the events of a resource name several companies, those of the first event's company are
+/// stored as if the others did not exist.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn the_first_event_decides_whose_a_resource_is(pool: PgPool) {
     let events = vec((0..3_u8, 0..2_u8, 0..3_u8), 1..14).prop_map(|events| {

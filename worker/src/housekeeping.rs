@@ -1,5 +1,6 @@
-//! The sweeps of what is old: receipts, and where the operator asks for that events and the typed rows
-//! that outlived theirs. One worker does it for all, that of the `other` family; several replicas of it leave each other's rows alone.
+//! Sweeps old rows: receipts, and if retentions are set, events and then the typed rows without
+//! events. The `other` worker does this for all families; several replicas of it skip each other's
+//! locked rows.
 
 use std::time::Duration;
 
@@ -17,36 +18,37 @@ use crate::{config::RetentionArgs, families, floor::Floor};
 
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// Between two batches, so that a long backlog takes no more than its share of the disk.
+/// The pause between two batches, so that a large backlog does not take all of the disk's
+/// throughput.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// For one batch; Postgres' own limit ends a statement earlier, so that none goes on unseen.
+/// The deadline of a batch. Postgres' own limit is shorter, so that no statement runs on unnoticed.
 const DEADLINE: Duration = Duration::from_secs(70);
 
-/// A swept row may come back after a crash, to be swept again.
+/// A deletion may be lost in a crash; the row is then swept again.
 const MODE: TransactionMode = TransactionMode::write(Durability::Relaxed)
     .by_index()
     .statement_timeout(Duration::from_secs(60));
 
-/// Rows of one transaction: small enough to hold no lock for long.
+/// The rows of one transaction: few enough to hold no lock for long.
 const BATCH: i32 = 1_000;
 
-/// How often rows are looked at again that could not be deleted when they became old enough.
+/// How often rows are checked again that could not be deleted when they became old enough.
 const FROM_THE_BEGINNING_EVERY: Duration = Duration::from_secs(3_600);
 
-/// What is swept.
+/// The tables that are swept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
     /// Receipts of stored events.
     Receipts,
     /// Events that are no dead letters.
     Events,
-    /// Rows of the typed table of this name whose resource has no event any more.
+    /// Rows of this typed table whose resource has no event any more.
     Typed(&'static str),
 }
 
 impl Table {
-    /// Events before the typed tables, whose rows stay until theirs are gone.
+    /// Events come before typed tables, because a typed row stays until its events are gone.
     fn all() -> impl Iterator<Item = Self> {
         let typed = Family::ALL.into_iter().filter_map(families::table);
         [Self::Receipts, Self::Events]
@@ -62,13 +64,14 @@ impl Table {
         }
     }
 
-    /// Looks at the `$3` oldest rows that came after `$1` and are older than `$2` seconds, and deletes those
-    /// that nothing needs. `$4` is the name of a typed table. Answers with the number of rows looked at, that of deleted
-    /// ones, and the time up to which it looked. Rows that somebody else has locked are left for later.
+    /// Examines the `$3` oldest rows received after `$1` and older than `$2` seconds, and deletes
+    /// those that nothing needs. `$4` is the name of a typed table. Returns the number of examined
+    /// rows, the number of deleted rows, and the time of the last examined one. Rows that another
+    /// session has locked are left for later.
     const fn statement(self) -> &'static str {
         match self {
-            // Functions with their owner's rights, as no account may delete these rows as it likes. This one
-            // looks by itself whether the event is stored.
+            // Functions with their owner's rights, because no account may delete these rows freely.
+            // `sweep_receipts` itself checks that the event is stored.
             Self::Receipts => {
                 "select looked_at, swept, reached
                    from sweep_receipts($1, now() - make_interval(secs => $2), $3)"
@@ -85,7 +88,7 @@ impl Table {
     }
 }
 
-/// Sweeps all tables that are swept by age.
+/// Sweeps all these tables by age.
 pub struct Housekeeping {
     pool: Pool,
     receipts: Duration,
@@ -94,7 +97,7 @@ pub struct Housekeeping {
 }
 
 impl Housekeeping {
-    /// Registers its metric. `receipts` is how long those of stored events are kept.
+    /// Registers the metric. `receipts` is the retention of receipts of stored events.
     pub fn new(
         pool: impl Into<Pool>,
         metrics: &ServiceMetrics,
@@ -119,7 +122,7 @@ impl Housekeeping {
         }
     }
 
-    /// Sweeps again and again, for ever. It may be cancelled anywhere.
+    /// Sweeps until it is cancelled, which is possible at any point.
     pub async fn run(self) {
         let mut floors: Vec<_> = Table::all()
             .map(|table| (table, Floor::new(FROM_THE_BEGINNING_EVERY)))
@@ -135,7 +138,7 @@ impl Housekeeping {
         }
     }
 
-    /// Deletes whatever is older than its retention, batch by batch.
+    /// Deletes the rows that are older than their retention, batch by batch.
     pub async fn sweep(&self, table: Table) -> Result<(), TransactionError> {
         self.sweep_from(table, &mut Floor::new(FROM_THE_BEGINNING_EVERY))
             .await
@@ -163,7 +166,8 @@ impl Housekeeping {
             if batch.looked_at < i64::from(BATCH) {
                 return Ok(());
             }
-            // Where all of a batch have one time and none may be deleted, those after them are next.
+            // If all rows of a batch have the same time and none may be deleted, continue with the
+            // rows after them.
             let is_stuck = batch.swept == 0 && start == Some(reached);
             start = Some(reached + TimeDelta::microseconds(is_stuck.into()));
             sleep(PAUSE).await;
@@ -200,7 +204,7 @@ impl Housekeeping {
     }
 }
 
-/// What one statement did.
+/// The result of one statement.
 struct Batch {
     looked_at: i64,
     swept: i64,

@@ -1,5 +1,5 @@
-//! What one worker shows for all: the ledger of receipts without an event, and the dead letters. It
-//! belongs to the worker of the `other` family, which every deployment runs.
+//! Metrics that one worker shows for all families: the ledger, which counts receipts without an
+//! event, and the dead letters. The `other` worker does this, because every deployment runs it.
 
 pub mod receipts;
 
@@ -20,15 +20,16 @@ use crate::metrics::MOST_COUNTED;
 
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// For the dead letters; Postgres' own limit ends the statement earlier, so that none goes on unseen.
+/// The deadline of the count of dead letters. Postgres' own limit is shorter, so that no statement
+/// runs on unnoticed.
 const DEADLINE: Duration = Duration::from_secs(70);
 
-/// By the index of the events with a problem: a plan that reads all events would cost more each day.
+/// Uses the index of events with a problem: a plan that reads all events would cost more each day.
 const MODE: TransactionMode = TransactionMode::read()
     .by_index()
     .statement_timeout(Duration::from_secs(60));
 
-/// Looks at the database and shows what it found.
+/// Queries the database and updates the metrics.
 pub struct Ledger {
     pool: Pool,
     receipts: Receipts,
@@ -40,7 +41,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Registers its metrics.
+    /// Registers the metrics.
     pub fn new(pool: impl Into<Pool>, metrics: &ServiceMetrics) -> Self {
         let this = Self {
             pool: pool.into(),
@@ -76,7 +77,7 @@ impl Ledger {
         this
     }
 
-    /// Looks again and again, for ever. It may be cancelled anywhere.
+    /// Measures until it is cancelled, which is possible at any point.
     pub async fn run(mut self) {
         loop {
             if let Err(error) = self.look().await {
@@ -86,7 +87,7 @@ impl Ledger {
         }
     }
 
-    /// Looks once; after an error the last figures stay.
+    /// Measures once. After an error the last values stay.
     pub async fn look(&mut self) -> Result<(), TransactionError> {
         let unstored = self.receipts.look(&self.pool).await?;
         let dead_letters = self.count_dead_letters().await?;

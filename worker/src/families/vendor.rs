@@ -10,8 +10,9 @@ use super::{
     text::{key, not_blank},
 };
 
-/// A vendor as Pleo sends it; fields as in its API (OpenAPI v34.17). Only what makes it a vendor
-/// is required; a state that Pleo adds later is kept as it is. `null` and `""` stay different.
+/// A vendor as Pleo sends it, with the fields of its API (OpenAPI v34.17). Only the fields that
+/// every vendor has are required. An unknown state is kept as it is. `null` and `""` stay
+/// different.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all(deserialize = "camelCase"))]
 pub struct Vendor {
@@ -57,7 +58,7 @@ impl Resource for Vendor {
         .map(|(field, time)| (field, Time::of(time)))
     }
 
-    /// A state that is new to us is somewhere on the way.
+    /// An unknown state counts as between `DRAFT` and `ACTIVE`.
     fn rank(&self) -> u8 {
         match self.state.as_str() {
             "DRAFT" => 0,

@@ -1,11 +1,12 @@
-//! Which receipts have no event yet, found at a cost that does not grow with the tables.
+//! Finds the receipts without an event, at a cost that does not grow with the tables.
 //!
-//! What was stored once stays stored. So a look reads the receipts of the last minute, those that it
-//! found without an event before, and a bounded number of slices of all others. The slices go back from
-//! the newest receipts, round after round. The first round after a start reads more of them in a look;
-//! until it is through, the figures say "at least". Later rounds find what showed up late with an older
-//! time, such as a commit that waited long for a standby, or a receipt of an older ingest that dated it
-//! by its own clock.
+//! An event that was stored stays stored. So each measurement reads the receipts of the last
+//! minute, those that were without an event before (stragglers), and a limited number of slices of
+//! all others. The slices go back from the newest receipts to the oldest, in rounds. In the first
+//! round after a start, a measurement reads more slices, and until that round is complete, the
+//! numbers are lower bounds. Later rounds find receipts that became visible late with an older
+//! time, such as that of a commit that waited long for a standby, or that of an older ingest, which
+//! used its own clock.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -14,33 +15,34 @@ use shared::database::{DeadlineTransaction, Pool, TransactionError, TransactionM
 use sqlx::PgConnection;
 use tokio::time::Instant;
 
-/// For one statement; Postgres' own limit ends it earlier, so that none goes on unseen.
+/// The deadline of a statement. Postgres' own limit is shorter, so that no statement runs on
+/// unnoticed.
 const DEADLINE: Duration = Duration::from_secs(40);
 
-/// With wrong statistics a plan could read all of `events` for each slice.
+/// With wrong statistics, a plan could read all of `events` for each slice.
 const MODE: TransactionMode = TransactionMode::read()
     .by_index()
     .statement_timeout(Duration::from_secs(30));
 
-/// A receipt has the time at which its transaction began, and shows up when that commits.
+/// A receipt's time is the start of its transaction, and it becomes visible at the commit.
 const SHOWS_UP_WITHIN: TimeDelta = TimeDelta::seconds(60);
 
-/// The most receipts of one statement.
+/// The most receipts read by one statement.
 const SLICE: i64 = 2_000;
 
-/// The most slices that a look reads forward, and as many back in the first round. Forward it keeps up
-/// with 6,000 events a second for hours.
+/// The most slices that a measurement reads forward, and in the first round also backward. This
+/// keeps up with 6,000 events per second for hours.
 const MOST_SLICES: usize = 50;
 
-/// The most receipts without an event that are remembered by their ids and looked at again with each
-/// look. Reading stops before the next one.
+/// The most stragglers that are remembered by id and checked in each measurement. At this number,
+/// reading stops.
 const MOST_STRAGGLERS: usize = 20_000;
 
-/// In the order of `received_at`, which has an index, the next receipts beyond ($1, $2): those without
-/// an event, and the last one of the slice.
+/// Reads the next receipts after ($1, $2) in the order of `received_at`, which has an index.
+/// Returns those without an event, and the last one of the slice.
 ///
-/// The view is asked as it has its owner's rights: this account sees no spool row of another family.
-/// `offset 0` keeps the planner from joining with the whole of `events` for a slice.
+/// It uses the view because the view has its owner's rights: this account cannot see spool rows of
+/// another family. `offset 0` keeps the planner from joining a slice with all of `events`.
 macro_rules! next_slice {
     ($beyond:literal, $order:literal) => {
         concat!(
@@ -72,14 +74,14 @@ macro_rules! next_slice {
 const FORWARD: &str = next_slice!(">", "asc");
 const BACK: &str = next_slice!("<", "desc");
 
-/// Those of the ids $1 that are still without an event.
+/// Those of the ids `$1` that are still without an event.
 const STILL_UNSTORED: &str = "
     select webhook_id, received_at
       from webhook_receipts r
      where webhook_id = any($1)
        and exists (select from unstored_receipts u where u.webhook_id = r.webhook_id offset 0)";
 
-/// A place in the order of the receipts.
+/// A position in the order of the receipts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Cursor {
     received_at: DateTime<Utc>,
@@ -87,7 +89,7 @@ struct Cursor {
 }
 
 impl Cursor {
-    /// Before all receipts of this time.
+    /// The position before all receipts of this time.
     fn before(received_at: DateTime<Utc>) -> Self {
         Self {
             received_at,
@@ -104,33 +106,33 @@ struct SliceRow {
     size: i64,
 }
 
-/// What one look found.
+/// The result of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unstored {
-    /// How many there are.
+    /// The number of receipts without an event.
     pub count: usize,
     /// The age of the oldest one, by the clock of the database.
     pub oldest_age: TimeDelta,
-    /// Whether the figures are about all receipts; else there may be more, and older ones.
+    /// Whether all receipts were counted. Otherwise there may be more and older ones.
     pub of_all: bool,
 }
 
-/// What is known from the looks before.
+/// What is known from earlier measurements.
 #[derive(Debug)]
 pub struct Receipts {
-    /// How far the receipts were read forward. Each one before it that a round has read is stored, but
-    /// for the stragglers. `None` before the first look.
+    /// How far receipts were read forward. Every earlier receipt that a round has read is stored,
+    /// except the stragglers. `None` before the first measurement.
     frontier: Option<Cursor>,
     /// Receipts before the frontier that have no event.
     stragglers: HashMap<String, DateTime<Utc>>,
-    /// How far back the round has come; `None` at the frontier.
+    /// How far back the round has read; `None` at the frontier.
     round: Option<Cursor>,
-    /// Whether a round has come to the oldest receipt.
+    /// Whether a round has reached the oldest receipt.
     is_first_round_through: bool,
 }
 
 impl Receipts {
-    /// Knows nothing: the first round begins.
+    /// The initial state, before the first round.
     pub fn unknown() -> Self {
         Self {
             frontier: None,
@@ -140,7 +142,7 @@ impl Receipts {
         }
     }
 
-    /// Looks once. After an error it goes on where it was.
+    /// Measures once. After an error, the next measurement continues from the same point.
     pub async fn look(&mut self, pool: &Pool) -> Result<Unstored, TransactionError> {
         let now: DateTime<Utc> = in_transaction(pool, async |connection| {
             sqlx::query_scalar("select now()")
@@ -155,7 +157,7 @@ impl Receipts {
         let oldest = stragglers.into_iter().chain(recent.oldest).min();
         Ok(Unstored {
             count: self.stragglers.len() + recent.count,
-            // A receipt that another clock dated may be of the future.
+            // A receipt that was dated by another clock may be in the future.
             oldest_age: oldest.map_or(TimeDelta::zero(), |oldest| {
                 (now - oldest).max(TimeDelta::zero())
             }),
@@ -165,7 +167,7 @@ impl Receipts {
         })
     }
 
-    /// The ids of those that showed up more than a minute ago, the oldest first.
+    /// The ids of the stragglers, which became visible more than a minute ago, the oldest first.
     pub fn oldest(&self, most: usize) -> Vec<String> {
         let mut stragglers: Vec<_> = self.stragglers.iter().collect();
         stragglers.sort_by_key(|(_, received_at)| **received_at);
@@ -173,7 +175,7 @@ impl Receipts {
         ids.map(|(webhook_id, _)| webhook_id.clone()).collect()
     }
 
-    /// Drops the stragglers that have an event by now.
+    /// Removes the stragglers that now have an event.
     async fn forget_stored(&mut self, pool: &Pool) -> Result<(), TransactionError> {
         if self.stragglers.is_empty() {
             return Ok(());
@@ -190,8 +192,8 @@ impl Receipts {
         Ok(())
     }
 
-    /// Reads from the frontier on, and moves it as far as it may go: up to what was received since
-    /// `settled`, where a receipt may still show up.
+    /// Reads forward from the frontier and moves it, at most to `settled`: receipts of a later time
+    /// may still become visible.
     async fn look_forward(
         &mut self,
         pool: &Pool,
@@ -223,15 +225,15 @@ impl Receipts {
         Ok(recent)
     }
 
-    /// The clock of another server, after a failover, may be behind: the frontier never goes back.
+    /// After a failover, the new server's clock may be behind; the frontier never moves back.
     fn move_to(&mut self, place: Cursor) {
         if self.frontier.as_ref().is_none_or(|old| *old < place) {
             self.frontier = Some(place);
         }
     }
 
-    /// Goes on with the round of the receipts before the frontier. After the first one nothing should be
-    /// new there.
+    /// Continues the round of receipts before the frontier. After the first round, there should be
+    /// nothing new.
     async fn look_back(&mut self, pool: &Pool) -> Result<(), TransactionError> {
         let most = if self.is_first_round_through {
             1
@@ -257,7 +259,7 @@ impl Receipts {
         Ok(())
     }
 
-    /// Whether there was room for it.
+    /// Remembers a straggler. Returns false if there is no room.
     fn remember(&mut self, row: &SliceRow) -> bool {
         let has_room = self.stragglers.len() < MOST_STRAGGLERS
             || self.stragglers.contains_key(&row.webhook_id);
@@ -269,7 +271,7 @@ impl Receipts {
     }
 }
 
-/// Receipts without an event that the next look reads again.
+/// Receipts without an event that the next measurement reads again.
 #[derive(Debug, Default)]
 struct Recent {
     count: usize,
@@ -278,7 +280,7 @@ struct Recent {
     is_whole: bool,
 }
 
-/// The place after a slice, if there may be more.
+/// The position after a slice, if there may be more receipts.
 fn after(slice: &[SliceRow]) -> Option<Cursor> {
     let last = slice.last().filter(|last| last.size == SLICE)?;
     Some(Cursor {
@@ -303,7 +305,7 @@ async fn slice(
     .await
 }
 
-/// A transaction for each statement, so that none keeps vacuum from its work.
+/// Uses a transaction for each statement, so that none holds vacuum back for long.
 async fn in_transaction<T>(
     pool: &Pool,
     statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,

@@ -294,7 +294,7 @@ pub(crate) async fn documented_role(pool: &PgPool) -> (String, PgPool) {
     let (_, grants) = documentation.split_once("```sql\n").expect("the grants");
     let (grants, _) = grants.split_once("```").expect("their end");
     let role = format!("test_{:016x}", rand::random::<u64>());
-    let grants = grants.replace("mender", &role);
+    let grants = grants.replace("oncall", &role);
     sql(
         pool,
         &format!("{grants}; alter role {role} password 'test'"),

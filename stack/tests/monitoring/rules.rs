@@ -110,7 +110,7 @@ fn every_alert_says_how_bad_it_is_and_has_its_runbook() {
     let sections: BTreeSet<_> = values(&runbooks, "## ").into_iter().collect();
     assert_eq!(sections, alerts.into_iter().collect());
     for section in runbooks.split("\n## ").skip(1) {
-        for part in ["Look:", "Mend:"] {
+        for part in ["Look:", "Fix:"] {
             assert!(section.contains(part), "no {part} in {section}");
         }
     }

@@ -1,23 +1,23 @@
-//! The accounts that the services run under: one each, with the same name in both stores.
+//! The accounts that the services run under: one for each service, with the same name in both stores.
 
 use anyhow::ensure;
 use shared::{Program, topology::Topology};
 
-/// Postgres cuts longer names off, and two accounts could then become one.
+/// Postgres truncates longer names, so two accounts could end up with the same one.
 const MAX_NAME_LEN: usize = 63;
 
-/// What an account may do in RabbitMQ: a regular expression of names for each kind of right.
+/// An account's permissions in RabbitMQ: a regular expression of names for each kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Permissions {
-    /// What it may declare, delete and change.
+    /// Configure: what it may declare, delete and change.
     pub configure: String,
-    /// Where it may publish to.
+    /// Write: where it may publish to.
     pub write: String,
-    /// What it may consume and purge.
+    /// Read: what it may consume and purge.
     pub read: String,
 }
 
-/// What a service uses in RabbitMQ. It declares nothing.
+/// What a service uses in RabbitMQ. No service declares anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Uses {
     /// The exchanges that it publishes to.
@@ -50,9 +50,9 @@ pub fn name(program: Program, prefix: &str) -> String {
     format!("{prefix}-{program}")
 }
 
-/// The tag of a service's account in RabbitMQ; an empty one is none. With `management` a worker sees in the
-/// HTTP API what policies do to its queue; it may change nothing there, and reads no message that it may not
-/// consume.
+/// The tag of a service's account in RabbitMQ; empty means none. With `management` a worker can see in the
+/// HTTP API what policies do to its queue. The tag gives no right to change anything there, or to read
+/// messages of other queues.
 pub(crate) const fn tag(program: Program) -> &'static str {
     match program {
         Program::Worker(_) => "management",
@@ -60,14 +60,14 @@ pub(crate) const fn tag(program: Program) -> &'static str {
     }
 }
 
-/// What sets the tag by hand.
+/// The command that sets the tag.
 pub(crate) fn tag_command(program: Program, account: &str) -> String {
     let command = format!("rabbitmqctl set_user_tags '{account}' {}", tag(program));
     command.trim_end().to_owned()
 }
 
-/// What a service's account may do in RabbitMQ. There are no topic permissions: ingest publishes
-/// events of every type, also of those that Pleo invents later.
+/// A service's permissions in RabbitMQ. There are no topic permissions: ingest publishes events of every
+/// type, including types that Pleo adds later.
 pub fn permissions(program: Program, topology: &Topology) -> Permissions {
     let Uses { write, read } = uses(program, topology);
     Permissions {
@@ -78,7 +78,7 @@ pub fn permissions(program: Program, topology: &Topology) -> Permissions {
 }
 
 impl Permissions {
-    /// What sets them by hand.
+    /// The command that sets the permissions.
     pub(crate) fn command(&self, vhost: &str, account: &str) -> String {
         format!(
             "rabbitmqctl set_permissions -p '{vhost}' '{account}' '{}' '{}' '{}'",
@@ -87,7 +87,7 @@ impl Permissions {
     }
 }
 
-/// What limits the connections of an account to RabbitMQ by hand.
+/// The command that limits the account's connections to RabbitMQ.
 pub(crate) fn limit_command(account: &str, connections: u32) -> String {
     format!("rabbitmqctl set_user_limits '{account}' '{{\"max-connections\": {connections}}}'")
 }
@@ -102,12 +102,12 @@ fn pattern(names: &[String]) -> String {
     }
 }
 
-/// A name that may have any character, quoted for SQL.
+/// Quotes a name with any characters for SQL.
 pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Refuses a prefix whose accounts would have too long names.
+/// Refuses a prefix that would make the accounts' names too long.
 pub fn check_prefix(prefix: &str) -> anyhow::Result<()> {
     let longest = Program::ACCOUNTS.map(|program| name(program, "").len());
     let longest = longest.into_iter().max().unwrap_or(0);
@@ -119,7 +119,7 @@ pub fn check_prefix(prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A regular expression that matches this text only.
+/// A regular expression that matches only this text.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

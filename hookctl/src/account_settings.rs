@@ -1,5 +1,5 @@
-//! What the services' accounts have that no transaction can set for itself, and that hinders or
-//! betrays their work.
+//! Settings and attributes of the services' accounts that a transaction cannot override, and that stop a
+//! service or expose events' bodies.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,25 +8,25 @@ use sqlx::PgConnection;
 
 use crate::account;
 
-/// One account's settings and attributes by their names.
+/// One account's settings and attributes, by name.
 type Values = BTreeMap<String, String>;
 
-/// Something that an account should not have.
+/// A value that an account should not have.
 #[derive(Debug)]
 pub(crate) struct Hindrance {
     pub(crate) account: String,
     /// Such as `role = app`.
     pub(crate) found: String,
     pub(crate) remedy: String,
-    /// Events are not stored, or not safe.
+    /// Because of it, events are not stored or not safe.
     pub(crate) stops: bool,
 }
 
 struct Rule {
-    /// What it looks at, settings first.
+    /// The settings and attributes that it reads, settings first.
     names: &'static [&'static str],
     hinders: fn(&Values) -> bool,
-    /// With `{}` for the account.
+    /// `{}` stands for the account.
     remedy: &'static str,
     stops: bool,
 }
@@ -35,12 +35,12 @@ const CONNECTION_LIMIT: &str = "connection limit";
 const EXPIRED: &str = "password expired";
 const EMIT: &str = "execute on pg_logical_emit_message";
 
-/// Below this limit even the statement that begins a transaction may not end in time.
+/// Below this limit even the statement that begins a transaction may not finish in time.
 const SHORT_STATEMENT: Duration = Duration::from_secs(1);
-/// Events come in bursts; the pause between two is longer than this only at night.
+/// Events arrive in bursts. Pauses between two bursts are longer than this only at night.
 const SHORT_IDLE: Duration = Duration::from_secs(10);
-/// What a worker opens with default settings: one for each batch, four for its other tasks and one
-/// for a look at a commit that hangs. Ingest opens fewer.
+/// How many connections a worker opens with default settings: one for each batch, four for its other tasks,
+/// and one to check a commit that hangs. Ingest opens fewer.
 pub(crate) const CONNECTIONS: i64 = 9;
 
 const RULES: [Rule; 10] = [
@@ -128,7 +128,7 @@ const RULES: [Rule; 10] = [
     },
 ];
 
-/// What the accounts have that they should not; without accounts, what the current user has.
+/// The values that the accounts have and should not; without accounts, those of the current user.
 pub(crate) async fn hindrances(
     postgres: &mut PgConnection,
     prefix: &str,
@@ -154,8 +154,8 @@ pub(crate) async fn hindrances(
     Ok(found.collect())
 }
 
-/// Each account's values, as its next session will have them. What is set neither for an account nor
-/// for the database is as it is for us.
+/// Each account's values, as its next session will get them. A setting without a value for the account or
+/// the database has the same value as in our own session.
 async fn read(
     postgres: &mut PgConnection,
     prefix: &str,
@@ -219,8 +219,8 @@ fn is_short(values: &Values, name: &str, least: Duration) -> bool {
     limit.is_ok_and(|limit| limit < least)
 }
 
-/// Statements are logged with their parameters, among which are the bodies: all of them, slow ones, some of
-/// the slow ones, or all of some transactions.
+/// Statements are logged with their parameters, which include the events' bodies: all statements, slow
+/// ones, a sample of the slow ones, or all of a sample of transactions.
 fn logs_bodies(values: &Values) -> bool {
     let statements = matches!(value(values, "log_statement"), "mod" | "all");
     let slow = is_time(values, "log_min_duration_statement");
@@ -230,26 +230,26 @@ fn logs_bodies(values: &Values) -> bool {
     (statements || slow || samples || transactions) && is_length(values, "log_parameter_max_length")
 }
 
-/// As [`logs_bodies`], by the module that logs plans. From Postgres 16 on it can leave parameters out; before,
-/// plans show none.
+/// The same as [`logs_bodies`], for the module that logs plans (`auto_explain`). From Postgres 16 on it can
+/// omit parameters; before that, plans never contain them.
 fn explains_bodies(values: &Values) -> bool {
     is_time(values, "auto_explain.log_min_duration")
         && is_length(values, "auto_explain.log_parameter_max_length")
 }
 
-/// Whether statements that take some time are logged.
+/// Whether statements are logged that take longer than some time.
 fn is_time(values: &Values, name: &str) -> bool {
     !matches!(value(values, name), "" | "-1")
 }
 
-/// Whether a part of all is logged. Without a value nothing is.
+/// Whether a sample is logged. Without a value nothing is.
 fn is_rate(values: &Values, name: &str) -> bool {
     value(values, name)
         .parse::<f64>()
         .is_ok_and(|rate| rate > 0.0)
 }
 
-/// Whether parameters are logged, up to a length or whole.
+/// Whether parameters are logged, truncated or whole.
 fn is_length(values: &Values, name: &str) -> bool {
     !matches!(value(values, name), "" | "0")
 }
@@ -260,7 +260,7 @@ mod tests {
 
     use super::*;
 
-    /// As a new Postgres has it.
+    /// The defaults of a new Postgres.
     const STOCK: [(&str, &str); 6] = [
         ("log_statement", "none"),
         ("log_min_duration_statement", "-1"),

@@ -1,7 +1,7 @@
 //! How long ago something was, in words.
 
-/// Seconds in the two largest units that they fill, such as `3d 4h` or `12s`. Less than none, as two
-/// machines' clocks may give, is none.
+/// Seconds in the two largest units that they fill, such as `3d 4h` or `12s`. A negative time, from two
+/// machines with different clocks, counts as zero.
 pub fn words(seconds: f64) -> String {
     const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
     let mut rest = seconds.max(0.0) as u64;

@@ -1,4 +1,4 @@
-//! `hookctl completions`: what a shell needs to complete its commands and flags.
+//! `hookctl completions`: scripts with which a shell completes commands and flags.
 
 use std::io::{self, Write};
 

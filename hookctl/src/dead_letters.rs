@@ -1,5 +1,5 @@
-//! `hookctl dead-letters`: events that were stored with a problem, for whoever has to understand and
-//! mend them. Each subcommand needs no more than Postgres.
+//! `hookctl dead-letters`: events that were stored with a problem, for people who look for the cause and
+//! fix it. Each subcommand needs only Postgres.
 
 mod dismiss;
 mod letter;

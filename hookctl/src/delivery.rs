@@ -1,4 +1,4 @@
-//! A webhook as its sender delivers it: signed by Standard Webhooks, posted, its answer read.
+//! A webhook request as its sender makes it: signed by Standard Webhooks, posted, its answer read.
 
 use std::{fmt, time::Duration};
 
@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use crate::http::{self, Http};
 
-/// Above ingest's own deadline, so that its answer arrives.
+/// Longer than ingest's own deadline, so that its answer arrives.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
-/// How much of a body that is not a problem description is shown, in characters.
+/// How many characters of a body are shown that is not a problem description.
 const SHOWN: usize = 200;
 
 /// A signed request.
@@ -24,7 +24,7 @@ const SHOWN: usize = 200;
 pub struct Delivery(Request<Full<Bytes>>);
 
 impl Delivery {
-    /// A body for `url` under this id, signed for an attempt at this time (Unix seconds).
+    /// A body for `url` under this id, signed for a request at this time (Unix seconds).
     ///
     /// # Errors
     /// When the key cannot sign, or the id cannot be sent in a header.
@@ -50,23 +50,23 @@ impl Delivery {
     }
 }
 
-/// What became of an attempt.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// 2xx: the event is safe.
     Accepted,
-    /// 2xx, and it was safe already.
+    /// 2xx: the event was safe already.
     Duplicate,
-    /// 2xx: it is kept as a dead letter, as its id was accepted with another body before.
+    /// 2xx: the event is stored as a dead letter, because its id was accepted with another body before.
     Conflict,
     /// Any other status.
     Refused(u16),
-    /// None: the connection was refused or broke, or it took too long.
+    /// No answer: the connection was refused or lost, or it took too long.
     NoAnswer,
 }
 
 impl Outcome {
-    /// Whether the sender need not try again.
+    /// Whether the sender can stop retrying.
     pub fn is_safe(self) -> bool {
         matches!(self, Self::Accepted | Self::Duplicate | Self::Conflict)
     }
@@ -96,20 +96,20 @@ impl Serialize for Outcome {
     }
 }
 
-/// An answer, or the lack of one.
+/// An answer, or the reason why there is none.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// What became of the attempt.
+    /// The outcome of the request.
     pub outcome: Outcome,
-    /// The HTTP status, where there was an answer.
+    /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// Why it was not accepted, in the receiver's words; empty if it was.
+    /// Why it was not accepted, from the receiver's answer; empty if it was.
     pub detail: String,
-    /// How long the receiver asks to wait before the next attempt.
+    /// How long the receiver asks to wait before the next request.
     pub retry_after: Option<Duration>,
 }
 
-/// Posts deliveries, over connections that stay open. Clones share them.
+/// Posts requests over connections that stay open. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Client(Http);
 
@@ -120,7 +120,7 @@ impl Default for Client {
 }
 
 impl Client {
-    /// Posts a delivery once and waits for its answer, at most 15 s.
+    /// Posts a request once and waits for its answer, at most 15 s.
     pub async fn post(&self, delivery: Delivery) -> Answer {
         match self.0.send(delivery.0, ANSWER_WITHIN).await {
             Ok(response) => Answer::read(&response),
@@ -142,7 +142,7 @@ impl Answer {
             _ if !status.is_success() => Outcome::Refused(status.as_u16()),
             Some("duplicate") => Outcome::Duplicate,
             Some("conflict") => Outcome::Conflict,
-            // The status alone is the promise, whatever the body says or whether it arrived.
+            // Only the status counts, whatever the body says and whether or not it arrives.
             _ => Outcome::Accepted,
         };
         let detail = match (outcome.is_safe(), body["detail"].as_str()) {
@@ -162,7 +162,7 @@ impl Answer {
     }
 }
 
-/// Only seconds: no receiver of webhooks is known to send a date.
+/// Only seconds: no known receiver of webhooks sends a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     seconds.trim().parse().ok().map(Duration::from_secs)

@@ -1,9 +1,9 @@
-//! `hookctl secrets distrust`: takes back what a stolen secret signed. Its events become dead letters
-//! of a kind of its own, and the typed rows that they had set are computed again from the healthy
-//! events that are left.
+//! `hookctl secrets distrust`: reverts the events that a stolen secret signed. They become dead letters of
+//! a kind of their own, and the typed rows that they had set are computed again from the healthy events
+//! that are left.
 //!
-//! Workers go on meanwhile. All events of a resource are taken back in one transaction with its row, so
-//! that no transaction leaves a row of a distrusted event, or shows an older forged state.
+//! Workers run meanwhile. All events of a resource are reverted in one transaction with its row, so no
+//! transaction leaves a row of a distrusted event, or shows an older forged state.
 
 mod batch;
 mod report;
@@ -67,7 +67,7 @@ struct DistrustArgs {
     yes: bool,
 }
 
-/// Which events are distrusted.
+/// Selects the events to distrust.
 #[derive(Clone, Debug, clap::Args)]
 struct Which {
     /// Name of the secret, as ingest's settings have it
@@ -158,7 +158,7 @@ impl Distrust<'_> {
         Ok(done)
     }
 
-    /// The events that can set the rows instead, by the places of the tables.
+    /// The events that can set the rows instead, by the index of the table.
     async fn survivors(
         &self,
         connection: &mut Connection,

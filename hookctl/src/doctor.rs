@@ -1,5 +1,5 @@
-//! `hookctl doctor`: everything that the pipeline needs and that can be looked at from outside, one
-//! file for each area. It changes nothing.
+//! `hookctl doctor`: checks everything that the pipeline needs and that can be seen from outside, one file
+//! for each area. It changes nothing.
 
 mod backlog;
 mod bounds;
@@ -74,7 +74,7 @@ pub struct Args {
     pub output: OutputArgs,
 }
 
-/// What is looked at, from settings that were checked.
+/// The settings of a check, validated.
 struct Checkup<'a> {
     args: &'a Args,
     database: DatabaseUrl,

@@ -1,9 +1,9 @@
-//! `hookctl erase`: what is known of a company, a resource or an event is removed, and what comes late
-//! is still recognised.
+//! `hookctl erase`: removes the personal data of a company, a resource or an event, and still recognises
+//! late duplicates.
 //!
-//! An erased event stays in `events` as its webhook id, the hash of its body and its times. So ingest
-//! and the workers find it where they look for repetitions anyway, its receipt counts as stored, and no
-//! service needs to know of erasure. Rows of the typed tables and of the spool go.
+//! An erased event stays in `events` with its webhook id, the hash of its body and its times. So ingest and
+//! the workers find it where they look for duplicates anyway, its receipt counts as stored, and the
+//! services need no code for erasure. Rows of the typed tables and of the spool are deleted.
 
 mod matching;
 mod spool;
@@ -106,14 +106,14 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::of(left.is_nothing()))
 }
 
-/// What there is of a subject.
+/// The rows about a subject.
 struct Found {
     spool: spool::Matches,
     tables: Vec<(Table, Vec<String>)>,
 }
 
 impl Found {
-    /// The spool first: what a worker stores meanwhile is in `events` afterwards.
+    /// The spool is counted first: events that a worker stores meanwhile are then in `events`.
     async fn look(connection: &mut Connection, subject: &Subject) -> anyhow::Result<Self> {
         let spool = spool::find(connection, subject).await?;
         let mut tables = Vec::new();
@@ -127,12 +127,12 @@ impl Found {
         self.spool.rows.is_empty() && self.tables.iter().all(|(_, ids)| ids.is_empty())
     }
 
-    /// Whether nothing is left. What was not read may be about the subject.
+    /// Whether nothing is left. Rows that were not read may be about the subject.
     fn is_nothing(&self) -> bool {
         self.is_empty() && self.spool.unread == 0
     }
 
-    /// In the same order, so that nothing gets from where it was not looked yet to where it was.
+    /// In the same order, so that no event moves from a table that comes later to one that is already done.
     async fn erase(
         &self,
         connection: &mut Connection,

@@ -1,5 +1,5 @@
-//! `hookctl health`: asks a service on its private port, for health checks in containers that have
-//! no HTTP client of their own.
+//! `hookctl health`: asks a service on its private port, for health checks in containers without an HTTP
+//! client.
 
 use std::{
     io::{self, Write},
@@ -14,7 +14,7 @@ use crate::{
     verdict::Verdict,
 };
 
-/// Readiness is probed within a second or two.
+/// A service answers a readiness check within a second or two.
 const DEADLINE: Duration = Duration::from_secs(4);
 
 /// Ask a service whether it is well.

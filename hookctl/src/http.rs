@@ -42,8 +42,8 @@ impl Http {
         self.send(request, within).await
     }
 
-    /// Sends a request and reads its answer. A body that breaks off or is too large counts as empty,
-    /// as the status has arrived by then.
+    /// Sends a request and reads its answer. A body that is incomplete or too large counts as empty,
+    /// because the status has arrived by then.
     pub(crate) async fn send(
         &self,
         request: Request<Full<Bytes>>,
@@ -61,7 +61,7 @@ impl Http {
     }
 }
 
-/// Why there was no answer, without what only a programmer wants to know.
+/// Why there was no answer, without details for programmers.
 pub(crate) fn reason(error: &anyhow::Error) -> String {
     let mut reason = error.root_cause() as &(dyn Error + 'static);
     while let Some(source) = reason.source() {
@@ -76,9 +76,9 @@ pub(crate) fn reason(error: &anyhow::Error) -> String {
     reason.to_string()
 }
 
-/// Reads an address on the command line. Only `http` and `https` with a host will do. A user and a password
-/// in it are left out: neither is sent, and what comes of it is printed. For the same reason an address that
-/// will not do is not repeated.
+/// Reads an address on the command line. Only `http` and `https` with a host are accepted. A user and a
+/// password in it are removed: they are not sent, and the address is printed later. For the same reason the
+/// error does not repeat a refused address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UrlParser;
 
@@ -104,7 +104,7 @@ impl TypedValueParser for UrlParser {
 }
 
 fn parse_url(text: &str) -> Option<Uri> {
-    // An `@` behind the host may be the end of a password with a `/` or a `?` in it.
+    // An `@` after the host may be the end of a password with a `/` or a `?` in it.
     let behind_host = text.splitn(4, ['/', '?', '#']).nth(3);
     if behind_host.is_some_and(|rest| rest.contains('@')) {
         return None;

@@ -1,6 +1,6 @@
-//! The operators' tool: what people do to a running pipeline, one file for each subcommand.
+//! The operators' tool, one file for each subcommand.
 //!
-//! It acts as the stores' owner or administrator and is no part of the way that an event takes.
+//! It acts as the stores' owner or administrator. No event passes through it.
 
 pub mod account;
 mod account_settings;

@@ -1,4 +1,4 @@
-//! `hookctl load`: as many signed events as asked for, at a steady rate, and how they were answered.
+//! `hookctl load`: sends signed events at a steady rate, and reports how they were answered.
 //!
 //! [`Plan`], [`Plan::run`] and [`Report`] are for benchmarks as well.
 
@@ -143,7 +143,7 @@ impl Args {
             },
             name: rand::random(),
         };
-        // What cannot be signed shows here and not in every request.
+        // Fails here, and not with every request, if the events cannot be signed.
         plan.delivery(0)?;
         Ok(plan)
     }

@@ -1,4 +1,4 @@
-//! What commands print: tables for people, JSON for scripts.
+//! Output of commands: tables for people, JSON for scripts.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,7 @@ pub struct OutputArgs {
     pub json: bool,
 }
 
-/// Something that is a row of a table and an object in JSON.
+/// Something that is a row in a table and an object in JSON.
 pub trait Row: Serialize {
     /// The table's header.
     const HEADER: &'static [&'static str];
@@ -48,8 +48,8 @@ impl OutputArgs {
     }
 }
 
-/// An empty table, which wraps its cells where the terminal is too narrow for it. What is no terminal
-/// gets lines of any length.
+/// An empty table, which wraps its cells if the terminal is too narrow. If the output is not a terminal,
+/// lines may have any length.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table

@@ -1,4 +1,4 @@
-//! The accounts' passwords: one each, from the settings.
+//! The accounts' passwords, from the settings.
 
 use std::path::Path;
 
@@ -9,16 +9,16 @@ use shared::{Program, password_file, text_file};
 const MIN_LEN: usize = 16;
 const MAX_LEN: usize = 128;
 
-/// A password for every account but perhaps the two of the console, which cannot log in without one.
+/// A password for every account. The two of the console may have none, and then cannot log in.
 #[derive(Debug)]
 pub struct Passwords(Vec<(Program, SecretString)>);
 
 impl Passwords {
-    /// Reads `service=password` entries, separated by commas or line ends; lines that start with
-    /// `#` are comments. The error names the entry and never shows a password.
+    /// Reads `service=password` entries, separated by commas or line ends; lines that start with `#` are
+    /// comments. The error names the entry and never shows a password.
     ///
-    /// Passwords end up in addresses and environment files, so they consist of characters that mean
-    /// nothing in either.
+    /// Passwords are put into addresses and environment files, so they consist of characters without a
+    /// special meaning in both.
     pub fn parse(text: &SecretString) -> anyhow::Result<Self> {
         let mut passwords: Vec<(Program, SecretString)> = Vec::new();
         let entries = text_file::without_mark(text.expose_secret())
@@ -56,7 +56,7 @@ impl Passwords {
         Ok(Self(passwords))
     }
 
-    /// Reads one file for each service, named as the service, with its password and nothing else.
+    /// Reads one file for each service, named like the service, with nothing but its password.
     pub fn from_folder(setting: &str, folder: &Path) -> anyhow::Result<Self> {
         let consoles = [Program::Console, Program::ConsoleOperator]
             .into_iter()
@@ -86,7 +86,7 @@ fn checked(program: Program, password: &str) -> anyhow::Result<SecretString> {
     Ok(password.into())
 }
 
-/// What a URL leaves as it is.
+/// The characters that a URL does not escape.
 fn is_plain(b: u8) -> bool {
     b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~')
 }

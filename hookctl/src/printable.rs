@@ -1,9 +1,9 @@
-//! Text of somebody else's on a terminal.
+//! Text of other people on a terminal.
 
 use shared::hidden_characters::is_hidden;
 
-/// The text with those characters written out that a terminal obeys, that change the direction of
-/// others, or that have no width. Line ends and tabs stay where `multiline` says so.
+/// Escapes characters that control a terminal, change the direction of text, or have no width. Line ends
+/// and tabs stay if `multiline` is set.
 pub fn printable(text: &str, multiline: bool) -> String {
     let mut printable = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,8 +1,8 @@
-//! How far a long command has come.
+//! The progress of a long command.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar for so many events, shown on a terminal only.
+/// A progress bar for this many events, shown only on a terminal.
 pub fn bar(events: u64) -> ProgressBar {
     let style = "{bar:30} {pos}/{len} {per_sec} {eta} left";
     ProgressBar::new(events)

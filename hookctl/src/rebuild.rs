@@ -1,10 +1,10 @@
-//! `hookctl rebuild`: the typed tables, computed anew from `events` with the worker's own code.
+//! `hookctl rebuild`: computes the typed tables again from `events`, with the worker's own code.
 //!
-//! It goes through the healthy events of a family in the order of their ids, a batch in each
-//! transaction, and writes a row where it is missing, older than the event, or not what its own event
-//! says. Workers go on meanwhile: rows are locked in their order, and the newer state wins by their
-//! rule. A row whose event is there and no longer healthy is computed again first, from the other events of
-//! its resource and as `secrets distrust` does it. A row whose event was swept stays.
+//! It reads the healthy events of a family in the order of their ids, with one transaction per batch. It
+//! writes a row that is missing, older than the event, or different from its own event. Workers run
+//! meanwhile: rows are locked in their order, and the newer state wins by their rule. A row whose event
+//! exists but is no longer healthy is computed first, from the other events of its resource, as
+//! `secrets distrust` does it. A row whose event was swept stays.
 
 mod batch;
 mod report;
@@ -49,10 +49,10 @@ use crate::{
 /// The most events in one transaction: few enough to hold no lock for long.
 const BATCH: u32 = 500;
 
-/// A row whose own event says something else may have hidden newer events from this pass.
+/// A row that differs from its own event may have hidden newer events from this pass.
 const PASSES: usize = 3;
 
-/// In a row, for a restart of Postgres.
+/// Failures in a row, to survive a restart of Postgres.
 const TRIES: usize = 10;
 
 const REFUSED: &str = "postgres does not take it";
@@ -106,7 +106,7 @@ fn parse_family(text: &str) -> Result<Family, String> {
 pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let options = args.database.postgres().map_err(WrongSettings::new)?;
     let stop = shutdown::on_signal()?;
-    // Says at once, and why, if Postgres cannot be reached.
+    // Fails at once, with the reason, if Postgres cannot be reached.
     let mut connection = crate::database::connect_to_tables(&options).await?;
     if args.yes {
         Run::check(&mut connection).await?;
@@ -133,7 +133,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
         totals.is_finished = ended.is_ok();
         all.push(totals);
         if let Err(error) = ended {
-            // What was done is shown, however it ended.
+            // The results so far are shown, also after an error.
             report::print(args.output, &all, args.yes)?;
             return Err(error);
         }
@@ -145,7 +145,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 /// The rebuilding of one table.
 struct Rebuild<'a> {
     args: &'a Args,
-    /// `None` to try it only.
+    /// `None` for a trial.
     run: Option<&'a Run>,
     writer: Writer<'a>,
     stop: &'a CancellationToken,
@@ -161,7 +161,7 @@ impl Rebuild<'_> {
             totals.begin_pass();
             self.pass(after, totals, &bar).await?;
             after = String::new();
-            // What was tried and taken back would be found again.
+            // A trial is rolled back, so another pass would find the same.
             if !totals.has_mended_in_this_pass() || !self.args.yes {
                 break;
             }
@@ -174,8 +174,8 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// Computes the rows again whose event is not healthy any more: their sort key would hide the other
-    /// events of their resource. Answers with the events whose rows Postgres refuses to replace, and why.
+    /// Computes the rows again whose event is not healthy any more, because their sort key would hide the
+    /// other events of their resource. Returns the events whose rows Postgres refuses to replace, and why.
     async fn replace_not_healthy(
         &self,
         pool: &Pool,
@@ -267,7 +267,7 @@ impl Rebuild<'_> {
         }
     }
 
-    /// Writes a batch, and answers with those that are locked.
+    /// Writes a batch, and returns the events that are locked.
     async fn write(
         &self,
         batch: Vec<Candidate>,
@@ -297,7 +297,7 @@ impl Rebuild<'_> {
         Ok(locked)
     }
 
-    /// Tries once more, at the end, what was locked.
+    /// Tries locked events once more at the end.
     async fn write_locked(
         &self,
         locked: Vec<(Candidate, String)>,
@@ -323,8 +323,8 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// Does this with all items, and answers with those with which it cannot be done. An offender is found
-    /// by halving, so that it costs the others nothing.
+    /// Does this with all items, and returns those that fail. Halving the batch isolates an offender, so
+    /// that it does not affect the others.
     async fn divide<I, T>(
         &self,
         items: Vec<I>,
@@ -358,7 +358,7 @@ impl Rebuild<'_> {
         Ok(left)
     }
 
-    /// Tells what a single row is to blame for, and a lock, from what may go better at another time.
+    /// Distinguishes an error of a single row, and a lock, from errors that may go away.
     fn or_fate<T>(
         &self,
         done: Result<T, TransactionError>,
@@ -377,7 +377,7 @@ impl Rebuild<'_> {
         }
     }
 
-    /// Tries again what fails for a reason that passes.
+    /// Tries again after an error that may go away.
     async fn patiently<T>(
         &self,
         work: impl AsyncFn() -> Result<T, TransactionError>,
@@ -403,9 +403,9 @@ impl Rebuild<'_> {
 /// Why a row was not written.
 #[derive(Clone, Debug)]
 enum Fate {
-    /// Postgres refuses it, with its words.
+    /// Postgres refuses it, with this message.
     Refused(String),
-    /// Somebody holds a lock on it, or on its event.
+    /// Another session holds a lock on it, or on its event.
     Locked(String),
 }
 
@@ -425,7 +425,7 @@ fn stopped(family: Family, after: &str, locked: usize) -> String {
     }
 }
 
-/// A missing right or an older schema, which no waiting mends.
+/// A missing right or an older schema. Waiting does not help.
 fn is_for_an_operator(error: &TransactionError) -> bool {
     let sqlstate = error.sqlstate();
     sqlstate.is_some_and(|sqlstate| sqlstate.starts_with("42"))

@@ -1,5 +1,5 @@
-//! `hookctl receipts`: receipts whose events are nowhere, and the decision that one of them will not
-//! come any more.
+//! `hookctl receipts`: receipts whose events are missing, and writing off those whose events will never
+//! arrive.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ struct Which {
     older_than: Option<Duration>,
 }
 
-/// Which list a receipt is on.
+/// The list that a receipt is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Unstored,
@@ -127,7 +127,7 @@ async fn connect(which: &Which) -> anyhow::Result<Connection> {
     database::connect_to_tables(&url).await
 }
 
-/// A receipt whose event is nowhere.
+/// A receipt whose event is missing.
 #[derive(Debug, Serialize)]
 struct Receipt {
     webhook_id: String,
@@ -200,7 +200,7 @@ impl Which {
         self.ids.is_empty() && self.older_than.is_none()
     }
 
-    /// What was given, for the record of who did what.
+    /// The given filter, for the audit record.
     fn describe(&self) -> Value {
         json!({
             "older_than_s": self.older_than.map(|age| age.as_secs_f64()),
@@ -208,7 +208,7 @@ impl Which {
         })
     }
 
-    /// Appends the ids of the chosen receipts as a query.
+    /// Appends the ids of the selected receipts as a query.
     fn push(&self, state: State, query: &mut QueryBuilder<Postgres>) {
         query.push("select webhook_id from ");
         query.push(match state {
@@ -241,10 +241,10 @@ async fn find(
     rows.iter().map(Receipt::read).collect()
 }
 
-/// What is done to receipts.
+/// The change of a receipt.
 #[derive(Clone, Copy, Debug)]
 enum Change<'a> {
-    /// With the reason.
+    /// Write off, with the reason.
     WriteOff(&'a str),
     Restore,
 }
@@ -279,8 +279,9 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Leaves out what ingest has published anew since it was chosen, as that is on its way again, and
-    /// what somebody else has written off or restored. Says which those are, and why.
+    /// Removes receipts that ingest has published again since they were selected, because their events are
+    /// on their way again, and those that somebody else has written off or restored. Says which those are,
+    /// and why.
     async fn apply(
         self,
         connection: &mut Connection,
@@ -346,7 +347,7 @@ impl Change<'_> {
         }
     }
 
-    /// Why these were left out, as far as they are still there.
+    /// Why these were left out, for receipts that still exist.
     async fn explain(
         self,
         connection: &mut PgConnection,

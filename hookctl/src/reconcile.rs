@@ -1,5 +1,5 @@
-//! `hookctl reconcile`: the ledger. What was accepted is stored, spooled or in RabbitMQ, and what is
-//! stored agrees with the typed tables; whoever runs this needs to trust nobody.
+//! `hookctl reconcile`: checks the ledger. Every accepted event is stored, spooled or in RabbitMQ, and
+//! stored events agree with the typed tables. The check relies on no service.
 
 mod ledger;
 mod queues;
@@ -71,9 +71,9 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::of(report.is_fine()))
 }
 
-/// The queues first and Postgres after them: an event that Postgres does not have by then was still
-/// in its queue when that was counted. The other way round a worker that stores a backlog between
-/// the two looks would make it look like a loss. What arrives meanwhile is too young to count.
+/// Counts the queues first and reads Postgres after them. An event that is not in Postgres by then was
+/// still in its queue at the count. In the other order, a backlog that a worker stores between the two
+/// would look like a loss. Events that arrive meanwhile are too young to count.
 async fn look(args: &Args) -> anyhow::Result<Report> {
     let database = args
         .stores
@@ -98,12 +98,12 @@ async fn look(args: &Args) -> anyhow::Result<Report> {
     Ok(Report::new(queues, ledger, args.missing_after))
 }
 
-/// It may have to compare every event with its rows.
+/// Time limit, as it may have to compare every event with its rows.
 const SNAPSHOT: TransactionMode = READING
     .in_one_snapshot()
     .statement_timeout(Duration::from_secs(1_800));
 
-/// All of Postgres' side as of one moment.
+/// Reads everything in Postgres in one snapshot.
 async fn snapshot(postgres: &mut Connection, args: &Args) -> anyhow::Result<Ledger> {
     let mut transaction = postgres.begin(&SNAPSHOT).await?;
     let ledger = Ledger::read(&mut transaction, args).await?;

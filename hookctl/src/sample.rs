@@ -1,4 +1,4 @@
-//! The two events that Pleo's documentation shows.
+//! The two events in Pleo's documentation.
 
 /// An event of the documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +34,13 @@ pub const VENDOR: Sample = Sample {
 };
 
 impl Sample {
-    /// All.
+    /// All samples.
     pub const ALL: [Self; 2] = [EXPORT_JOB, VENDOR];
 
     /// The sample of this type.
     ///
     /// # Errors
-    /// With the types that there are, when it is none of them.
+    /// With the existing types, if there is no such sample.
     pub fn parse(event_type: &str) -> Result<Self, String> {
         Self::ALL
             .into_iter()
@@ -51,7 +51,7 @@ impl Sample {
             })
     }
 
-    /// The body with other ids; as long as the sample's if they are.
+    /// The body with other ids. If these are as long as the sample's, so is the body.
     pub fn body_with(&self, resource_id: &str, event_id: &str) -> String {
         self.body
             .replacen(self.resource_id, resource_id, 1)

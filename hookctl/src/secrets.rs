@@ -1,4 +1,4 @@
-//! The secrets to sign with: the same settings, read by the same code, as ingest's.
+//! The secrets to sign with: the same settings as ingest's, read by the same code.
 
 use std::path::PathBuf;
 

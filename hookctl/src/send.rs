@@ -1,4 +1,4 @@
-//! `hookctl send`: signed events, sent as Pleo sends them.
+//! `hookctl send`: sends signed events as Pleo does.
 
 use std::{
     io::{self, Read},
@@ -23,11 +23,11 @@ use crate::{
     verdict::{Verdict, WrongSettings},
 };
 
-/// Between attempts, where the receiver asks for no other time: doubled from the first to the
-/// longest.
+/// The wait between requests if the receiver asks for no other time: doubled from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Whoever asks for more is not tried again: sooner would be rude, and nobody waits that long.
+/// If a receiver asks for more, there is no retry: an earlier one would be impolite, and nobody waits that
+/// long.
 const MOST_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Send signed events to an ingest service.
@@ -75,7 +75,7 @@ pub struct Args {
     pub output: OutputArgs,
 }
 
-/// What became of one event.
+/// The result for one event.
 #[derive(Debug, Serialize)]
 struct Sent {
     webhook_id: String,
@@ -85,7 +85,7 @@ struct Sent {
     status: Option<u16>,
     detail: String,
     attempts: u32,
-    /// From the first attempt to the last answer.
+    /// From the first request to the last answer.
     took_ms: u64,
 }
 
@@ -149,7 +149,7 @@ impl Args {
         let started = Instant::now();
         let mut attempts = 0;
         let answer = loop {
-            // Each attempt is signed anew, as its timestamp has to be fresh.
+            // Each request is signed again, because its timestamp has to be recent.
             let timestamp_s = (Utc::now() + self.at).timestamp();
             let delivery = Delivery::sign(key, &self.url, &webhook_id, timestamp_s, body.clone())
                 .map_err(WrongSettings::new)?;
@@ -173,8 +173,7 @@ impl Args {
     }
 }
 
-/// How long to wait before the next attempt, after so many before this one; `None` where another
-/// one makes no sense.
+/// How long to wait before the next request, after this many; `None` if another one makes no sense.
 fn pause(answer: &Answer, attempts_before: u32) -> Option<Duration> {
     if !matches!(
         answer.outcome,

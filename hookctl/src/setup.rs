@@ -1,5 +1,5 @@
-//! `hookctl setup`: schema, topology, and the accounts that the services run under with no more
-//! rights than they need. Every step can be repeated, also while the services are at work.
+//! `hookctl setup`: creates the schema, the topology, and the accounts of the services with no more rights
+//! than they need. Every step can be repeated, also while the services run.
 
 pub(crate) mod policies;
 mod postgres;
@@ -97,13 +97,13 @@ pub struct Args {
     pub dry_run: bool,
 }
 
-/// For as long what does not get its locks is tried again: migrations, and then the accounts' policies.
+/// How long a step is tried again that does not get its locks: migrations, and then the accounts' policies.
 const LOCK_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Between two tries at the accounts.
+/// The wait between two tries at the accounts.
 const NEXT_TRY: Duration = Duration::from_secs(3);
 
-/// What is to be done, from settings that were checked.
+/// What to do, from validated settings.
 struct Setup {
     database: DatabaseUrl,
     broker: BrokerUrl,
@@ -188,7 +188,7 @@ impl Setup {
         Ok(Some(done))
     }
 
-    /// Whatever can be known to fail does so before anything is changed.
+    /// Everything that can be checked in advance is checked here, before anything is changed.
     async fn apply(
         &self,
         postgres: &mut Connection,
@@ -242,7 +242,7 @@ impl Setup {
         })
     }
 
-    /// Tries again where somebody uses a table whose policies are to be changed.
+    /// Tries again if another session uses a table whose policies have to be changed.
     #[expect(clippy::print_stderr, reason = "standard output is the report")]
     async fn make_accounts(
         &self,
@@ -319,7 +319,7 @@ impl Setup {
         )
     }
 
-    /// What would be done, as a script for psql with the rest as comments.
+    /// Prints the plan as a script for psql, with the other steps as comments.
     async fn show(&self, postgres: &mut Connection) -> anyhow::Result<()> {
         let prefix = &self.stores.broker.topology_prefix;
         let mut looking = postgres.begin(&READING).await?;

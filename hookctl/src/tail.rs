@@ -1,4 +1,4 @@
-//! `hookctl tail`: events as they are stored.
+//! `hookctl tail`: shows events as they are stored.
 
 mod cursor;
 mod event;
@@ -26,13 +26,13 @@ use crate::{
     verdict::{Verdict, WrongSettings},
 };
 
-/// How often to look for new events.
+/// How often to poll for new events.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// For each answer, and each row of it.
+/// The time limit for each answer, and each row of it.
 const ROW_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Without limits of Postgres, which would count the time during which our output is not taken.
+/// Without time limits of Postgres, which would include the time when nobody reads our output.
 const LOOK: TransactionMode = TransactionMode::read()
     .statement_timeout(Duration::ZERO)
     .idle_timeout(Duration::ZERO);
@@ -79,7 +79,7 @@ pub async fn run(args: &Args) -> anyhow::Result<Verdict> {
 }
 
 impl Args {
-    /// Ends only with an error: one before the first look was over, or one of the output.
+    /// Ends only with an error: before the first poll is done, or when the output fails.
     #[expect(clippy::print_stderr, reason = "notes beside the events")]
     async fn follow(&self, options: &DatabaseUrl) -> anyhow::Error {
         let begun = async {
@@ -111,9 +111,9 @@ impl Args {
         }
     }
 
-    /// Shows what is stored already, and says where to go on.
+    /// Shows events that are stored already, and returns where to continue.
     async fn begin(&self, connection: &mut Connection) -> anyhow::Result<Cursor> {
-        // One snapshot for all: what the last events leave out must not look new afterwards.
+        // All in one snapshot: events that the last ones leave out must not look new afterwards.
         let mut snapshot = connection.begin(&LOOK.in_one_snapshot()).await?;
         let now: DateTime<Utc> = sqlx::query_scalar("select now()")
             .fetch_one(&mut *snapshot)
@@ -144,7 +144,7 @@ impl Args {
         Ok(cursor)
     }
 
-    /// Shows what is new, again and again, until the connection ends.
+    /// Shows new events, poll by poll, until the connection ends.
     async fn watch(&self, mut connection: Connection, cursor: &mut Cursor) -> anyhow::Error {
         loop {
             if let Err(error) = self.look(&mut connection, cursor).await {
@@ -176,7 +176,7 @@ impl Args {
         Ok(())
     }
 
-    /// The events that are wanted, up to further conditions and an order.
+    /// Selects the wanted events, without further conditions and an order.
     fn select(&self) -> QueryBuilder<Postgres> {
         let mut query = QueryBuilder::new(
             "select webhook_id, event_type, company_id, resource_id, received_at, stored_at,

@@ -2,10 +2,10 @@
 
 use chrono::{DateTime, Datelike, Utc};
 
-/// Reads a time such as `2026-11-26T10:00:00Z`, of the years that the tables take.
+/// Reads a time such as `2026-11-26T10:00:00Z`, of the years that the tables accept.
 ///
 /// # Errors
-/// With how it is written, or what it may be.
+/// With the format, or the allowed range.
 pub(crate) fn parse(text: &str) -> Result<DateTime<Utc>, String> {
     let time: DateTime<Utc> = text
         .parse()

@@ -35,8 +35,8 @@ pub(crate) fn newest<'t>(
     newest
 }
 
-/// Of a row `t` and an event `e`: the row names this event. The id of an event that was swept may have been
-/// given to another one since, which is stored later than the row.
+/// For a row `t` and an event `e`: the row names this event. If that event was swept, another event may
+/// have got its id since; that one was stored later than the row.
 pub(crate) const NAMED: &str = "(e.webhook_id = t.webhook_id and e.stored_at <= t.stored_at)";
 
 /// The typed table of a family.
@@ -44,13 +44,13 @@ pub(crate) const NAMED: &str = "(e.webhook_id = t.webhook_id and e.stored_at <= 
 pub(crate) struct Table {
     family: Family,
     name: &'static str,
-    /// As SQL writes it.
+    /// The name in SQL.
     schema: String,
     /// Which types are the family's.
     pattern: String,
 }
 
-/// A row as it is.
+/// A row in its present state.
 #[derive(Debug)]
 pub(crate) struct Current {
     pub(crate) webhook_id: String,
@@ -113,8 +113,8 @@ impl Table {
         &self.pattern
     }
 
-    /// Of an event `e`: it sets no row of this table. A dead letter does not, and neither does what is
-    /// stored under another family, such as what was erased.
+    /// For an event `e`: it sets no row of this table. That holds for a dead letter, and for an event that
+    /// is stored under another family or was erased.
     pub(crate) fn not_set_by(&self) -> String {
         format!(
             "(e.problem is not null or e.event_type !~ '{}')",
@@ -126,7 +126,7 @@ impl Table {
         format!("{}.{}", self.schema, self.name)
     }
 
-    /// Locks the rows in the order in which workers take them.
+    /// Locks the rows in the order in which workers lock them.
     pub(crate) async fn lock(
         &self,
         connection: &mut PgConnection,
@@ -153,7 +153,7 @@ impl Table {
             .collect()
     }
 
-    /// Gives the rows the time at which a worker would have stored them, which retention goes by.
+    /// Gives the rows the time at which a worker would have stored them, because retention uses it.
     pub(crate) async fn date(
         &self,
         connection: &mut PgConnection,

@@ -1,8 +1,8 @@
-//! How a command ended, as an exit code that scripts can rely on.
+//! The result of a command, as an exit code for scripts.
 
 use std::{fmt, io, process::ExitCode};
 
-/// A command did what it should. What it found is another matter.
+/// A command that worked. Its findings are another matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Nothing is wrong: exit code 0.
@@ -18,12 +18,12 @@ impl Verdict {
     }
 }
 
-/// The command cannot begin with these settings: exit code 2, as for a bad command line.
+/// The command cannot start with these settings: exit code 2, as for an invalid command line.
 #[derive(Debug)]
 pub struct WrongSettings(String);
 
 impl WrongSettings {
-    /// For an error about a setting.
+    /// For an error in a setting.
     #[expect(clippy::needless_pass_by_value, reason = "is given to `map_err`")]
     pub fn new(error: anyhow::Error) -> Self {
         Self(shared::reason::one_line(&error))
@@ -49,7 +49,7 @@ pub fn exit_code(ended: anyhow::Result<Verdict>) -> ExitCode {
         Err(_) => 1,
     };
     if let Err(error) = ended {
-        // Whoever reads our output, such as `head`, has had enough.
+        // The reader of our output, such as `head`, has closed it.
         if error
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)

@@ -1,4 +1,4 @@
-//! What was written down, for people and scripts.
+//! Lists the record of operators' actions, for people and scripts.
 
 use std::time::Duration;
 
@@ -100,7 +100,7 @@ struct Action {
 
 impl Args {
     async fn find(&self, connection: &mut PgConnection) -> Result<Vec<Action>, sqlx::Error> {
-        // A table for people has no room for the changes, which may be megabytes.
+        // The table for people has no column for the changes, which may be megabytes.
         let changes = if self.output.json { "changes" } else { "null" };
         let mut query = QueryBuilder::<Postgres>::new(format!(
             "select id, run::text, at, account, person, action, filter, changed,
@@ -118,7 +118,7 @@ impl Args {
             query.push_bind(format!("{action} ")).push(")");
         }
         if let Some(id) = &self.id {
-            // As the index has it.
+            // The same expression as in the index.
             query.push(" and jsonb_path_query_array(changes, '$[*].**{0 to 1}.webhook_id') ? ");
             query.push_bind(id);
         }

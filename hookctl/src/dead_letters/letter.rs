@@ -1,4 +1,4 @@
-//! A dead letter as lists show it.
+//! A dead letter as the lists show it.
 
 use operations::dead_letters::Letter;
 

@@ -58,14 +58,14 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::Fine)
 }
 
-/// The first rows, and how many there are in all.
+/// The first rows, and the total number.
 struct Found<R> {
     rows: Vec<R>,
     total: i64,
 }
 
 impl<R> Found<R> {
-    /// Reads rows that have the `total` beside them.
+    /// Reads rows that have the `total` in a column.
     fn read(
         rows: &[PgRow],
         read: impl Fn(&PgRow) -> Result<R, sqlx::Error>,
@@ -111,7 +111,7 @@ async fn letters(
     Ok(Found::read(&rows, Letter::read)?)
 }
 
-/// Dead letters that have the same thing wrong with them.
+/// Dead letters with the same problem.
 #[derive(Debug, Serialize)]
 struct Group {
     family: &'static str,
@@ -119,7 +119,7 @@ struct Group {
     kind: &'static str,
     problem: String,
     count: i64,
-    /// Since the first of them was stored, in seconds.
+    /// Time since the first of them was stored, in seconds.
     oldest_s: f64,
     newest_s: f64,
 }
@@ -129,7 +129,7 @@ async fn groups(
     args: &Args,
     state: State,
 ) -> anyhow::Result<Found<Group>> {
-    // The line in the body, or in Postgres' source, says little and tells equal problems apart.
+    // The line number in the body, or in Postgres' source, would separate equal problems.
     let mut query = QueryBuilder::<Postgres>::new(
         "select event_type, what, count(*),
                 extract(epoch from now() - min(stored_at))::float8 as oldest,

@@ -1,4 +1,4 @@
-//! `hookctl dead-letters replay`: the worker's code of today on what older code, or an older table,
+//! `hookctl dead-letters replay`: applies today's worker code to events that older code, or an older table,
 //! could not store.
 
 mod child;
@@ -28,7 +28,7 @@ use crate::{
     verdict::{Verdict, WrongSettings},
 };
 
-/// A trial of one in a process of its own knows nothing of what the others would have stored.
+/// A trial of one event in a process of its own does not know what the others would have stored.
 const TRIED_ALONE: &str = "what stopped a worker was tried as if the other events were not replayed; with \
                            --yes one of them may turn out to be of another company than theirs";
 
@@ -119,7 +119,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     let mut totals = Totals::default();
     let ended = replay.all(letters, &stop, &mut totals).await;
     replay.bar.finish_and_clear();
-    // What was done is shown, however it ended.
+    // The results so far are shown, also after an error.
     if !args.json {
         outcome::print(&totals, args.yes, matches!(ended, Ok(0)))?;
         if tried_alone {
@@ -134,11 +134,11 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::of(totals.is_clean()))
 }
 
-/// The ids of what is to be replayed, as they were when it began.
+/// The ids to replay, as they were when the replay began.
 #[derive(Default)]
 struct Letters {
     ordinary: VecDeque<String>,
-    /// What has stopped workers comes last, so that it can stop nothing else.
+    /// Poison messages come last, so that they cannot stop the others.
     dangerous: VecDeque<String>,
 }
 
@@ -180,8 +180,8 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    /// Replays everything at the wanted rate until `stop`, and at the end once more what was locked;
-    /// answers with how many are left.
+    /// Replays everything at the wanted rate until `stop`, and tries the locked ones once more at the end.
+    /// Returns how many are left.
     async fn all(
         &self,
         mut letters: Letters,
@@ -201,8 +201,8 @@ impl Replay<'_> {
         Ok(letters.len() + locked.len())
     }
 
-    /// Replays these until `stop`, and takes them out. What is locked is put into `later`, where there is
-    /// one.
+    /// Replays these until `stop`, and removes them from the list. Locked ones are moved to `later`, if
+    /// there is such a list.
     async fn round(
         &self,
         letters: &mut Letters,

@@ -55,7 +55,7 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::Fine)
 }
 
-/// Where an event is that is not stored.
+/// Says where an event is that is not stored.
 async fn whereabouts(
     connection: &mut PgConnection,
     webhook_id: &str,
@@ -77,7 +77,7 @@ async fn whereabouts(
     })
 }
 
-/// One row of `events`, with what belongs to it.
+/// One row of `events`, with related rows.
 #[derive(Debug, Serialize)]
 struct Event {
     webhook_id: String,
@@ -96,23 +96,23 @@ struct Event {
     dismissal: Option<Dismissal>,
     replayed_problem: Option<String>,
     history: Vec<Moment>,
-    /// The event whose id this second body came under.
+    /// The event that has the id under which this second body arrived.
     conflicts_with: Option<String>,
     /// Whether the two bodies are the same JSON in another spelling.
     same_json: Option<bool>,
     payload: Option<Box<RawValue>>,
-    /// What was sent, if it is text.
+    /// The original body, if it is text.
     raw_text: Option<String>,
-    /// What was sent, if it is not.
+    /// The original body, if it is not text.
     raw_hex: Option<String>,
     body_sha256: String,
-    /// The newest state of the event's resource, whichever event has set it.
+    /// The newest state of the event's resource, set by this event or another one.
     typed_row: Option<Box<RawValue>>,
     #[serde(skip)]
     pretty_payload: Option<String>,
 }
 
-/// Something that happened to the event.
+/// A step in the event's history.
 #[derive(Debug, Serialize)]
 struct Moment {
     at: DateTime<Utc>,
@@ -198,7 +198,7 @@ impl Event {
         })
     }
 
-    /// What was sent, or, where only the JSON was kept, that.
+    /// The original body, or its JSON if only that was kept.
     fn body(&self) -> anyhow::Result<Vec<u8>> {
         Ok(match (&self.raw_text, &self.raw_hex, &self.payload) {
             (Some(text), _, _) => text.clone().into_bytes(),
@@ -268,7 +268,7 @@ impl Event {
     }
 }
 
-/// A typed row has no number that this could change.
+/// Typed rows have no number that would lose precision here.
 fn pretty(json: &RawValue) -> String {
     serde_json::from_str::<Value>(json.get())
         .and_then(|value| serde_json::to_string_pretty(&value))
@@ -280,7 +280,7 @@ fn indented(text: &str) -> String {
     lines.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// What is known of the event's way, the first first.
+/// The known steps of the event's history, in order.
 fn history(row: &PgRow) -> Result<Vec<Moment>, sqlx::Error> {
     let secret: Option<String> = row.try_get("secret_name")?;
     let verified = secret.map_or_else(String::new, |name| format!(", verified by secret {name}"));

@@ -1,5 +1,4 @@
-//! Some resources in one transaction: their events become dead letters, and their rows are computed
-//! again.
+//! Some resources in one transaction: their events become dead letters, and their rows are computed again.
 
 use std::collections::HashSet;
 
@@ -18,14 +17,14 @@ use crate::{
     typed_table::{Ended, Recomputed, Recomputing, Survivors, Table, lock_events},
 };
 
-/// How much was done.
+/// How many events and rows were changed.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Done {
-    /// Events that are dead letters of this kind now.
+    /// Events that became dead letters of this kind.
     pub(super) distrusted: usize,
-    /// Rows that show another event's state now.
+    /// Rows that now have another event's state.
     pub(super) recomputed: usize,
-    /// Rows that no healthy event explained any more.
+    /// Rows that were removed because no healthy event was left for them.
     pub(super) removed: usize,
 }
 
@@ -37,14 +36,14 @@ impl Done {
     }
 }
 
-/// Another one means that events of these resources come faster than they can be locked.
+/// If one more is needed, events of these resources arrive faster than they can be locked.
 const TRIES: usize = 10;
 
-/// What changes in one transaction.
+/// The changes of one transaction.
 pub(super) struct Batch<'a> {
     pub(super) which: &'a Which,
     pub(super) tables: &'a [Table],
-    /// By the places of the tables.
+    /// By the index of the table.
     pub(super) survivors: &'a [Survivors],
     pub(super) run: &'a Run,
     pub(super) groups: &'a [Group],
@@ -65,8 +64,8 @@ impl Batch<'_> {
         bail!("more events of the same resources come all the time; run it again")
     }
 
-    /// All rows of `events` that say what is written are locked first, as a replay does, then the typed
-    /// rows as workers do.
+    /// First locks all rows of `events` that the result depends on, as a replay does, then the typed rows
+    /// as workers do.
     async fn attempt(
         &self,
         connection: &mut Connection,
@@ -118,7 +117,7 @@ impl Batch<'_> {
             .flat_map(|group| group.ids.iter().map(String::as_str))
     }
 
-    /// Makes the events dead letters. A problem that one had before stays in its words.
+    /// Makes the events dead letters. A problem that one had before stays in the text.
     async fn mark(&self, connection: &mut PgConnection) -> Result<Vec<Value>, sqlx::Error> {
         let mut query = QueryBuilder::new(
             "with chosen as materialized (
@@ -141,7 +140,7 @@ impl Batch<'_> {
         query.build_query_scalar().fetch_all(connection).await
     }
 
-    /// Computes the rows of a table again that these events had set.
+    /// Computes the rows of one table again that these events had set.
     async fn recompute(
         &self,
         connection: &mut PgConnection,

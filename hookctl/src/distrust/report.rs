@@ -1,4 +1,4 @@
-//! What a secret has signed, and what was done about it.
+//! What a secret has signed, and what was changed.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -19,11 +19,11 @@ pub(super) struct Report {
     until: Option<DateTime<Utc>>,
     /// The events, as they were found.
     types: Vec<Type>,
-    /// The rows that they had set, or those that were distrusted before.
+    /// The rows that they had set, or that earlier distrusted events had set.
     rows: Vec<Rows>,
-    /// How many are on their way still. What is in RabbitMQ cannot be counted.
+    /// How many are in the spool. Events in RabbitMQ cannot be counted.
     spooled: i64,
-    /// `None` if it was only looked.
+    /// `None` without `--yes`.
     pub(super) done: Option<Done>,
 }
 
@@ -45,7 +45,7 @@ struct Rows {
 }
 
 impl Report {
-    /// Looks at everything, and changes nothing.
+    /// Reads everything, and changes nothing.
     pub(super) async fn look(
         connection: &mut Connection,
         which: &Which,
@@ -105,7 +105,7 @@ impl Report {
         Ok(())
     }
 
-    /// Whether another run has nothing to do that is known of.
+    /// Whether, as far as is known, another run has nothing to do.
     pub(super) fn is_complete(&self) -> bool {
         self.spooled == 0
     }

@@ -1,5 +1,4 @@
-//! The events that are to be distrusted, and those whose rows are still to be taken back, by the
-//! resources that they are about.
+//! The events to distrust, and those whose rows are still to be reverted, grouped by resource.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -16,24 +15,25 @@ use crate::{
 /// The most events of one transaction, unless one resource has more.
 const BATCH: usize = 200;
 
-/// May read all events of the range.
+/// Time limit, as it may read all events of the range.
 pub(super) const LONG: TransactionMode =
     READING.statement_timeout(std::time::Duration::from_secs(1_800));
 
-/// Events that change together: all of one resource, or some without one.
+/// Events that are changed together: all of one resource, or some without a resource.
 #[derive(Debug)]
 pub(super) struct Group {
-    /// The place of the typed table among all, and the id in it.
+    /// The index of the typed table, and the id in it.
     pub(super) resource: Option<(usize, String)>,
     pub(super) ids: Vec<String>,
 }
 
-/// All of the groups.
+/// All groups.
 #[derive(Debug)]
 pub(super) struct Set(Vec<Group>);
 
 impl Which {
-    /// Appends that an event `e`, or a row of the spool, was signed with the secret in that time.
+    /// Appends the condition that an event `e`, or a row of the spool, was signed with the secret in the
+    /// time range.
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
         query
             .push("e.secret_name = ")
@@ -44,13 +44,14 @@ impl Which {
         }
     }
 
-    /// Appends that an event `e` is one of those, and no run has distrusted it yet.
+    /// Appends the condition that an event `e` is one of those, and no run has distrusted it yet.
     pub(super) fn push_trusted(&self, query: &mut QueryBuilder<Postgres>) {
         self.push(query);
         push_not_distrusted(query);
     }
 
-    /// Appends that an event `e` is not distrusted, neither by this run nor by one before.
+    /// Appends the condition that an event `e` is not distrusted, neither by this run nor by an earlier
+    /// one.
     pub(super) fn push_others(&self, query: &mut QueryBuilder<Postgres>) {
         query.push(" and (");
         self.push(query);
@@ -59,7 +60,7 @@ impl Which {
     }
 }
 
-/// Appends that no run has distrusted an event `e` yet.
+/// Appends the condition that no run has distrusted an event `e` yet.
 fn push_not_distrusted(query: &mut QueryBuilder<Postgres>) {
     query.push(" and (e.problem is null or not starts_with(e.problem, ");
     query.push_bind(DISTRUSTED).push("))");
@@ -74,8 +75,8 @@ impl Set {
         let mut transaction = connection.begin(&LONG.in_one_snapshot()).await?;
         let mut resources: BTreeMap<(usize, String), BTreeSet<String>> = BTreeMap::new();
         let mut named = HashSet::new();
-        // A row that names such an event is taken back, also if the event has another type than the row's
-        // table, or was distrusted before, such as after a restore of the table.
+        // A row that names such an event is reverted, also if the event's type is of another table, or the
+        // event was distrusted before (such as after a restore of the table).
         for (place, table) in tables.iter().enumerate() {
             let mut query = QueryBuilder::new(format!(
                 "select t.id, e.webhook_id from {} t join events e on {NAMED} where ",
@@ -100,7 +101,7 @@ impl Set {
             let family = Family::of(&event_type);
             let table = tables.iter().position(|t| t.family() == family);
             match table.zip(resource_id) {
-                // It is taken back with its row.
+                // It is reverted together with its row.
                 _ if named.contains(&webhook_id) => {}
                 Some(resource) => {
                     resources.entry(resource).or_default().insert(webhook_id);
@@ -119,12 +120,12 @@ impl Set {
         Ok(Self(resources.chain(others).collect()))
     }
 
-    /// How many events these are.
+    /// The number of these events.
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(|group| group.ids.len()).sum()
     }
 
-    /// The ids of a table's resources.
+    /// The ids of one table's resources.
     pub(super) fn resources(&self, table: usize) -> Vec<&str> {
         self.0
             .iter()
@@ -134,7 +135,7 @@ impl Set {
             .collect()
     }
 
-    /// What changes in one transaction each.
+    /// The groups, in portions for one transaction each.
     pub(super) fn batches(&self) -> impl Iterator<Item = &[Group]> {
         let mut rest = &self.0[..];
         std::iter::from_fn(move || {

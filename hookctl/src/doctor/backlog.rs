@@ -1,4 +1,4 @@
-//! Events that wait for somebody.
+//! Events that wait for an operator or a worker.
 
 use std::time::Duration;
 

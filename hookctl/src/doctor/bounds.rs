@@ -1,5 +1,5 @@
-//! Whether the services' accounts can do more than their work needs: what `hookctl setup` takes away
-//! from them, or never gives.
+//! Whether the services' accounts have rights beyond their work: rights that `hookctl setup` revokes, or
+//! never grants.
 
 use shared::Program;
 use sqlx::PgConnection;
@@ -47,8 +47,8 @@ pub(super) async fn check(
     Ok(findings)
 }
 
-/// What accounts have too much, with their names; nothing where there are no accounts. Only a superuser
-/// can take large objects away, so others are not told of them.
+/// The rights that accounts should not have, with the accounts' names; nothing if there are no accounts.
+/// Only a superuser can revoke the right to create large objects, so others get no finding about it.
 async fn excesses(
     postgres: &mut PgConnection,
     names: &[String],
@@ -73,10 +73,10 @@ async fn excesses(
     .await
 }
 
-/// What other-worker sweeps only where a setting says so.
+/// A sweep that other-worker may do only if a setting asks for it.
 struct Sweep {
     function: &'static str,
-    /// Of what.
+    /// The swept table.
     rows: &'static str,
     setting: &'static str,
     retention: Retention,
@@ -100,7 +100,7 @@ impl Sweep {
         ]
     }
 
-    /// Whether it can be done by the accounts that have to, and by no others.
+    /// Whether exactly the right accounts can do it.
     async fn check(
         &self,
         postgres: &mut PgConnection,
@@ -124,7 +124,7 @@ impl Sweep {
         Ok(self.judge(&accounts.join(", "), &superusers.join(", ")))
     }
 
-    /// By the names of the accounts that may, and of the superusers whose rights they have meanwhile.
+    /// The names of the accounts that may, and of the superusers whose rights these then have.
     fn judge(&self, accounts: &str, superusers: &str) -> Option<Finding> {
         let Self {
             function,

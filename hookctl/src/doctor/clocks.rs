@@ -1,26 +1,26 @@
-//! Clocks: timestamps of senders, receipts and rows are compared with one another.
+//! Clocks. Timestamps of senders, receipts and rows are compared with one another, so clocks must agree.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgConnection;
 
 use super::finding::Finding;
 
-/// Ages and lags in metrics and views are off by as much.
+/// Ages and lags in metrics and views are wrong by the same amount.
 const WORTH_A_LOOK: TimeDelta = TimeDelta::seconds(5);
-/// A sender's clock may be off as well, and ingest accepts five minutes in all.
+/// A sender's clock may be wrong as well, and ingest accepts five minutes in total.
 const TOO_MUCH: TimeDelta = TimeDelta::minutes(2);
 
-/// A clock that was read between two looks at ours.
+/// A clock that was read between two readings of ours.
 pub(super) struct Reading {
     pub(super) before: DateTime<Utc>,
     pub(super) theirs: DateTime<Utc>,
     pub(super) after: DateTime<Utc>,
-    /// How coarse the other clock is.
+    /// The resolution of the other clock.
     pub(super) resolution: TimeDelta,
 }
 
 impl Reading {
-    /// How far the other clock is from ours at least; positive where it is ahead.
+    /// The minimum difference between the other clock and ours; positive if it is ahead.
     fn skew(&self) -> TimeDelta {
         if self.theirs > self.after {
             self.theirs - self.after

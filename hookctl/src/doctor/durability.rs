@@ -1,4 +1,4 @@
-//! Whether what Postgres has confirmed survives a crash, and the loss of a disk.
+//! Whether data that Postgres has committed survives a crash, and the loss of a disk.
 
 use sqlx::PgConnection;
 
@@ -9,7 +9,7 @@ const STANDBY: &str = "standby";
 
 pub(super) async fn settings(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
     let (fsync, full_page_writes, synchronous_commit): (String, String, String) = sqlx::query_as(
-        // The transaction that asks has set the last one itself.
+        // The transaction of this query has set the last one itself.
         "select current_setting('fsync'), current_setting('full_page_writes'),
                 (select reset_val from pg_settings where name = 'synchronous_commit')",
     )
@@ -42,7 +42,7 @@ pub(super) async fn standby(postgres: &mut PgConnection) -> Result<Vec<Finding>,
     let names: String = sqlx::query_scalar("select current_setting('synchronous_standby_names')")
         .fetch_one(&mut *postgres)
         .await?;
-    // Without the right to see them, their states are null.
+    // Without the right to see them, the states are null.
     let states: Vec<Option<String>> =
         sqlx::query_scalar("select sync_state from pg_stat_replication")
             .fetch_all(postgres)

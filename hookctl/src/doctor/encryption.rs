@@ -1,4 +1,4 @@
-//! Whether TLS that is asked for keeps out those who pretend to be the server.
+//! Whether TLS, if it is asked for, protects against another server that impersonates Postgres.
 
 use shared::database::DatabaseUrl;
 
@@ -6,7 +6,7 @@ use super::finding::Finding;
 
 const CHECK: &str = "tls of postgres";
 
-/// Nothing where the address does not ask for TLS, or reaches no further than this machine.
+/// No finding if the address does not ask for TLS, or stays on this machine.
 pub(super) fn check(database: &DatabaseUrl) -> Option<Finding> {
     let (mode, hosts) = database.unverified_hosts()?;
     let unverified = match mode {

@@ -1,4 +1,4 @@
-//! What a check came to.
+//! The result of a check.
 
 use std::io::{self, Write};
 
@@ -6,16 +6,16 @@ use serde::Serialize;
 
 use crate::output::Row;
 
-/// How bad it is.
+/// The severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Severity {
     Ok,
-    /// Events are safe for now; somebody should look.
+    /// Events are safe for now, but somebody should look at it.
     Warning,
     /// Events are not safe, or not stored.
     Problem,
-    /// Could not be looked at.
+    /// Could not be checked.
     Skipped,
 }
 
@@ -25,7 +25,7 @@ pub(super) struct Finding {
     check: String,
     verdict: Severity,
     found: String,
-    /// What to do about it; empty where nothing is.
+    /// How to fix it; empty if nothing has to be fixed.
     remedy: String,
 }
 
@@ -92,7 +92,7 @@ impl Row for Finding {
     }
 }
 
-/// Below the table, as a remedy is too long for a column. Problems come first.
+/// Printed below the table, because a fix is too long for a column. Problems come first.
 pub(super) fn print_remedies(findings: &[Finding]) -> io::Result<()> {
     let mut out = io::stdout().lock();
     for severity in [Severity::Problem, Severity::Warning] {

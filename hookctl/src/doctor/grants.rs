@@ -1,5 +1,5 @@
-//! Whether the services' accounts may do in Postgres what they need to: what `grants.sql` says,
-//! asked right by right.
+//! Whether the services' accounts have the rights in Postgres that they need: each right in `grants.sql` is
+//! checked.
 
 use shared::Program;
 use sqlx::PgConnection;
@@ -151,7 +151,7 @@ fn rights(sql: &str) -> Vec<Right> {
     rights
 }
 
-/// One privilege, perhaps of some columns, on each of the objects.
+/// One privilege, on some columns or all, for each of the objects.
 fn on(privilege: &str, objects: &str) -> Vec<(String, On)> {
     let (privilege, columns) = match privilege.split_once('(') {
         Some((privilege, columns)) => (privilege.trim(), Some(columns.trim_end_matches(')'))),

@@ -1,13 +1,13 @@
-//! The cluster's nodes, and how its queues lie on them.
+//! The cluster's nodes, and how its queues are spread over them.
 
 use serde_json::Value;
 
 use super::finding::Finding;
 
-/// Below, a quorum queue does not outlive the loss of a member.
+/// With fewer nodes, a quorum queue does not survive the loss of a member.
 pub(super) const FEWEST_MEMBERS: usize = 3;
 
-/// The nodes of the cluster, those that are down included.
+/// The nodes of the cluster, including those that are down.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     all: Vec<String>,
@@ -15,7 +15,7 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// From the management's `/api/nodes`.
+    /// From the management API's `/api/nodes`.
     pub(super) fn of(nodes: &Value) -> Self {
         let nodes = nodes.as_array().map(Vec::as_slice).unwrap_or_default();
         let down = nodes.iter().filter(|node| node["running"] == false);
@@ -25,11 +25,11 @@ impl Nodes {
         }
     }
 
-    /// How many members of a queue are alive, and whether it has as many as this cluster can give it.
+    /// How many members of a queue are alive, and whether it has as many as this cluster allows.
     pub(super) fn judge_members(&self, queue: &Value, name: &str) -> Finding {
         let check = format!("members of {name}");
         let members = list(&queue["members"]);
-        // Where the leader is gone, the management goes on showing what it said last.
+        // If the leader is gone, the management API keeps showing the leader's last report.
         let is_online = |node: &&String| members.contains(node) && !self.down.contains(node);
         let online = list(&queue["online"]).iter().filter(is_online).count();
         let all = members.len();
@@ -90,8 +90,8 @@ impl Nodes {
         }
     }
 
-    /// Whether the leaders of the queues, given with the queues' names, share the nodes' work.
-    /// Nothing is to be said of a single node.
+    /// Whether the leaders of the queues, given with the queues' names, are spread over the nodes. No
+    /// finding for a single node.
     pub(super) fn judge_leaders(&self, leaders: &[(String, String)]) -> Option<Finding> {
         const CHECK: &str = "leaders";
         if self.all.len() - self.down.len() < 2 || leaders.len() < 2 {
@@ -112,7 +112,7 @@ impl Nodes {
     }
 }
 
-/// The node that leads a queue; `None` where no node does.
+/// The node that leads a queue; `None` if there is no leader.
 pub(super) fn leader(queue: &Value) -> Option<String> {
     let leader = queue["leader"].as_str()?;
     (!leader.is_empty()).then(|| leader.to_owned())

@@ -1,5 +1,5 @@
-//! Whether the services' accounts may do in RabbitMQ what they need to, and no more: what
-//! `hookctl setup` grants, asked name by name. Patterns that were set by hand may be spelt otherwise.
+//! Whether the services' accounts have exactly the permissions in RabbitMQ that they need, name by name:
+//! `hookctl setup` grants them, but a pattern that was set by hand may be written differently.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::{
 
 const CHECK: &str = "rabbitmq accounts";
 
-/// Of an account's limit of connections.
+/// About an account's limit of connections.
 const MANY_PER_CENT: u64 = 80;
 
 pub(super) async fn check(
@@ -66,7 +66,7 @@ pub(super) async fn check(
     Ok(findings)
 }
 
-/// How many connections each user has open.
+/// How many open connections each user has.
 async fn connections(management: &Management) -> anyhow::Result<HashMap<String, u64>> {
     let all = management.get("/api/connections?columns=user").await?;
     let mut open = HashMap::new();
@@ -83,11 +83,11 @@ async fn connection_limit(management: &Management, account: &str) -> anyhow::Res
         .get(&format!("/api/user-limits/{}", encode(account)))
         .await?;
     let mut limits = limits.as_array().into_iter().flatten();
-    // A negative one is no limit.
+    // A negative value means no limit.
     Ok(limits.find_map(|user| user["value"]["max-connections"].as_u64()))
 }
 
-/// RabbitMQ refuses the next connection of an account at its limit, as when a service starts beside others.
+/// RabbitMQ refuses the next connection of an account at its limit, such as when another replica starts.
 fn judge_connections(account: &str, open: u64, limit: Option<u64>) -> Option<Finding> {
     let check = format!("connections of {account}");
     let Some(limit) = limit else {
@@ -113,15 +113,15 @@ fn judge_connections(account: &str, open: u64, limit: Option<u64>) -> Option<Fin
     }
 }
 
-/// What is to be said of an account.
+/// The result for an account.
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {
     Fine,
     Absent,
     Lacks(String),
-    /// Events are published all the same.
+    /// Events are published nevertheless.
     CannotProbe(String),
-    /// Its worker works all the same.
+    /// Its worker works nevertheless.
     LacksTag(&'static str),
     HasMore(String),
 }
@@ -203,15 +203,15 @@ fn judge(
     }
 }
 
-/// RabbitMQ looks for the pattern anywhere in a name, and takes an empty one for one that matches
+/// RabbitMQ searches for the pattern anywhere in a name, and treats an empty pattern as one that matches
 /// nothing.
 fn matcher(pattern: &str) -> Option<Regex> {
     let pattern = if pattern.is_empty() { "^$" } else { pattern };
     Regex::new(pattern).ok()
 }
 
-/// The names that the pattern does not match. What a pattern means that only RabbitMQ's own engine
-/// understands is not known, so it is not said to lack anything.
+/// The names that the pattern does not match. If only RabbitMQ's own engine understands the pattern, its
+/// meaning is unknown, so nothing is reported as missing.
 fn unmatched(pattern: &str, names: &[String]) -> Vec<String> {
     let Some(matcher) = matcher(pattern) else {
         return Vec::new();
@@ -220,8 +220,8 @@ fn unmatched(pattern: &str, names: &[String]) -> Vec<String> {
     unmatched.cloned().collect()
 }
 
-/// Whether the pattern matches something that the service does not use: other names of ours and of
-/// the broker, and names that are almost those that it uses.
+/// Whether the pattern matches names that the service does not use: other names of the pipeline and of the
+/// broker, and names that are similar to those that it uses.
 fn is_wider(pattern: &str, needed: &[String], topology: &Topology) -> bool {
     let Some(matcher) = matcher(pattern) else {
         return true;
@@ -240,7 +240,7 @@ fn is_wider(pattern: &str, needed: &[String], topology: &Topology) -> bool {
         .any(|name| !needed.contains(&name) && matcher.is_match(&name))
 }
 
-/// A list, or before RabbitMQ 3.9 a text.
+/// A list, or a string before RabbitMQ 3.9.
 fn tags(user: &Value) -> impl Iterator<Item = &str> {
     let listed = user["tags"].as_array().into_iter().flatten();
     let joined = user["tags"].as_str().unwrap_or_default().split(',');

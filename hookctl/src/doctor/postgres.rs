@@ -1,4 +1,4 @@
-//! Postgres: whether it can be reached, and then everything that is looked at in it.
+//! Postgres: whether it can be reached, and then all checks in it.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use worker::config::RetentionArgs;
 use super::{backlog, bounds, clocks, durability, finding::Finding, grants, schema, settings};
 use crate::database::{self, Connection, READING, TABLES_REMEDY};
 
-/// The oldest version that the pipeline is tested with.
+/// The oldest tested version.
 const OLDEST: i32 = 15;
 
-/// No question asked here takes long on a well database.
+/// No query here takes long on a healthy database.
 const LOOK: TransactionMode = READING.statement_timeout(Duration::from_secs(20));
 
-/// Everything in Postgres.
+/// All checks in Postgres.
 pub(super) async fn check(
     options: &DatabaseUrl,
     prefix: &str,
@@ -49,7 +49,7 @@ pub(super) async fn check(
     findings
 }
 
-/// What is looked at in the pipeline's tables, if the schema has them.
+/// The checks in the pipeline's tables, if the schema has them.
 async fn check_tables(
     postgres: &mut Connection,
     prefix: &str,
@@ -78,7 +78,7 @@ async fn check_tables(
     findings
 }
 
-/// One check in a transaction of its own, so that its failure is not that of the next one.
+/// Runs a check in a transaction of its own, so that its failure does not affect the next one.
 async fn look(
     connection: &mut Connection,
     check: &str,
@@ -94,7 +94,7 @@ async fn look(
 }
 
 async fn version(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Error> {
-    // Not `default_transaction_read_only`: each transaction says itself whether it writes.
+    // Not `default_transaction_read_only`: each transaction states whether it writes.
     let (number, name, standby): (i32, String, bool) = sqlx::query_as(
         "select current_setting('server_version_num')::int / 10000,
                 current_setting('server_version'), pg_is_in_recovery()",
@@ -118,7 +118,7 @@ async fn version(postgres: &mut PgConnection) -> Result<Vec<Finding>, sqlx::Erro
     }])
 }
 
-/// A check that Postgres did not answer is a finding as well.
+/// A check without an answer from Postgres is a finding as well.
 fn settle(check: &str, result: Result<Vec<Finding>, sqlx::Error>) -> Vec<Finding> {
     let error = match result {
         Ok(findings) => return findings,

@@ -1,4 +1,4 @@
-//! The families' queues: their arguments, their members, and whether anybody reads them.
+//! The families' queues: their arguments, their members and their consumers.
 
 use lapin::types::AMQPValue;
 use serde_json::Value;
@@ -41,7 +41,7 @@ pub(super) async fn check(
     Ok(findings)
 }
 
-/// The queue that ingest asks whether RabbitMQ confirms. No event depends on it.
+/// The queue with which ingest tests whether RabbitMQ confirms. It keeps no event.
 async fn probe(
     management: &Management,
     vhost: &str,
@@ -123,7 +123,7 @@ fn json(value: &AMQPValue) -> Value {
     }
 }
 
-/// It loses nothing as it is, but a policy that limits its length would make it do so.
+/// As it is, it loses nothing, but it would lose messages if a policy limited its length.
 fn earlier_version(check: String, name: &str, vhost: &str) -> Finding {
     Finding::warning(
         check,
@@ -136,7 +136,7 @@ fn earlier_version(check: String, name: &str, vhost: &str) -> Finding {
     )
 }
 
-/// A policy changes queues without their arguments showing it.
+/// A policy changes how a queue behaves without changing its arguments.
 fn policy(shown: &Value, name: &str) -> Option<Finding> {
     let queue = Queue::new(shown);
     let losses = queue.losses_by_policy();

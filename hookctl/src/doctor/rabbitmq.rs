@@ -1,4 +1,4 @@
-//! RabbitMQ: whether it can be reached by both its doors, and how its cluster is.
+//! RabbitMQ: whether AMQP and the management API can be reached, and the state of the cluster.
 
 use serde_json::Value;
 use shared::{
@@ -12,13 +12,13 @@ use crate::management::{Management, Unanswered};
 const BROKER: &str = "rabbitmq";
 const CLUSTER: &str = "cluster";
 
-/// The oldest version that the pipeline is tested with.
+/// The oldest tested version.
 const OLDEST: (u64, u64) = (3, 10);
 
-/// Below, a quorum queue does not outlive the loss of a node.
+/// With fewer nodes, a quorum queue does not survive the loss of a node.
 const FEWEST_NODES: usize = 3;
 
-/// Everything on the broker.
+/// All checks of the broker.
 pub(super) async fn check(
     broker: &BrokerUrl,
     management: Option<&Management>,

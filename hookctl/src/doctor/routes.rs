@@ -1,4 +1,4 @@
-//! Exchanges and bindings: whether each event gets to the queue of its family.
+//! Exchanges and bindings: whether each event reaches the queue of its family.
 
 use serde_json::Value;
 use shared::{Family, topology::Topology};
@@ -41,7 +41,7 @@ pub(super) async fn check(
             .await?;
         for family in Family::ALL {
             let key = family.resource();
-            // What no family takes comes by the other exchange.
+            // Events of no bound family arrive through the alternate exchange.
             if key.is_some() == (name == &events) {
                 findings.push(route(&bindings, name, key, &topology.queue(family)));
             }

@@ -1,4 +1,4 @@
-//! The schema: what was applied to the database, against what this program knows.
+//! The schema: the applied migrations against those in this program.
 
 use migrations::MIGRATOR;
 use sqlx::PgConnection;

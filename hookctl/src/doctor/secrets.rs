@@ -1,4 +1,4 @@
-//! The secrets, as ingest would read them.
+//! The secrets, read as ingest reads them.
 
 use super::finding::Finding;
 use crate::secrets::SecretArgs;

@@ -1,4 +1,4 @@
-//! Services that were named: whether they are ready, and what time they think it is.
+//! The services given with `--url`: their readiness and their clocks.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::http::{self, Http};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// Counts events that came by the queue of another family.
+/// Counts events that arrived through the queue of another family.
 const MISROUTED: &str = "pleo_worker_misrouted_total";
 
 pub(super) async fn check(urls: &[Uri]) -> Vec<Finding> {

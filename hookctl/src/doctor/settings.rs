@@ -1,4 +1,4 @@
-//! What the services' accounts have that no transaction can set for itself.
+//! Settings of the services' accounts that a transaction cannot override.
 
 use sqlx::PgConnection;
 

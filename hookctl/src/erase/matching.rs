@@ -1,16 +1,16 @@
-//! Whose data is to be erased.
+//! The subject whose data is to be erased.
 
 use serde_json::{Value, json};
 use worker::{families::Text, record::Record};
 
-/// Of what everything is to be erased.
+/// The kind of subject.
 #[derive(Clone, Debug)]
 pub(super) enum Subject {
     /// By `data.companyId`.
     Company(String),
     /// By `data.id`.
     Resource(String),
-    /// By its webhook id: also second bodies that came under it.
+    /// By its webhook id, which includes second bodies that arrived under it.
     Event(String),
 }
 
@@ -22,7 +22,7 @@ impl Subject {
         }
     }
 
-    /// As it is written down.
+    /// As the audit record shows it.
     pub(super) fn describe(&self) -> Value {
         match self {
             Self::Company(id) => json!({"company": id}),
@@ -31,7 +31,7 @@ impl Subject {
         }
     }
 
-    /// Whether the webhook id alone says that an event is about it.
+    /// Whether the webhook id alone tells that an event is about the subject.
     pub(super) fn is_named_by(&self, webhook_id: &str) -> bool {
         match self {
             Self::Company(_) | Self::Resource(_) => false,
@@ -42,7 +42,7 @@ impl Subject {
         }
     }
 
-    /// Whether an event that is not stored yet is about it.
+    /// Whether an event that is not stored yet is about the subject.
     pub(super) fn includes(&self, record: &Record) -> bool {
         match self {
             Self::Company(id) => Text::as_optional(&record.company_id) == Some(id),

@@ -1,4 +1,5 @@
-//! What waits in `webhook_spool`. Only the body says whose it is, so each row is read as a worker does.
+//! Events in `webhook_spool`. Only the body tells what they are about, so each row is read as a worker
+//! does.
 
 use std::collections::HashSet;
 
@@ -29,13 +30,13 @@ pub(super) struct Key {
 
 /// What was found.
 pub(super) struct Matches {
-    /// About the subject.
+    /// Rows about the subject.
     pub(super) rows: Vec<Key>,
-    /// How many may be what stops workers. To read them would stop this as well.
+    /// How many may be poison messages. Reading them could crash this program as well.
     pub(super) unread: i64,
 }
 
-/// Looks through the whole spool.
+/// Searches the whole spool.
 pub(super) async fn find(
     connection: &mut Connection,
     subject: &Subject,
@@ -50,7 +51,7 @@ pub(super) async fn find(
         let page = page(&mut transaction, &last).await?;
         let Some((end, _)) = page.last() else {
             matches.unread = match subject {
-                // It is known without being read.
+                // Its webhook id is enough; the body is not read.
                 Subject::Event(_) => 0,
                 Subject::Company(_) | Subject::Resource(_) => {
                     sqlx::query_scalar("select count(*) from webhook_spool where claims >= $1")
@@ -72,7 +73,7 @@ pub(super) async fn find(
     }
 }
 
-/// The next rows, and what can be read of them without danger.
+/// The next rows, with the bodies that can be read safely.
 async fn page(
     connection: &mut PgConnection,
     after: &Key,
@@ -123,8 +124,8 @@ fn read(row: &PgRow) -> Result<(Key, Option<Work>), sqlx::Error> {
     Ok((key, Some(work)))
 }
 
-/// Which of `$1`, `$2` would be stored as second bodies of others that stay in the spool: those have
-/// come earlier, are due earlier, or a worker has taken them already.
+/// Which of `$1`, `$2` would be stored as second bodies, because another body under the id stays in the
+/// spool that arrived earlier, is due earlier, or is claimed by a worker already.
 const PRECEDED: &str = "
     select s.webhook_id, s.body_sha256
       from webhook_spool s
@@ -138,17 +139,17 @@ const PRECEDED: &str = "
                       and not exists (select from unnest($1::text[], $2::bytea[]) as k (id, hash)
                                        where k.id = o.webhook_id and k.hash = o.body_sha256))";
 
-/// Keeps workers from taking these. Those that a worker has taken are left out: it may be storing them
-/// under their first id at this moment, where the row of a second body would not stop it.
+/// Claims these, so that workers leave them alone. Rows that a worker has claimed are left out: it may be
+/// storing them under their first id at this moment, and the row of a second body would not prevent that.
 const KEEP: &str = "
     select webhook_id, body_sha256 from webhook_spool s
      where (webhook_id, body_sha256) in (select * from unnest($1::text[], $2::bytea[]))
        and not (claims > 0 and due_at > now())
      order by webhook_id, body_sha256 for update skip locked";
 
-/// In the order in which a worker stores: the first body under an id leaves its row under that, each
-/// other one under the id that a worker would give it, and then they go. `$3` says which are second
-/// bodies of others that are not stored yet.
+/// In the order in which a worker stores: the first body under an id leaves its row under that id, each
+/// other one under the id that a worker would give it. Then the spool rows are deleted. `$3` says which are
+/// second bodies of others that are not stored yet.
 const STATEMENTS: [&str; 3] = [
     "insert into events (webhook_id, event_type, body_sha256, received_at, attempted_at, raw,
                          erased_at)
@@ -176,7 +177,7 @@ const STATEMENTS: [&str; 3] = [
       where s.webhook_id = key.webhook_id and s.body_sha256 = key.body_sha256",
 ];
 
-/// Erases these before they are stored. A worker that has taken one of them finds its id taken, and
+/// Erases these before they are stored. If a worker has claimed one of them, it finds the id taken, and
 /// stores nothing.
 pub(super) async fn erase(
     connection: &mut Connection,
@@ -219,7 +220,7 @@ async fn erase_some(
     run.record(connection, changes.collect()).await
 }
 
-/// Those of the rows that a statement chooses.
+/// The rows that a statement selects.
 async fn select<'k>(
     connection: &mut PgConnection,
     statement: &'static str,

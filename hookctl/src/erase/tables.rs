@@ -1,5 +1,4 @@
-//! What is stored: `events`, whose rows stay without what is personal in them, and the typed tables,
-//! whose rows go.
+//! Stored data: rows of `events` stay without their personal data, rows of the typed tables are deleted.
 
 use serde_json::{Value, json};
 use shared::Family;
@@ -15,8 +14,8 @@ use crate::{
 /// The most rows of one transaction: few enough to hold no lock for long.
 const BATCH: usize = 1_000;
 
-/// That a webhook id is `$1`, or that of a second body under it. The range is what an index can find, in
-/// any collation: after the mark come hexadecimal digits.
+/// The condition that a webhook id is `$1`, or that of a second body under it. An index can find this range
+/// in any collation, because hexadecimal digits follow the mark.
 macro_rules! of_event {
     () => {
         "(webhook_id = $1 or (webhook_id > $1 || '#conflict-' and webhook_id < $1 || '#conflict-g'
@@ -24,16 +23,16 @@ macro_rules! of_event {
     };
 }
 
-/// A table with rows of its own about a subject.
+/// A table with rows about a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
     Events,
-    /// A family's, by its name.
+    /// A typed table, by its name.
     Typed(&'static str),
 }
 
 impl Table {
-    /// The typed tables last, so that a row which a worker writes meanwhile is one of a later event.
+    /// The typed tables come last, so that a row which a worker writes meanwhile is from a later event.
     pub(super) fn all() -> impl Iterator<Item = Self> {
         let typed = Family::ALL.into_iter().filter_map(typed_table::name);
         std::iter::once(Self::Events).chain(typed.map(Self::Typed))
@@ -53,7 +52,7 @@ impl Table {
         }
     }
 
-    /// The column that names the subject, and what else has to hold.
+    /// The column that names the subject, and further conditions.
     const fn condition(self, subject: &Subject) -> &'static str {
         match (self, subject) {
             (Self::Events, Subject::Company(_)) => {
@@ -69,7 +68,7 @@ impl Table {
             (Self::Events, Subject::Event(_)) => concat!(of_event!(), " and erased_at is null"),
             (Self::Typed(_), Subject::Company(_)) => "company_id = $1",
             (Self::Typed(_), Subject::Resource(_)) => "id = $1",
-            // Not the row of an event that was swept, whose id another one has got since.
+            // Not the row of a swept event whose id another event has got since.
             (Self::Typed(_), Subject::Event(_)) => concat!(
                 of_event!(),
                 " and not exists (select from events e
@@ -78,7 +77,7 @@ impl Table {
         }
     }
 
-    /// The keys of the rows about the subject, in their order.
+    /// The keys of the rows about the subject, in order.
     pub(super) async fn find(
         self,
         connection: &mut Connection,
@@ -94,7 +93,7 @@ impl Table {
             .await?)
     }
 
-    /// What is written down of a row.
+    /// What the audit record has of a row.
     fn change(self, key: &str) -> Value {
         match self {
             Self::Events => json!({"webhook_id": key, "after": {"event_type": "erased"}}),
@@ -102,7 +101,7 @@ impl Table {
         }
     }
 
-    /// Erases these, in transactions of some, where they are still about the subject. Rows are locked in
+    /// Erases these rows, in several transactions, if they are still about the subject. Rows are locked in
     /// the order in which others lock them.
     pub(super) async fn erase(
         self,

@@ -1,5 +1,5 @@
-//! Carries a plan out: an open loop, so that slow answers do not hide behind requests that were
-//! never sent.
+//! Executes a plan as an open loop: requests are due at fixed times, so slow answers cannot hide behind
+//! requests that were never sent.
 
 use std::{
     sync::{
@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use super::{Plan, Report, report::Tally};
 use crate::delivery::Client;
 
-/// Repetitions are of one of so many last events.
+/// A duplicate repeats one of this many recent events.
 const REPEATED_OF: u64 = 10_000;
 
-/// How long a stop may go unnoticed between two requests.
+/// The longest time until a stop is noticed between two requests.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How far a load has come.
+/// The progress of a load.
 #[derive(Debug, Default)]
 pub struct Progress {
     answered: AtomicU64,
@@ -30,12 +30,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Requests that are over, answered or not.
+    /// Finished requests, answered or not.
     pub fn answered(&self) -> u64 {
         self.answered.load(Relaxed)
     }
 
-    /// Those of them that were refused or not answered.
+    /// Finished requests that were refused or not answered.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
@@ -45,7 +45,7 @@ struct Load {
     plan: Plan,
     started: Instant,
     client: Client,
-    /// One permit for each request whose time has come.
+    /// One permit for each request that is due.
     due: Semaphore,
     requests: AtomicU64,
     events: AtomicU64,
@@ -53,7 +53,8 @@ struct Load {
 }
 
 impl Plan {
-    /// Sends it all, or what is due before `stop`, and waits for the answers to what was sent.
+    /// Sends all requests, or those that are due before `stop`, and waits for the answers to those that
+    /// were sent.
     pub async fn run(self, progress: Arc<Progress>, stop: CancellationToken) -> Report {
         let load = Arc::new(Load {
             started: Instant::now(),
@@ -65,7 +66,7 @@ impl Plan {
             plan: self,
         });
         let pacer = Arc::clone(&load);
-        // A thread, as the runtime's own clock knows only whole milliseconds.
+        // A thread, because the runtime's own timer has a resolution of a millisecond.
         let pacing = tokio::task::spawn_blocking(move || pacer.pace(&stop));
         let mut senders = JoinSet::new();
         for _ in 0..load.plan.connections {
@@ -82,7 +83,7 @@ impl Plan {
 }
 
 impl Load {
-    /// Lets requests go, each at its time.
+    /// Releases requests, each at its time.
     fn pace(&self, stop: &CancellationToken) {
         let mut released = 0;
         while released < self.plan.requests {
@@ -101,11 +102,11 @@ impl Load {
                 thread::sleep(wait.min(LOOK_EVERY));
             }
         }
-        // Past the last request, one for each sender to find out that it is over.
+        // After the last request, one permit for each sender, so that it notices the end.
         self.due.add_permits(self.plan.connections);
     }
 
-    /// Sends one due request after the other.
+    /// Sends due requests one after the other.
     async fn send(self: Arc<Self>) -> Tally {
         let mut tally = Tally::default();
         while let Ok(permit) = self.due.acquire().await {
@@ -117,7 +118,7 @@ impl Load {
             let due = self.plan.due(request);
             let late = self.started.elapsed().saturating_sub(due);
             let Ok(delivery) = self.plan.delivery(self.event()) else {
-                // Checked when the plan was made, and the same for every request.
+                // It was checked when the plan was made, and is the same for every request.
                 break;
             };
             let answer = self.client.post(delivery).await;
@@ -131,7 +132,7 @@ impl Load {
         tally
     }
 
-    /// The number of the event to send: mostly a new one.
+    /// The number of the event to send, usually a new one.
     fn event(&self) -> u64 {
         let events = self.events.load(Relaxed);
         if events > 0 && rand::random_bool(self.plan.duplicates) {

@@ -1,4 +1,4 @@
-//! What a load consists of. Every event follows from the plan and its number.
+//! What a load consists of. The plan and an event's number determine the event.
 
 use std::time::Duration;
 
@@ -8,29 +8,29 @@ use ingest::signature::Key;
 
 use crate::{delivery::Delivery, sample::Sample};
 
-/// What to send, where to and how fast.
+/// What to send, where and how fast.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where to.
+    /// The address.
     pub url: Uri,
-    /// What signs.
+    /// The key that signs.
     pub key: Key,
-    /// Requests a second; more than 0.
+    /// Requests per second; more than 0.
     pub rate: f64,
-    /// How many requests.
+    /// The number of requests.
     pub requests: u64,
     /// How many requests are under way at once, each on a connection of its own.
     pub connections: usize,
     /// The share of requests that repeat an earlier event under its id, 0 to 1.
     pub duplicates: f64,
-    /// What the events are made from, in turn; not empty.
+    /// The samples that the events are made from, in turn; not empty.
     pub samples: Vec<Sample>,
     /// Part of every id, so that the events of two loads are never the same.
     pub name: u64,
 }
 
 impl Plan {
-    /// What the ids of all its events start with.
+    /// The prefix of the ids of all its events.
     pub fn id_prefix(&self) -> String {
         format!("msg_load_{:016x}_", self.name)
     }
@@ -50,7 +50,7 @@ impl Plan {
         Delivery::sign(&self.key, &self.url, &webhook_id, now, self.body(event))
     }
 
-    /// A sample with a resource and an event id of its own, of the same length.
+    /// A sample with its own resource and event id, of the same length.
     fn body(&self, event: u64) -> String {
         let which = usize::try_from(event).unwrap_or_default() % self.samples.len();
         self.samples[which].body_with(&uuid(self.name, event), &uuid(!self.name, event))

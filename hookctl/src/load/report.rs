@@ -1,4 +1,4 @@
-//! What came out of a load.
+//! The result of a load.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -11,13 +11,13 @@ use crate::{
     output,
 };
 
-/// The longest that can be told apart: an hour, in microseconds.
+/// The longest time that is measured exactly: an hour, in microseconds.
 const LONGEST_US: u64 = 3_600_000_000;
 
-/// What came out of a load.
+/// The result of a load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What the ids of its events start with.
+    /// The prefix of the ids of its events.
     pub id_prefix: String,
     /// Requests that were asked for.
     pub planned: u64,
@@ -25,29 +25,29 @@ pub struct Report {
     pub sent: u64,
     /// From the start to the last answer, in seconds.
     pub took_s: f64,
-    /// Requests a second that were asked for.
+    /// The planned requests per second.
     pub planned_rate: f64,
-    /// Requests a second that were sent.
+    /// The requests per second that were sent.
     pub rate: f64,
     /// How they were answered.
     pub answers: Vec<Answered>,
-    /// From the time that a request was due to its 2xx.
+    /// From the time when a request was due to its 2xx.
     pub latency: Latency,
-    /// From that time to its sending, of all. More than a few milliseconds: there were too few
-    /// connections, or this machine was too busy.
+    /// From the time when a request was due to its sending, for all requests. More than a few milliseconds
+    /// means that there were too few connections, or that this machine was too busy.
     pub begun_late: Latency,
 }
 
 /// One kind of answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answered {
-    /// Which.
+    /// The outcome.
     pub outcome: Outcome,
     /// The HTTP status of a refusal.
     pub status: Option<u16>,
-    /// How many.
+    /// The number of such answers.
     pub count: u64,
-    /// What the first of them said.
+    /// The text of the first of them.
     pub detail: String,
 }
 
@@ -61,7 +61,7 @@ pub struct Latency {
     pub max_ms: f64,
 }
 
-/// What one connection saw.
+/// The results of one connection.
 #[derive(Debug)]
 pub(super) struct Tally {
     answers: BTreeMap<Outcome, (u64, Answer)>,
@@ -81,18 +81,18 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// A request that is over.
+    /// Records a finished request.
     pub(super) fn note(&mut self, answer: Answer, late: Duration, latency: Duration) {
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.late_us.saturating_record(us(late));
-        // A refusal is fast where the work is not done, so it would only flatter.
+        // A refusal is fast because the work is not done, so it would make the latencies look better.
         if answer.outcome.is_safe() {
             self.latency_us.saturating_record(us(latency));
         }
         self.answers.entry(answer.outcome).or_insert((0, answer)).0 += 1;
     }
 
-    /// Both together.
+    /// The sum of both.
     pub(super) fn add(&mut self, other: Self) {
         let same = "the bounds are the same";
         self.latency_us.add(other.latency_us).expect(same);

@@ -1,7 +1,7 @@
-//! A batch of events, and the rows that follow from them, in one transaction.
+//! A batch of events and their typed rows, in one transaction.
 //!
-//! Events are read before that, so what they are is looked up again where rows are written, and locked
-//! until the end. So a command that takes events back waits for the rows, and then finds them.
+//! Events are read before that. So their state is checked again when rows are written, and they stay locked
+//! until the end. A command that reverts one of these events waits for the batch, and then finds its rows.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -31,12 +31,12 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(40);
 
-/// Another try finds what has come.
+/// Another try finds new rows, too.
 const MEANWHILE: &str = "events of these rows changed meanwhile";
 
 const WHOLE_TABLE_DEADLINE: Duration = Duration::from_secs(1_800);
 
-/// How many events of the table's family there are to read.
+/// How many events of the table's family have to be read.
 pub(super) async fn count_events(pool: &Pool, table: &Table) -> anyhow::Result<u64> {
     let query =
         sqlx::query_scalar("select count(*) from events where problem is null and event_type ~ $1");
@@ -45,7 +45,7 @@ pub(super) async fn count_events(pool: &Pool, table: &Table) -> anyhow::Result<u
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
-/// How many rows name an event that is not there.
+/// How many rows name an event that does not exist.
 pub(super) async fn count_rows_without_event(pool: &Pool, table: &Table) -> anyhow::Result<i64> {
     let query = sqlx::query_scalar(AssertSqlSafe(format!(
         "select count(*) from {0} t
@@ -65,7 +65,7 @@ async fn count(
     read_all(pool, async |connection| query.fetch_one(connection).await).await
 }
 
-/// Reads what takes as long as the tables are large.
+/// Runs a read whose time depends on the size of the tables.
 async fn read_all<T>(
     pool: &Pool,
     read: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
@@ -81,7 +81,7 @@ async fn read_all<T>(
 /// A row by its id and the event that it names.
 pub(super) type Named = (String, String);
 
-/// The rows whose event is there and not healthy, in the order of the events' ids.
+/// The rows whose event exists and is not healthy, in the order of the events' ids.
 pub(super) async fn find_not_healthy(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
     let query = format!(
         "select t.id, e.webhook_id from {} t join {}.events e on {NAMED}
@@ -95,11 +95,11 @@ pub(super) async fn find_not_healthy(pool: &Pool, table: &Table) -> anyhow::Resu
     found.context("cannot compare the rows with the events")
 }
 
-/// What a batch has changed.
+/// The changes of a batch.
 pub(super) struct Written {
     /// The ids of rows, and what was wrong with each.
     pub(super) changes: Vec<(String, Change)>,
-    /// Events whose resource belongs to another company, by their webhook ids.
+    /// The webhook ids of events whose resource belongs to another company.
     pub(super) strangers: Vec<String>,
 }
 
@@ -107,10 +107,10 @@ pub(super) struct Written {
 pub(super) struct Writer<'a> {
     pool: &'a Pool,
     watch: &'a Watch,
-    /// Who was seen to hold up the last write.
+    /// The session that was seen to hold up the last write.
     holders: Mutex<Vec<Blocker>>,
     table: &'a Table,
-    /// Commit and write that down, or take everything back.
+    /// Commit and record the change; or, without, roll back.
     run: Option<&'a Run>,
 }
 
@@ -130,12 +130,12 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// That the last write has not got a lock, and who was seen to hold it.
+    /// The error that the last write did not get a lock, with the session that held it.
     pub(super) fn lock_holders(&self) -> String {
         said(&self.holders.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs what takes locks, and looks meanwhile who holds them.
+    /// Runs statements that take locks, and watches meanwhile which session holds them.
     async fn watched<T>(
         &self,
         connection: &mut PgConnection,
@@ -180,7 +180,7 @@ impl<'a> Writer<'a> {
             .map_err(TransactionError::from)
     }
 
-    /// Writes the rows of these, whose `typed` is there, where the table needs them.
+    /// Writes the rows of these, whose `typed` is set, if the table needs them.
     pub(super) async fn write(
         &self,
         batch: &[Candidate],
@@ -211,8 +211,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Gives these rows, where their event is still not healthy, the newest state of the healthy events
-    /// of their resource, or removes them if there is none. Answers with their ids.
+    /// Gives these rows, if their event is still not healthy, the newest state of the healthy events of
+    /// their resource, or removes them if there is none. Returns their ids.
     pub(super) async fn replace(
         &self,
         run: &Run,
@@ -273,9 +273,9 @@ impl<'a> Writer<'a> {
         Ok(ids.into_iter().map(str::to_owned).collect())
     }
 
-    /// Those of the events that are healthy, or those that are not. They stay so until the transaction
-    /// ends: they are locked before any typed row and in the order of their ids, as a replay does. What
-    /// is only tried needs no lock.
+    /// Selects from the events those that are healthy, or those that are not. They stay so until the
+    /// transaction ends, because they are locked first, before any typed row and in the order of their ids,
+    /// as in a replay. A trial needs no lock.
     async fn hold(
         &self,
         connection: &mut PgConnection,
@@ -327,7 +327,7 @@ impl<'a> Writer<'a> {
         let (own, strangers) = by_company(typed, current);
         let mut writes = judge(&own, current, &wrong);
         let newest: Vec<&Typed> = writes.values().map(|(typed, _)| *typed).collect();
-        // A worker may have written a row that was not there to be locked.
+        // A worker may have inserted a row that did not exist to be locked.
         let late = families::upsert(connection, &newest).await?;
         if !newest.is_empty() {
             self.table.date(connection, &newest).await?;
@@ -348,13 +348,12 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// The ids of the rows that are not what the events say that they name. They get the company that
-    /// their event names, and their sort key is made the least of all, so that any event of that company
-    /// replaces them.
+    /// The ids of the rows that differ from the event that they name. They get the company that their event
+    /// names and the lowest sort key, so that any event of that company replaces them.
     ///
-    /// The worker's own statement writes the rows that should be there into a temporary table of the
-    /// same name, which hides the real one for as long as the search path says so. The table ends with
-    /// the transaction: behind a pooler another client would find it in place of the real one.
+    /// The worker's own statement writes the rows that should be there into a temporary table of the same
+    /// name, which the search path puts in front of the real one. The table is dropped with the
+    /// transaction, because behind a pooler another client would find it in place of the real one.
     async fn find_wrong(
         &self,
         connection: &mut PgConnection,
@@ -397,8 +396,8 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Those of the company that their resource belongs to, and the others. Without a row that is the
-/// company of the first one.
+/// Splits events into those of the company that owns their resource, and the others. Without a row the
+/// company of the first event owns it.
 fn by_company<'t>(
     typed: &[&'t Typed],
     current: &HashMap<String, Current>,
@@ -413,8 +412,8 @@ fn by_company<'t>(
     })
 }
 
-/// Which rows are to be written, and why: for each resource the newest of its events, where the table
-/// has no row, a wrong one, or an older one.
+/// Which rows have to be written, and why: for each resource the newest of its events, if the table has no
+/// row, a wrong one, or an older one.
 fn judge<'t>(
     typed: &[&'t Typed],
     current: &HashMap<String, Current>,

@@ -1,4 +1,4 @@
-//! What a rebuild found, and how it is shown.
+//! The result of a rebuild, and how it is shown.
 
 use std::{
     collections::{HashMap, hash_map::DefaultHasher},
@@ -16,32 +16,32 @@ use crate::{
 /// Why a row is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Change {
-    /// There was none.
+    /// There was no row.
     Missing,
     /// It has an older state.
     Older,
-    /// It is not what the event says that it names.
+    /// It differs from the event that it names.
     Wrong,
     /// Its event is a dead letter now, or was erased.
     NotHealthy,
 }
 
-/// The first problems, to look at.
+/// The first problems, as examples.
 const EXAMPLES: usize = 10;
 
-/// What became of one table.
+/// The result for one table.
 pub(super) struct Totals {
     table: &'static str,
-    /// Those that were read, each pass included.
+    /// The number of events read, in all passes.
     pub(super) events: u64,
-    /// Why each row was written first, by a hash of its id: millions of rows fit into memory.
+    /// Why each row was first written, by a hash of its id, so that millions of rows fit into memory.
     changed: HashMap<u64, Change>,
     mended_in_this_pass: bool,
     problems: u64,
     examples: Vec<(String, String)>,
-    /// Rows that were left as they are, as their event is not there.
+    /// Rows that stayed as they are because their event does not exist.
     pub(super) rows_without_event: i64,
-    /// Whether all events were looked at.
+    /// Whether all events were read.
     pub(super) is_finished: bool,
 }
 
@@ -89,7 +89,7 @@ impl Totals {
         self.changed.values().filter(|c| **c == change).count()
     }
 
-    /// Whether nothing is left to be done.
+    /// Whether there is nothing left to do.
     pub(super) fn is_fine(&self, kept: bool) -> bool {
         self.problems == 0 && (kept || self.changed.is_empty())
     }

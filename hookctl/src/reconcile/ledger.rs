@@ -1,4 +1,4 @@
-//! Postgres' side of the ledger. Every statement may read whole tables.
+//! The part of the ledger that is in Postgres. Every statement may read whole tables.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{
     typed_tables::{self, Agreement},
 };
 
-/// The ages by which what is not stored is sorted: names, and where each ends, in seconds.
+/// Classes of age for unstored receipts: names, and the end of each in seconds.
 const AGES: [(&str, Option<f64>); 6] = [
     ("under 1m", Some(60.0)),
     ("1m to 5m", Some(300.0)),
@@ -22,7 +22,7 @@ const AGES: [(&str, Option<f64>); 6] = [
     ("over 1d", None),
 ];
 
-/// What is in Postgres.
+/// The counts in Postgres.
 #[derive(Debug, Serialize)]
 pub(super) struct Ledger {
     pub(super) receipts: i64,
@@ -35,12 +35,12 @@ pub(super) struct Ledger {
     pub(super) late: i64,
     /// The first of those.
     pub(super) late_receipts: Vec<LateReceipt>,
-    /// Accepted, nowhere, and written off by an operator.
+    /// Accepted, missing, and written off by an operator.
     pub(super) written_off: i64,
     /// The first of those.
     pub(super) written_off_receipts: Vec<WrittenOff>,
     pub(super) typed_tables: Vec<Agreement>,
-    /// The first ids of second bodies under an id that was taken.
+    /// The first ids of second bodies under a taken id.
     pub(super) second_bodies: Vec<String>,
 }
 
@@ -51,14 +51,14 @@ pub(super) struct Events {
     pub(super) healthy: i64,
     pub(super) dead_letters: i64,
     pub(super) dismissed: i64,
-    /// Accepted while Postgres was away: their receipts came with them.
+    /// Accepted while Postgres was away: a worker added their receipts.
     pub(super) without_dedup: i64,
     /// Without a receipt, which is swept some days after the event is stored.
     pub(super) receipt_swept: i64,
     pub(super) second_bodies: i64,
 }
 
-/// Receipts of about one age.
+/// Receipts of one class of age.
 #[derive(Debug, Serialize)]
 pub(super) struct Bucket {
     pub(super) age: &'static str,
@@ -73,7 +73,7 @@ pub(super) struct LateReceipt {
     /// When RabbitMQ last confirmed it.
     pub(super) published_at: Option<DateTime<Utc>>,
     pub(super) age_s: f64,
-    /// Until then ingest takes a repetition for a duplicate; `None` if it accepts one now.
+    /// Until then ingest treats a retry as a duplicate; `None` if it accepts one now.
     pub(super) duplicate_until: Option<DateTime<Utc>>,
 }
 
@@ -88,7 +88,7 @@ pub(super) struct WrittenOff {
 }
 
 impl Ledger {
-    /// Reads all of it in the caller's transaction, at most `limit` ids of each finding.
+    /// Reads everything in the caller's transaction, at most `limit` ids of each finding.
     pub(super) async fn read(connection: &mut PgConnection, args: &Args) -> anyhow::Result<Self> {
         let limit = args.limit;
         let receipts = sqlx::query_scalar("select count(*) from webhook_receipts")
@@ -125,8 +125,8 @@ impl Ledger {
 
 impl Events {
     async fn count(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        // A worker that adds a missing receipt does so in the transaction that stores the event, and
-        // notes its time for both.
+        // A worker that adds a missing receipt does so in the transaction that stores the event, with the
+        // same time for both.
         let row = sqlx::query(
             "select count(*) as stored,
                     count(*) filter (where problem is null) as healthy,

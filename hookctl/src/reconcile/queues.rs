@@ -1,4 +1,4 @@
-//! How many messages the queues hold.
+//! How many messages are in the queues.
 
 use std::time::Duration;
 
@@ -24,20 +24,21 @@ const DEADLINE: Duration = Duration::from_secs(20);
 #[serde(transparent)]
 pub(super) struct Queues(Vec<Queue>);
 
-/// One of them.
+/// One queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Queue {
     pub(super) name: String,
-    /// Nobody has deleted it.
+    /// The queue exists.
     pub(super) exists: bool,
-    /// Messages that no worker has.
+    /// Messages that no worker has fetched.
     pub(super) ready: u64,
-    /// Messages that workers have in hand; `None` where the management was not asked.
+    /// Messages that workers have not acked yet; `None` if the management API was not asked.
     pub(super) unacknowledged: Option<u64>,
 }
 
 impl Queues {
-    /// As the queues themselves have them now; what workers have in hand they do not tell.
+    /// Counts the ready messages at this moment, from the queues themselves. AMQP does not tell the number
+    /// of unacked messages.
     pub(super) async fn count(broker: &BrokerUrl, topology: &Topology) -> anyhow::Result<Self> {
         let connection = broker::connect(broker, "hookctl").await?;
         let mut queues = Vec::new();
@@ -57,8 +58,9 @@ impl Queues {
         Ok(Self(queues))
     }
 
-    /// Adds what workers have in hand. The management's sample is up to 5 s old: what has been taken
-    /// from a queue since then is in it, and what has come since is among the ready ones.
+    /// Adds the unacked messages. The management API's sample is up to 5 s old: messages that were fetched
+    /// from a queue since then are in the sample, and messages that arrived since then are among the ready
+    /// ones.
     pub(super) async fn add_unacknowledged(
         &mut self,
         management: &Management,
@@ -72,14 +74,15 @@ impl Queues {
             .context("the management lists no queues")?;
         for queue in &mut self.0 {
             let found = sampled.iter().find(|sample| sample["name"] == *queue.name);
-            // A queue that was made just now has no figures yet.
+            // A queue that was created just now has no figures yet.
             let all = found.and_then(|s| s["messages"].as_u64()).unwrap_or(0);
             queue.unacknowledged = Some(all.saturating_sub(queue.ready));
         }
         Ok(())
     }
 
-    /// The most events that can be in RabbitMQ: how many a message holds can only be seen in it.
+    /// The most events that can be in RabbitMQ: the number of events in a message is not visible from
+    /// outside.
     pub(super) fn hold(&self) -> u64 {
         let messages: u64 = self
             .0
@@ -96,7 +99,7 @@ impl Queues {
 
 /// A queue's ready messages; `None` if it does not exist.
 async fn count(connection: &Connection, name: &str) -> Result<Option<u64>, lapin::Error> {
-    // A refusal closes the channel, so each queue has one of its own.
+    // An error closes the channel, so each queue gets a channel of its own.
     let channel = connection.create_channel().await?;
     let options = QueueDeclareOptions {
         passive: true,

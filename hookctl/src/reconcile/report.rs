@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{age, printable::printable};
 
-/// What was found.
+/// The findings.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     verdict: Finding,
-    /// At least so many accepted events are neither stored nor spooled nor in RabbitMQ.
+    /// At least this many accepted events are neither stored nor spooled nor in RabbitMQ.
     missing: i64,
     missing_after_s: u64,
     #[serde(flatten)]
@@ -29,9 +29,9 @@ pub(super) struct Report {
 #[serde(rename_all = "kebab-case")]
 enum Finding {
     Fine,
-    /// Accepted events are nowhere.
+    /// Accepted events are missing.
     Missing,
-    /// Everything is somewhere, and a typed table does not show it.
+    /// No event is missing, but a typed table does not agree.
     Disagreement,
 }
 

@@ -1,7 +1,7 @@
-//! Whether each typed row is what its event says, and the newest state that the events give.
+//! Whether each typed row matches its event, and has the newest state of its resource's events.
 //!
-//! Reads every typed row with the body of its event, and of the other events only those whose resource
-//! has a row of another event. Both in batches, by the keys of the tables.
+//! Reads every typed row with the body of its event, and of the other events only those whose resource has
+//! a row of another event. Both in batches, by the keys of the tables.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -13,18 +13,18 @@ use crate::typed_table::{Candidate, NAMED, Table, key};
 /// Rows or events of one statement.
 const BATCH: i64 = 1_000;
 
-/// A row that is not what its event says.
+/// A row that differs from its event.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Differing {
     pub(super) id: String,
     pub(super) webhook_id: String,
-    /// The columns that have another value than the event gives.
+    /// The columns that differ.
     pub(super) columns: Vec<String>,
-    /// Why the event gives no row to this version.
+    /// Why this version cannot make a row of the event.
     pub(super) problem: Option<String>,
 }
 
-/// What is wrong with the rows of a table.
+/// The findings about the rows of a table.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     pub(super) differing: i64,
@@ -35,8 +35,8 @@ pub(super) struct Findings {
     pub(super) such_outdated: Vec<String>,
 }
 
-/// Compares the rows of a table, and keeps at most `limit` of each finding. Newer states are looked for
-/// among events that were received within `newer_within`.
+/// Compares the rows of a table, and keeps at most `limit` of each finding. Newer states are searched among
+/// events that were received within `newer_within`.
 pub(super) async fn compare(
     connection: &mut PgConnection,
     table: &Table,
@@ -100,8 +100,9 @@ async fn compare_with_own_events(
     }
 }
 
-/// Of the rows, given by their ids and the columns that they should have, those that are another way.
-/// Postgres compares, as it has read both into the same types. Columns of somebody else's are left out.
+/// Of the rows, given by their ids and the columns that they should have, returns those that differ.
+/// Postgres compares, because it has converted both to the same types. Columns that users have added are
+/// ignored.
 async fn differing(
     connection: &mut PgConnection,
     table: &Table,
@@ -173,7 +174,7 @@ async fn outdated(
                 let (own, newest, _) = key(typed);
                 let is_newer = sort_key.as_slice() < newest.as_bytes()
                     && row.try_get::<&str, _>("row_company")? == typed.company_id();
-                // Stored as another resource's, the event is one of which no row can be expected to know.
+                // An event that is stored under another resource cannot be expected to have set this row.
                 if own != id {
                     outdated.insert(own.to_owned());
                 } else if is_newer {

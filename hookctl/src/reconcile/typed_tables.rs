@@ -21,7 +21,7 @@ pub(super) struct Agreement {
     pub(super) rows_without_event: i64,
     /// The first ids of those resources.
     pub(super) such_rows: Vec<String>,
-    /// Rows that are not what their event says.
+    /// Rows that differ from their event.
     pub(super) differing_rows: i64,
     /// The first of those.
     pub(super) such_differing_rows: Vec<Differing>,
@@ -40,11 +40,11 @@ impl Agreement {
     }
 }
 
-/// Compares every typed table, and gives at most `limit` ids of each finding.
+/// Compares every typed table, and returns at most `limit` ids of each finding.
 ///
-/// With a retention of events, only rows of its younger half are expected to have one: what counts
-/// there is when an event was received, and it may have waited long to be stored. A row whose event is
-/// there and not healthy is always one too many.
+/// With a retention of events, only rows of its younger half are expected to have an event. Retention
+/// counts from the receipt of an event, and the event may have been stored much later. A row whose event
+/// exists but is not healthy is always reported.
 pub(super) async fn compare(
     connection: &mut PgConnection,
     event_retention: Retention,

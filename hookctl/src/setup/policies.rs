@@ -1,8 +1,8 @@
-//! Row-level security: a worker's account touches the rows of its family only, and that by which the console
-//! acts changes only events with a problem.
+//! Row-level security: a worker's account can touch only rows of its family, and the console's operator
+//! account can change only events with a problem.
 //!
-//! The tables' owner and superusers are exempt. Everybody else goes on seeing what their grants give
-//! them, by a policy for everybody; those for single accounts only take away.
+//! The tables' owner and superusers are exempt. All other roles keep seeing what their grants allow, by a
+//! policy for everybody; the policies for single accounts only restrict.
 
 use shared::{Family, Program};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -10,7 +10,7 @@ use worker::problem::Kind;
 
 use crate::account::{self, identifier};
 
-/// The policy by which others see what they saw before there were any.
+/// The policy by which other roles see what they saw before.
 const EVERYBODY: &str = "everybody";
 
 /// The tables that have policies, in the order in which services lock them.
@@ -23,9 +23,9 @@ struct Policy {
     /// The account, which is also the policy's name.
     account: String,
     command: String,
-    /// Which rows it sees, as Postgres prints the expression.
+    /// Which rows it can see, as Postgres prints the expression.
     sees: Option<String>,
-    /// Which rows it adds, printed in the same way.
+    /// Which rows it can add, printed in the same way.
     adds: Option<String>,
 }
 
@@ -47,10 +47,10 @@ impl Policy {
     }
 }
 
-/// The policies of all accounts that have some. An event of another family is added only with a problem that withholds
-/// it from a replay, and with the body that its hash is of. So no account makes an event of another
-/// family that an operator would replay with others, and what it stores never counts as another event
-/// whose body is lost.
+/// The policies of all accounts that have some. An event of another family can be added only with a problem
+/// that withholds it from a replay, and with a body that matches its hash. So no account can create an
+/// event of another family that an operator would replay with others, and an event that it stores never
+/// counts as another event whose body is lost.
 fn wanted(prefix: &str) -> Vec<Policy> {
     let workers = Family::ALL.map(|family| {
         let account = account::name(Program::Worker(family), prefix);
@@ -74,7 +74,7 @@ fn wanted(prefix: &str) -> Vec<Policy> {
         };
         [events, spool]
     });
-    // An event that is dismissed before it has a problem would be no dead letter when it gets one.
+    // An event that is dismissed before it has a problem would not become a dead letter when it gets one.
     let operator = Policy {
         table: "events".to_owned(),
         account: account::name(Program::ConsoleOperator, prefix),
@@ -85,7 +85,7 @@ fn wanted(prefix: &str) -> Vec<Policy> {
     workers.into_iter().flatten().chain([operator]).collect()
 }
 
-/// What the problems begin with that a worker withholds from a replay.
+/// The prefixes of the problems with which a replay withholds a worker's event.
 fn withheld() -> String {
     let kinds = [Kind::Misrouted, Kind::Conflict, Kind::Unidentified];
     let beginnings: Vec<&str> = kinds
@@ -96,7 +96,7 @@ fn withheld() -> String {
     format!("^({})", beginnings.join("|"))
 }
 
-/// Whether an event's type is of the family, as [`Family::of`] decides.
+/// Whether an event's type is of the family, by the rule of [`Family::of`].
 fn is_of(family: Family) -> String {
     if let Some(pattern) = family.pattern() {
         return format!("(event_type ~ '{pattern}'::text)");
@@ -108,7 +108,7 @@ fn is_of(family: Family) -> String {
     format!("({})", others.join(" AND "))
 }
 
-/// Those of the wanted policies that are not there as they should be.
+/// The wanted policies that are missing or differ.
 async fn lacking(connection: &mut PgConnection, prefix: &str) -> Result<Vec<Policy>, sqlx::Error> {
     let mut wanted = wanted(prefix);
     let found: Vec<Policy> = sqlx::query_as(
@@ -138,7 +138,7 @@ async fn open_tables(connection: &mut PgConnection) -> Result<Vec<String>, sqlx:
     .await
 }
 
-/// The accounts that may touch more rows than are theirs.
+/// The accounts that can touch rows of others.
 pub(crate) async fn unbound(
     connection: &mut PgConnection,
     prefix: &str,
@@ -154,8 +154,8 @@ pub(crate) async fn unbound(
     Ok(accounts)
 }
 
-/// Makes what is not there. Each statement needs its table alone, so a set-up that has nothing to
-/// change here takes no lock.
+/// Creates what is missing. Each statement needs an exclusive lock on its table, so a setup without changes
+/// here takes no lock.
 pub(super) async fn apply(connection: &mut PgConnection, prefix: &str) -> Result<(), sqlx::Error> {
     let sql = statements(
         &open_tables(&mut *connection).await?,
@@ -167,7 +167,7 @@ pub(super) async fn apply(connection: &mut PgConnection, prefix: &str) -> Result
     Ok(())
 }
 
-/// All statements, as a database without any policy needs them.
+/// All statements, as for a database without any policy.
 pub(super) fn script(prefix: &str) -> String {
     statements(&TABLES.map(str::to_owned), &wanted(prefix))
 }
@@ -175,7 +175,7 @@ pub(super) fn script(prefix: &str) -> String {
 fn statements(open: &[String], policies: &[Policy]) -> String {
     let mut sql = String::new();
     for table in TABLES {
-        // Where somebody else has turned it on, what their policies let everybody see stays so.
+        // If somebody else has enabled it, everything that their policies let everybody see stays visible.
         if open.iter().any(|open| open == table) {
             sql.push_str(&format!(
                 "alter table {table} enable row level security;\n\

@@ -21,25 +21,25 @@ use crate::{
 /// What the accounts may do, with variables for names.
 pub(crate) const GRANTS: &str = include_str!("grants.sql");
 
-/// What comes to it where old events are to be swept.
+/// The additional rights if old events are to be swept.
 const SWEEP_GRANT: &str = include_str!("sweep_grant.sql");
 
-/// What comes to it where typed rows are to be swept.
+/// The additional rights if typed rows are to be swept.
 const TYPED_ROW_SWEEP: &str = include_str!("typed_row_sweep.sql");
 
-/// Only one set-up of a database at a time; any number will do that nobody else uses.
+/// Only one setup of a database runs at a time. Any number will do that nobody else uses.
 const LOCK: &str = "select pg_advisory_xact_lock(7236839910421)";
 
-/// While it waits for a table, everything that comes after it waits as well. So it waits for a moment
-/// only, and is then to be tried again.
+/// While it waits for a table lock, all later transactions on the table wait as well. So it waits only
+/// briefly, and is tried again.
 const APPLYING: TransactionMode = CHANGING.lock_timeout(Duration::from_millis(500));
 
-/// What the accounts are given besides a name and a password.
+/// Settings of the accounts besides name and password.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Terms {
     /// How many connections each may have.
     pub(super) connections: i64,
-    /// What is to be swept.
+    /// What may be swept.
     pub(super) retention: RetentionArgs,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Place {
     pub(super) database: String,
     /// The schema with the tables.
     pub(super) schema: String,
-    /// The role that we are.
+    /// The role that runs the setup.
     pub(super) role: String,
 }
 
@@ -85,7 +85,7 @@ pub(super) async fn existing(
     Ok(names.into_iter().collect())
 }
 
-/// Refuses accounts that can do more than anything granted here, by what they are.
+/// Refuses accounts whose attributes allow more than anything granted here.
 pub(super) async fn check_existing(
     connection: &mut PgConnection,
     prefix: &str,
@@ -110,7 +110,7 @@ pub(super) async fn check_existing(
     Ok(())
 }
 
-/// Fails unless we may grant rights on everything: Postgres only warns about what it leaves out.
+/// Fails unless we may grant rights on everything: Postgres only warns about grants that it leaves out.
 pub(super) async fn check_ownership(
     connection: &mut PgConnection,
     place: &Place,
@@ -135,7 +135,7 @@ pub(super) async fn check_ownership(
     Ok(())
 }
 
-/// Makes the accounts and gives each its rights and password, all of it or nothing.
+/// Creates the accounts and gives each its rights and password, in one transaction.
 pub(super) async fn apply(
     connection: &mut Connection,
     place: &Place,
@@ -189,7 +189,7 @@ async fn apply_on(
         .execute(&mut *connection)
         .await
         .context("cannot grant rights")?;
-    // Last, as it holds up everybody else until the commit.
+    // Last, because it blocks everybody else until the commit.
     policies::apply(connection, prefix).await.context(
         "cannot bind the workers' accounts to their families, which needs the tables events and \
          webhook_spool for a moment alone",
@@ -203,7 +203,7 @@ async fn apply_on(
     Ok(())
 }
 
-/// An owner of the tables need not be the owner of what they are in.
+/// The owner of the tables need not own the schema and the database.
 async fn check_reach(
     connection: &mut PgConnection,
     place: &Place,
@@ -228,7 +228,7 @@ async fn check_reach(
     Ok(())
 }
 
-/// What an account can do, as Postgres sees it: each table with the kinds of rights.
+/// What an account can do, as Postgres reports it: each table with the kinds of rights.
 pub(super) async fn rights(
     connection: &mut PgConnection,
     account: &str,
@@ -257,8 +257,8 @@ pub(super) enum Login {
     Forbidden,
 }
 
-/// Creates or changes the role, up to its password. Nothing but the right to log in: all other rights
-/// are granted.
+/// Creates or changes the role, except its password. It gets only the right to log in; all other rights are
+/// granted.
 pub(super) fn role(name: &str, exists: bool, login: Login, terms: Terms) -> String {
     let verb = if exists { "alter" } else { "create" };
     let login = match login {
@@ -272,7 +272,7 @@ pub(super) fn role(name: &str, exists: bool, login: Login, terms: Terms) -> Stri
     )
 }
 
-/// Adds a salted hash with which nobody can log in, in case Postgres logs statements.
+/// Adds a salted hash that is no use for a login, in case Postgres logs statements.
 fn with_password(role: String, password: &SecretString) -> String {
     let verifier = scram_sha_256(password.expose_secret().as_bytes());
     format!("{role} password '{verifier}'")
@@ -302,8 +302,7 @@ fn names(prefix: &str) -> Vec<String> {
         .to_vec()
 }
 
-/// The tables and views that the grants are about: those of the first `revoke`, which names them
-/// all.
+/// The tables and views that the grants are about: those of the first `revoke`, which names all of them.
 fn relations() -> Vec<&'static str> {
     let all = GRANTS
         .split_once("revoke all on\n")
@@ -342,7 +341,7 @@ mod tests {
         let sql = with_password("create role x login".into(), &"correct-horse".into());
         assert!(sql.starts_with("create role x login password 'SCRAM-SHA-256$4096:"));
         assert!(!sql.contains("correct"));
-        // The verifier's own alphabet has nothing that would end the literal.
+        // The verifier's alphabet has no character that would end the literal.
         assert_eq!(sql.matches(['\'', '\\']).count(), 2);
     }
 

@@ -11,11 +11,12 @@ use crate::{
     management::{Management, encode},
 };
 
-/// A replica has one connection. While RabbitMQ believes in broken ones, it opens others beside them.
+/// A replica has one connection. While RabbitMQ has not noticed that a connection is broken, the replica
+/// opens another one.
 pub(super) const CONNECTIONS: u16 = 4;
 
-/// Creates a user with this tag only, or sets its tags, and gives it its password, its limit of
-/// connections and its permissions on the virtual host.
+/// Creates a user with only this tag, or sets its tags. Sets its password, its limit of connections and its
+/// permissions on the virtual host.
 pub(super) async fn apply(
     management: &Management,
     vhost: &str,

@@ -1,4 +1,4 @@
-//! What a setup changes in Postgres, as it is written down in `operator_actions`.
+//! The changes of a setup in Postgres, as recorded in `operator_actions`.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +18,9 @@ pub(super) struct State {
 
 struct Account {
     exists: bool,
-    /// Only the two accounts of the console may be without a password, and then they cannot.
+    /// Only the two accounts of the console may have no password, and then they cannot log in.
     can_log_in: bool,
-    /// By table, as [`postgres::rights`] has them.
+    /// By table, as in [`postgres::rights`].
     rights: BTreeMap<String, String>,
 }
 
@@ -64,7 +64,7 @@ impl State {
         })
     }
 
-    /// What is another way now. Every account is among them, as each that can log in gets its password.
+    /// What has changed. It includes every account that can log in, because each gets its password.
     pub(super) fn changes_to(&self, after: &Self) -> Vec<Value> {
         let mut changes = Vec::new();
         if self.migration != after.migration {

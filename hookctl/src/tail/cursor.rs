@@ -1,15 +1,15 @@
-//! How far a tail has come.
+//! The position of a tail.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// `stored_at` is the time at which a worker's transaction began, and a row shows only after its
-/// commit: a later row may have an earlier time. Workers give a transaction up after 30 s.
+/// `stored_at` is the time when a worker's transaction began, and a row becomes visible when it commits: a
+/// row that becomes visible later may have an earlier time. Workers end a transaction after 30 s.
 const LATE: TimeDelta = TimeDelta::seconds(60);
 
-/// How far a tail has come: whatever was stored since some time before the newest event is looked at
-/// again, and what was seen of it is remembered.
+/// The position of a tail: each poll reads again all events that were stored since some time before the
+/// newest one, and remembers which it has shown.
 #[derive(Debug)]
 pub(super) struct Cursor {
     newest: DateTime<Utc>,
@@ -17,12 +17,13 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Everything that was stored from this time on is new.
+    /// All events that were stored from this time on are new.
     pub(super) fn from(time: DateTime<Utc>) -> Self {
         Self::after(time + LATE)
     }
 
-    /// Everything is new that shows after this time, and so may have been stored a little before.
+    /// All events are new that become visible after this time, so they may have been stored a little
+    /// earlier.
     pub(super) fn after(time: DateTime<Utc>) -> Self {
         Self {
             newest: time,
@@ -35,14 +36,13 @@ impl Cursor {
         self.newest - LATE
     }
 
-    /// Notes an event; whether it was new.
+    /// Remembers an event; returns whether it was new.
     pub(super) fn pass(&mut self, webhook_id: String, stored_at: DateTime<Utc>) -> bool {
         self.newest = self.newest.max(stored_at);
         self.seen.insert(webhook_id, stored_at).is_none()
     }
 
-    /// Forgets what will not be looked at again. Not in the middle of a look, whose lower bound is
-    /// an older one.
+    /// Forgets events that no later poll reads. Not during a poll, whose lower bound is older.
     pub(super) fn forget(&mut self) {
         let bound = self.lower_bound();
         self.seen.retain(|_, stored_at| *stored_at >= bound);

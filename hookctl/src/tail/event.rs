@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::printable::printable;
 
-/// What is shown of an event.
+/// The columns that are shown of an event.
 #[derive(Debug, Serialize, sqlx::FromRow)]
 pub(super) struct Event {
     pub(super) webhook_id: String,
@@ -24,7 +24,7 @@ impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stored_at = self.stored_at.to_rfc3339_opts(SecondsFormat::Millis, true);
         let lag_ms = (self.stored_at - self.received_at).num_milliseconds();
-        // Senders choose these texts.
+        // These texts come from senders.
         let shown = |text: &str| printable(text, false);
         let or_none = |text: &Option<String>| text.as_deref().map_or("-".to_owned(), shown);
         write!(

@@ -1,4 +1,4 @@
-//! Events as the rows that they would set.
+//! Events with the rows that they would set.
 
 use shared::{AcceptedEvent, Companies, EventType, message::Receipt};
 use sqlx::{Row as _, postgres::PgRow};
@@ -18,7 +18,7 @@ pub(crate) struct Candidate {
 }
 
 impl Candidate {
-    /// What is to be selected from `events e`.
+    /// The columns to select from `events e`.
     pub(crate) const COLUMNS: &str = "e.webhook_id, e.event_type, e.raw, e.payload::text as json,
         e.body_sha256, e.received_at, array_to_string(e.secret_companies, ' ') as companies";
 

@@ -1,4 +1,4 @@
-//! Changes of typed rows, as they are written down.
+//! Changes of typed rows, for the audit record.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,11 +7,11 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Current, Table};
 
-/// What was written down before and after by value; of the other columns only the names, as their
-/// values are those of bodies.
+/// The columns that are recorded with their values before and after. Of the other columns only the names
+/// are recorded, because their values come from bodies.
 const SHOWN: [&str; 2] = ["webhook_id", "stored_at"];
 
-/// What became of these rows since they were locked.
+/// What happened to these rows since they were locked.
 pub(crate) async fn describe(
     connection: &mut PgConnection,
     table: &Table,
@@ -48,7 +48,7 @@ fn shown(row: &Value) -> Value {
         .into()
 }
 
-/// The columns that are not the same any more, of a row that was there and is.
+/// The columns that differ, of a row that existed before and still exists.
 fn differing<'r>(before: Option<&'r Value>, after: Option<&Value>) -> Vec<&'r str> {
     let (Some(Value::Object(before)), Some(after)) = (before, after) else {
         return Vec::new();

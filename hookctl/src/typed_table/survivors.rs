@@ -1,4 +1,4 @@
-//! The healthy events that can set rows whose own event is a dead letter now or was erased.
+//! The healthy events that can set rows whose own event was erased or is a dead letter now.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,19 +10,19 @@ use worker::families::{self, SortKey, Typed};
 
 use super::{Candidate, Current, Table, describe, key, newest};
 
-/// Appends to a query on `events e` which of them may set a row, besides that they are healthy.
+/// Appends the condition for which healthy events `e` may set a row.
 pub(crate) type Trust<'a> = &'a (dyn Fn(&mut QueryBuilder<Postgres>) + Sync);
 
-/// For each resource of one table its events that may set its row. They are looked for once, before
-/// anything is locked: without an index of resources that reads all of `events`.
+/// For each resource of one table the events that may set its row. They are read once, before anything is
+/// locked: without an index on resources this reads all of `events`.
 #[derive(Debug)]
 pub(crate) struct Survivors {
     known: HashMap<String, Known>,
-    /// By Postgres' clock. What is stored later is not among the known ones.
+    /// By Postgres' clock. Events that are stored later are not among the known ones.
     as_of: DateTime<Utc>,
 }
 
-/// Of one resource.
+/// The events of one resource.
 #[derive(Debug, Default)]
 struct Known {
     /// The healthy event with the newest state, for each company that events name.
@@ -32,14 +32,14 @@ struct Known {
 }
 
 impl Known {
-    /// The event that was the newest when it was looked, for a row of this company.
+    /// The event that was the newest when they were read, for a row of this company.
     fn expected(&self, company: &str) -> Option<&str> {
         let any = || self.newest.values().max();
         let found = self.newest.get(company).or_else(any);
         found.map(|(_, webhook_id)| &**webhook_id)
     }
 
-    /// All that may be the newest by now.
+    /// All events that may be the newest by now.
     fn ids(&self) -> impl Iterator<Item = &str> {
         let newest = self.newest.values().map(|(_, webhook_id)| &**webhook_id);
         newest.chain(self.dead_letters.iter().map(String::as_str))
@@ -92,15 +92,15 @@ impl Survivors {
         Ok(Self { known, as_of })
     }
 
-    /// Those of a resource.
+    /// The events of a resource.
     pub(crate) fn ids(&self, resource: &str) -> impl Iterator<Item = &str> {
         self.known.get(resource).into_iter().flat_map(Known::ids)
     }
 }
 
-/// Locks events, before any typed row and in the order in which replays and rebuilds lock them. So what
-/// they are stays true until the transaction ends, and a command that takes one of them back waits, and
-/// then finds the row that it has set.
+/// Locks events, before any typed row and in the order in which replays and rebuilds lock them. So their
+/// state stays true until the transaction ends. A command that reverts one of them waits, and then finds
+/// the row that it has set.
 pub(crate) async fn lock_events(
     connection: &mut PgConnection,
     ids: &[&str],
@@ -112,23 +112,23 @@ pub(crate) async fn lock_events(
     Ok(())
 }
 
-/// How computing rows again ended.
+/// The result of computing rows again.
 pub(crate) enum Ended {
     Done(Recomputed),
-    /// These events have come meanwhile and are the newest ones. They have to be locked first.
+    /// These events have arrived meanwhile and are the newest ones. They have to be locked first.
     NotLocked(Vec<String>),
     /// The newest event of this resource is not healthy any more, and older ones are not known.
     Outdated(String),
 }
 
-/// What became of the rows.
+/// What happened to the rows.
 #[derive(Default)]
 pub(crate) struct Recomputed {
-    /// They show another event's state now.
+    /// Rows that now have another event's state.
     pub(crate) recomputed: usize,
-    /// No healthy event explained them any more.
+    /// Rows that were removed because no healthy event was left for them.
     pub(crate) removed: usize,
-    /// As they are written down.
+    /// The changes for the audit record.
     pub(crate) changes: Vec<Value>,
 }
 
@@ -142,8 +142,8 @@ pub(crate) struct Recomputing<'a> {
 }
 
 impl Recomputing<'_> {
-    /// Gives these rows, which are locked and as `current` has them, the newest state of the healthy
-    /// events, or removes them if there is none. A row keeps its company if an event of that is left.
+    /// Gives these rows, which are locked and given in `current`, the newest state of the healthy events,
+    /// or removes them if there is none. A row keeps its company if an event of that company is left.
     pub(crate) async fn apply(
         &self,
         connection: &mut PgConnection,
@@ -195,7 +195,7 @@ impl Recomputing<'_> {
         let (kept, companies): (Vec<&str>, Vec<&str>) = (typed.iter())
             .map(|typed| (typed.id(), typed.company_id()))
             .unzip();
-        // Any state of the same company replaces one with the least of all keys.
+        // With the lowest of all keys, any state of the same company replaces it.
         let least = format!(
             "update {} t set sort_key = '', company_id = kept.company_id
                from unnest($1::text[], $2::text[]) as kept (id, company_id) where t.id = kept.id",
@@ -215,8 +215,8 @@ impl Recomputing<'_> {
         self.table.date(connection, typed).await
     }
 
-    /// The healthy events that can set these rows. The rows are locked, so what is not stored yet
-    /// comes after this and compares with the row that this leaves.
+    /// The healthy events that can set these rows. The rows are locked, so an event that is not stored yet
+    /// comes later and is compared with the row that this leaves.
     async fn candidates(
         &self,
         connection: &mut PgConnection,
@@ -232,7 +232,8 @@ impl Recomputing<'_> {
         query.push(") and e.problem is null");
         (self.trust)(&mut query);
         query.push(" union all ").push(&select);
-        // Transactions that began before the look and committed after it are not minutes long.
+        // A transaction that began before the events were read and committed afterwards does not last for
+        // minutes.
         query.push("e.stored_at > ").push_bind(self.survivors.as_of);
         query.push(" - interval '5 minutes' and e.problem is null and e.resource_id = any(");
         query.push_bind(rows).push(") and e.event_type ~ ");

@@ -1,5 +1,5 @@
-//! An event that has stopped workers, replayed in a process of its own: whatever it does there, a
-//! stack overflow, all the memory, a loop without end, the replay of the others goes on.
+//! Replays a poison message in a process of its own, so that a stack overflow, running out of memory or an
+//! endless loop does not stop the replay of the others.
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -14,20 +14,20 @@ use tokio::{process::Command, time::timeout};
 
 use crate::actions::Run;
 
-/// Above that of a transaction, which the child may have to repeat.
+/// Longer than the limit of a transaction, which the child may have to repeat.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// How to replay one event.
 pub(super) struct Child<'a> {
     pub(super) database: &'a DatabaseArgs,
-    /// Of which it is a part; `None` only tries.
+    /// The run that it belongs to; `None` for a trial.
     pub(super) run: Option<&'a Run>,
     pub(super) include_withheld: bool,
     pub(super) any_company: bool,
 }
 
 impl Child<'_> {
-    /// Replays it. An error says that it is not the event's fault.
+    /// Replays it. An error means that the event is not the cause.
     pub(super) async fn replay(&self, webhook_id: String) -> anyhow::Result<Replayed> {
         let mut command = Command::new(std::env::current_exe().context("where is hookctl?")?);
         command
@@ -37,7 +37,7 @@ impl Child<'_> {
             .args(self.run.map(|run| format!("--run={}", run.id())))
             .args(self.include_withheld.then_some("--include-withheld"))
             .args(self.any_company.then_some("--any-company"))
-            // Not on its command line, which everybody can read.
+            // Not on the command line, which every user of the machine can read.
             .envs(self.database.environment())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -63,7 +63,7 @@ impl Child<'_> {
             Some(PANICKED) => return Ok(self.stopped(webhook_id, "panicked".to_owned())),
             _ => bail!("{}", String::from_utf8_lossy(&output.stderr).trim()),
         }
-        // Without a line it was no dead letter any more when the child looked.
+        // Without a line, the event was no dead letter any more when the child read it.
         let line = String::from_utf8_lossy(&output.stdout);
         match line.lines().last() {
             Some(line) => serde_json::from_str(line).context("the child printed something else"),

@@ -1,4 +1,4 @@
-//! What became of a dead letter, or would, as it is printed.
+//! What a replay did to a dead letter, or would do, as it is printed.
 
 use std::{io, io::Write};
 
@@ -16,7 +16,7 @@ pub(super) fn print_json(replayed: &Replayed) -> io::Result<()> {
     writeln!(out)
 }
 
-/// `finished`: all were looked at.
+/// `finished`: all selected dead letters were tried.
 pub(super) fn print(totals: &Totals, kept: bool, finished: bool) -> io::Result<()> {
     let rows: Vec<_> = totals
         .iter()

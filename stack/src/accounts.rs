@@ -1,4 +1,4 @@
-//! The accounts that services run under, made by the real `hookctl setup`.
+//! The accounts that services run under, created by the real `hookctl setup`.
 
 use std::path::Path;
 
@@ -10,15 +10,15 @@ use crate::process::{Process, Spec};
 use crate::programs::Programs;
 use crate::stores::{Login, OwnerUrls, Stores};
 
-/// What the accounts' names start with, as the services' own default has it.
+/// The prefix of the accounts' names, the same as the services' default.
 const PREFIX: &str = "pleo";
 
-/// An account for each service, with a password made up here.
+/// An account for each service, with a random password.
 #[derive(Debug, Clone)]
 pub struct Accounts(Vec<(Program, Login)>);
 
 impl Accounts {
-    /// New passwords, which hold once [`Accounts::set_up`] is through.
+    /// New passwords. They are valid after [`Accounts::set_up`].
     pub fn random() -> Self {
         Self(
             Program::ACCOUNTS
@@ -51,7 +51,7 @@ impl Accounts {
             .await
     }
 
-    /// As [`Accounts::set_up`], for stores that the owner reaches at these addresses.
+    /// The same as [`Accounts::set_up`], for stores that the owner reaches at these addresses.
     ///
     /// # Errors
     /// As [`Accounts::set_up`].

@@ -13,7 +13,7 @@ use crate::process::PidFile;
 use crate::progress::note;
 use crate::small_disk;
 
-/// Others may pass through, which the account of Postgres has to, but not look.
+/// Other accounts may pass through the folder, because the account of Postgres has to, but not list it.
 const MODE: u32 = 0o711;
 const RUN_PREFIX: &str = "run-";
 
@@ -21,7 +21,7 @@ const RUN_PREFIX: &str = "run-";
 #[derive(Debug)]
 pub struct Base {
     path: PathBuf,
-    /// Deletes a temporary folder at the end; before the lock in order, so that it drops first.
+    /// Deletes a temporary folder at the end. It comes before the lock so that it is dropped first.
     _temporary: Option<TempDir>,
     _lock: File,
 }
@@ -57,7 +57,7 @@ impl Base {
     /// When it cannot be created or locked.
     pub fn temporary() -> Result<Self> {
         let parent = parent()?;
-        // Held until the new folder is locked: a neighbour could sweep it away before.
+        // Held until the new folder is locked: otherwise another run could sweep the folder away.
         let _sweeping = sweep(&parent)?;
         let folder = tempfile::Builder::new()
             .prefix(RUN_PREFIX)
@@ -65,7 +65,7 @@ impl Base {
             .tempdir_in(&parent)
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         let path = folder.path().to_owned();
-        // The umask may have taken away what the account of Postgres needs.
+        // The umask may have removed the bits that the account of Postgres needs.
         fs::set_permissions(&path, Permissions::from_mode(MODE))?;
         let lock = try_lock(&path)?.context("a new folder is locked already")?;
         Ok(Self {
@@ -90,7 +90,7 @@ impl Base {
         Ok(path)
     }
 
-    /// Deletes every folder inside, after killing what a crashed stack left running there.
+    /// Deletes every folder inside, after killing processes that a crashed stack left running there.
     ///
     /// # Errors
     /// When something cannot be deleted.
@@ -107,7 +107,7 @@ impl Base {
     }
 }
 
-/// Creates a folder, unless it exists, that `MODE` applies to.
+/// Creates a folder with the mode [`MODE`], unless it exists.
 ///
 /// # Errors
 /// When it cannot be created, or belongs to another user, who could then swap its contents.
@@ -134,7 +134,7 @@ pub(crate) fn parent() -> Result<PathBuf> {
     Ok(PathBuf::from(format!("/var/tmp/pleo-webhooks-{name}")))
 }
 
-/// The workspace's name for people and a hash of its path, so that two clones do not collide.
+/// The workspace's name and a hash of its path, so that two clones do not collide.
 fn name_of(workspace: &Path) -> String {
     let mut hasher = DefaultHasher::new();
     workspace.hash(&mut hasher);
@@ -142,7 +142,7 @@ fn name_of(workspace: &Path) -> String {
     format!("{name}-{:08x}", hasher.finish() >> 32)
 }
 
-/// `None` when somebody else holds the lock.
+/// `None` if another process holds the lock.
 fn try_lock(folder: &Path) -> Result<Option<File>> {
     let path = folder.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -153,10 +153,10 @@ fn try_lock(folder: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Deletes the folders that crashed runs left behind, and kills what still runs in them.
+/// Deletes the folders that crashed runs left behind, and kills processes that still run in them.
 ///
 /// # Errors
-/// When the folder above them is out of reach.
+/// When the parent folder cannot be read.
 pub fn sweep_abandoned() -> Result<()> {
     sweep(&parent()?).map(drop)
 }
@@ -174,14 +174,14 @@ fn sweep(parent: &Path) -> Result<File> {
         }
         if let Ok(Some(_lock)) = try_lock(&entry.path()) {
             kill_leftovers(&entry.path());
-            // What cannot be deleted now will be tried again by the next stack.
+            // If it cannot be deleted now, the next stack tries again.
             drop(fs::remove_dir_all(entry.path()));
         }
     }
     Ok(sweeping)
 }
 
-/// Kills what a crashed stack may have left running in its folder, and unmounts what it mounted.
+/// Kills processes that a crashed stack left running in its folder, and unmounts its mounts.
 fn kill_leftovers(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -1,9 +1,9 @@
-//! The benchmark: how near the pipeline comes to what HTTP server, broker and database can do on the
+//! The benchmark: how close the pipeline comes to the limits of HTTP server, broker and database on the
 //! same machine, in the same minutes.
 //!
-//! Everything is measured in rounds, each with the limits first, so that a machine that gets slower
-//! or faster meanwhile changes both sides of a ratio. Every answer is checked, and in the end
-//! everything accepted must be stored; otherwise there are no figures.
+//! Everything is measured in rounds, each with the limits first, so that a machine that gets slower or
+//! faster meanwhile changes both sides of a ratio. Every answer is checked, and in the end every accepted
+//! event must be stored; otherwise there are no figures.
 
 mod connection;
 mod grown;
@@ -31,85 +31,85 @@ use crate::packages::Packages;
 use crate::programs::Programs;
 use crate::progress::Progress;
 
-/// The loads of a closed loop, by connections.
+/// Closed loops, by number of connections.
 const CONNECTIONS: [usize; 4] = [1, 64, 256, 1_024];
-/// Those of them over which everything is measured from the request to the row.
+/// The numbers of connections over which everything is measured from the request to the row.
 const END_TO_END: [usize; 2] = [USUAL, 256];
-/// Shares of repetitions.
+/// Shares of duplicates.
 const DUPLICATES: [f64; 2] = [0.1, 0.9];
-/// Shares of the highest rate in an open loop, over as many connections as reached it.
+/// Shares of the highest rate in an open loop, over the number of connections that reached it.
 const SHARES: [f64; 3] = [0.25, 0.5, 0.75];
-/// Connections where one number has to do.
+/// Connections of the measurements that use only one number.
 const USUAL: usize = 64;
-/// How long a queue is filled before it is looked at again.
+/// How long a queue is filled before its length is read again.
 const FILL_FOR: Duration = Duration::from_secs(2);
 
-/// How much is measured.
+/// The extent of the measurement.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// How often everything is measured, with grown tables too.
+    /// The number of rounds, also with grown tables.
     pub rounds: u32,
-    /// For how long each load lasts; its first second is not counted.
+    /// Duration of each load; its first second is not counted.
     pub slice: Duration,
     /// How many events are drained from the queue, at least.
     pub drained: u64,
     /// Rows already in the tables, ascending.
     pub grown: Vec<u64>,
-    /// The workspace's folder, where what users would write instead is measured too.
+    /// The workspace's folder, if the Node implementation is measured too.
     pub peers: Option<PathBuf>,
 }
 
-/// One measurement of everything.
+/// One round of all measurements.
 #[derive(Debug, Clone, Serialize)]
 pub struct Round {
-    /// The yardsticks.
+    /// The limits.
     pub limits: Limits,
-    /// Closed loops by connections.
+    /// Closed loops by number of connections.
     pub accepted: Vec<(usize, Outcome)>,
-    /// Closed loops by share of repetitions.
+    /// Closed loops by share of duplicates.
     pub repeated: Vec<(f64, Outcome)>,
     /// Open loops by share of the highest rate.
     pub paced: Vec<(f64, Outcome)>,
-    /// Events a second that one and two workers took from a full queue.
+    /// Events per second that one and two workers consumed from a full queue.
     pub drained: [f64; 2],
-    /// From request to row, by connections.
+    /// From request to row, by number of connections.
     pub end_to_end: Vec<(usize, EndToEnd)>,
     /// From receipt to storage at half of the first of these rates.
     pub lag: Lag,
-    /// What a user would write instead, where that is measured.
+    /// The Node implementation, if it is measured.
     pub peer: Option<PeerRound>,
 }
 
-/// Some of it with tables that have grown.
+/// Some of the measurements with grown tables.
 #[derive(Debug, Clone, Serialize)]
 pub struct Grown {
     /// Rows in the tables.
     pub rows: u64,
-    /// The yardsticks at that time, on tables of their own that have not grown.
+    /// The limits at that time, with tables of their own that have not grown.
     pub limits: Limits,
-    /// Events accepted a second over 64 connections, once for each round.
+    /// Events accepted per second over 64 connections, for each round.
     pub accepted: Vec<f64>,
-    /// Events a second that one worker took from a full queue, of each round.
+    /// Events per second that one worker consumed from a full queue, for each round.
     pub drained: Vec<f64>,
-    /// Events a second from request to row, of each round.
+    /// Events per second from request to row, for each round.
     pub end_to_end: Vec<f64>,
 }
 
-/// Everything that was measured. Its display is a table of medians and ratios.
+/// All measurements. The display is a table of medians and ratios.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// In the order of time.
+    /// In order of time.
     pub rounds: Vec<Round>,
-    /// By rows.
+    /// By number of rows.
     pub grown: Vec<Grown>,
-    /// Events accepted and stored in all.
+    /// The total number of events accepted and stored.
     pub events: u64,
 }
 
 /// Measures; the services' logs go to `folder`.
 ///
 /// # Errors
-/// When anything was answered wrongly or not stored: then there are no figures.
+/// When any answer was wrong or any event was not stored: then there are no figures.
 pub async fn run(
     packages: &Packages,
     programs: Programs,
@@ -160,7 +160,7 @@ pub async fn run(
     })
 }
 
-/// A round of both. Who comes first takes turns, as the machine may get slower or faster meanwhile.
+/// A round of both. They take turns in going first, because the machine may get slower or faster meanwhile.
 async fn rotated(
     pipeline: &mut Pipeline,
     peer: Option<&mut Peer>,

@@ -1,4 +1,4 @@
-//! Debian's Chromium and its driver, for tests of pages as browsers show them.
+//! Debian's Chromium and its driver, for browser tests of pages.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ const CHROMIUM: &str = "/usr/bin/chromium";
 const DRIVER: &str = "/usr/bin/chromedriver";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// No window, nothing in the background, and no sandbox of its own, which root cannot have.
+/// No window, no background work, and no sandbox, because root cannot have one.
 const ARGUMENTS: [&str; 8] = [
     "--headless=new",
     "--no-sandbox",
@@ -31,7 +31,7 @@ const ARGUMENTS: [&str; 8] = [
     "--no-first-run",
 ];
 
-/// A running driver, which starts browsers when it is asked to.
+/// A running driver, which starts browsers on request.
 #[derive(Debug)]
 pub struct Driver {
     address: SocketAddr,
@@ -39,13 +39,13 @@ pub struct Driver {
     process: Process,
 }
 
-/// Whether both programs are there.
+/// Whether both programs are installed.
 pub fn is_installed() -> bool {
     Path::new(CHROMIUM).exists() && Path::new(DRIVER).exists()
 }
 
-/// Installs both if they are missing and we may. Where they cannot be had, the tests that need them
-/// say so and are skipped: not every machine has the room.
+/// Installs both if they are missing and we have the rights. If they cannot be installed, the tests that
+/// need them print that and are skipped: not every machine has the disk space.
 pub async fn install(log: &Path, progress: Progress) {
     if is_installed() {
         return;
@@ -72,7 +72,7 @@ impl Driver {
         let address = ports::free()?;
         let mut spec = Spec::new("chromedriver", DRIVER)
             .args([format!("--port={}", address.port())])
-            // Chromium keeps some things beside its profile.
+            // Chromium stores some files beside its profile.
             .env("HOME", folder.as_os_str())
             .log(folder.join("chromedriver.log"));
         spec.clean_env = true;
@@ -96,7 +96,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Where sessions are asked for.
+    /// The address for new sessions.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }

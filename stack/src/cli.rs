@@ -54,7 +54,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
-/// The folder of the sources: where this binary was built from.
+/// The source folder that this binary was built from.
 fn workspace() -> Result<PathBuf> {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(package

@@ -1,8 +1,8 @@
-//! Three brokers and a pair of Postgres servers with automatic failover, each on a machine of its own,
-//! and balancers in front of them.
+//! Three brokers and a pair of Postgres servers with automatic failover, each on a machine of its own, with
+//! balancers in front of them.
 //!
 //! A machine here is a network namespace on a bridge, a process namespace and a copy-on-write disk. It
-//! needs root, and has to run inside [`confinement`], with which everything ends.
+//! needs root, and has to run inside [`confinement`], which removes everything at the end.
 
 mod balancer;
 mod brokers;
@@ -37,14 +37,14 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(30);
 /// Machines that services run on; they have the drill's own disk.
 const APPS: [&str; 2] = ["app-1", "app-2"];
 
-/// Everything but the services. Fields are dropped in this order: users before what they use.
+/// Everything except the services. Fields are dropped in this order: users before what they use.
 #[derive(Debug)]
 pub struct Cluster {
-    /// In front of the primary.
+    /// The balancer in front of the primary.
     pub database_balancer: Balancer,
-    /// In front of the brokers.
+    /// The balancer in front of the brokers.
     pub broker_balancer: Balancer,
-    /// In front of the primary, for the drill itself; no fault hits it.
+    /// A balancer in front of the primary for the drill itself; no fault hits it.
     observer: Balancer,
     /// The brokers.
     pub brokers: Brokers,
@@ -54,7 +54,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts everything in `folder` from the Debian in `root` and waits until it is whole.
+    /// Starts everything in `folder` from the Debian in `root`, and waits until all parts are up.
     ///
     /// # Errors
     /// When something does not come up.
@@ -117,7 +117,7 @@ impl Cluster {
         )
     }
 
-    /// All addresses of the stores themselves.
+    /// The addresses of the stores themselves.
     fn directly(&self) -> Hosts {
         let list = |addresses: Vec<SocketAddr>| {
             let addresses = addresses.iter().map(ToString::to_string);
@@ -129,13 +129,14 @@ impl Cluster {
         }
     }
 
-    /// The stores behind the observer's balancer, and one of the brokers.
+    /// The stores behind the drill's own balancer, and one of the brokers.
     pub fn for_owner(&self) -> Hosts {
         Hosts::one(self.observer.address(), self.brokers.addresses()[0])
     }
 
-    /// Where the first or second replica of each service runs: how it reaches the stores, what to start
-    /// it by, and its address. The first goes through the balancers, the second chooses by itself.
+    /// Where the first or second replica of each service runs: how it reaches the stores, the command that
+    /// starts it, and its address. The first uses the balancers, the second a list of the stores'
+    /// addresses.
     pub fn place(&self, number: u8) -> (Hosts, Vec<String>, Ipv4Addr) {
         let link = self.apps[usize::from(number) - 1];
         let enter = ["nsenter".to_owned()].into_iter().chain(link.enter());
@@ -153,7 +154,7 @@ impl Cluster {
     pub async fn create_database(&self) -> Result<()> {
         let host = self.observer.address().to_string();
         let url = postgres::url(&host, &self.database.owner(), "postgres");
-        // The balancer looks for the primary every second.
+        // The balancer checks for the primary every second.
         let end = Instant::now() + REACHABLE_WITHIN;
         let mut connection = loop {
             match PgConnection::connect(&url).await {

@@ -1,8 +1,9 @@
-//! `docker-compose.yml` on a real engine, as users run it: from a clean clone, with README's own commands.
+//! Tests `docker-compose.yml` on a real engine, as users run it: from a clean clone, with README's own
+//! commands.
 //!
-//! [`prepare`] finds or starts what is needed: an engine, Compose, and images, official or stand-ins. What it
-//! cannot get is no fault of the repository's, so a run may skip for that. [`Ready::check`] then tries
-//! everything that `docs/deploying.md` promises, and fails at the first thing that is not so.
+//! [`prepare`] finds or starts what is needed: an engine, Compose, and images, official or stand-ins. If it
+//! cannot get them, that is no fault of the repository, so a run may be skipped. [`Ready::check`] then
+//! tests everything that `docs/deploying.md` promises, and fails at the first check that does not hold.
 
 mod confinement;
 mod console;
@@ -35,20 +36,20 @@ use crate::progress::{Progress, note};
 
 pub use self::trial::Report;
 
-/// The image that is built unless another one is named.
+/// The name of the built image, unless another image is given.
 const IMAGE: &str = "pleo-webhooks-trial";
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// What a run goes by.
+/// The options of a run.
 #[derive(Debug)]
 pub struct Settings {
-    /// An image that is there already, instead of building one.
+    /// An existing image to use instead of building one.
     pub image: Option<String>,
-    /// Start an engine of our own beside one that runs.
+    /// Start an engine of our own beside a running one.
     pub own_engine: bool,
 }
 
-/// All that is needed to try the compose file.
+/// Everything that is needed to test the compose file.
 #[derive(Debug)]
 pub struct Ready {
     started: Instant,
@@ -56,14 +57,14 @@ pub struct Ready {
     images: Images,
     compose: String,
     has_old: bool,
-    // Last, as it ends with this value.
+    // The last field, because the engine stops when it is dropped.
     engine: Engine,
 }
 
 /// Finds or makes an engine, Compose and the images.
 ///
 /// # Errors
-/// When one of them cannot be had here; the message says why.
+/// When this machine cannot get one of them; the message says why.
 pub async fn prepare(
     base: &Base,
     workspace: &Path,
@@ -97,7 +98,7 @@ pub async fn prepare(
 }
 
 impl Ready {
-    /// Tries everything, and takes it away again.
+    /// Runs all checks, and removes everything again.
     ///
     /// # Errors
     /// Names the check that does not hold, and shows the state of the containers.

@@ -1,9 +1,10 @@
-//! A newer Debian in a folder, for servers that the machine's own Debian does not have.
+//! A newer Debian in a folder, for server versions that the machine's own Debian does not have.
 //!
-//! It is made once by debootstrap, from a recipe, and kept between runs under a name that the recipe
-//! determines: a changed recipe makes another one. Users hold a shared lock and makers an exclusive one,
-//! so that concurrent runs wait for each other. It gets its name only when it is complete. Programs run in it by chroot, read-only, each in a mount namespace of its own, so that
-//! nothing stays mounted when they end. All of this needs root.
+//! debootstrap makes it once, from a recipe, and it is kept between runs under a name that the recipe
+//! determines: a changed recipe makes another root. Users hold a shared lock and makers an exclusive one,
+//! so that concurrent runs wait for each other. The root gets its final name only when it is complete.
+//! Programs run in it by chroot, read-only, each in a mount namespace of its own, so that nothing stays
+//! mounted when they end. All of this needs root.
 
 use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -21,12 +22,12 @@ use crate::process::{Inside, Process, Spec};
 use crate::progress::Progress;
 
 const MAKE: &str = include_str!("debian_root/make.sh");
-/// Names a mirror to use instead of the default one of debootstrap.
+/// A mirror to use instead of debootstrap's default.
 const MIRROR_VARIABLE: &str = "DEBIAN_MIRROR";
-/// What the tests and drills need, beside the stores: for clusters of them.
+/// Packages that tests and drills need beside the stores, for clusters.
 const PACKAGES: [&str; 6] = [
     "patroni",
-    // Patroni depends on any one of its clients, and apt takes another.
+    // Patroni accepts any one of its clients, and apt would choose another.
     "python3-etcd",
     "etcd-server",
     "haproxy",
@@ -34,15 +35,15 @@ const PACKAGES: [&str; 6] = [
     "iproute2",
 ];
 const STORES: [&str; 2] = ["rabbitmq-server", "postgresql"];
-/// After that, what was newest has become old.
+/// After this time, the newest versions have become old.
 const NEWEST_FOR: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// One that was not used for so long is deleted when another is made.
+/// A root that was not used for this long is deleted when another is made.
 const UNUSED_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 const CANNOT_LOCK: &str = "cannot lock a Debian root";
 const GONE: &str = "somebody has deleted the Debian root";
 
-/// Which Debian.
+/// The Debian release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Release {
     /// RabbitMQ 3.10 and Postgres 15
@@ -76,7 +77,7 @@ impl Release {
         [&[suite], unstable, &["--"], stable, &PACKAGES].concat()
     }
 
-    /// Whether it is what this machine runs.
+    /// Whether it is the release of this machine.
     pub fn is_of_machine(self) -> bool {
         let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
         self.is_of(&system)
@@ -100,7 +101,7 @@ impl Release {
     }
 }
 
-/// A Debian in a folder that is complete and in use. It may be cloned, and stays as long as a clone does.
+/// A complete Debian root that is in use. It can be cloned, and is kept as long as a clone exists.
 #[derive(Debug, Clone)]
 pub struct DebianRoot {
     path: PathBuf,
@@ -110,7 +111,7 @@ pub struct DebianRoot {
 }
 
 impl DebianRoot {
-    /// Finds the one that was made earlier, however old.
+    /// Finds an existing root, however old.
     ///
     /// # Errors
     /// When there is none, or we are not root.
@@ -125,8 +126,8 @@ impl DebianRoot {
         })
     }
 
-    /// As [`DebianRoot::find`], after making it where it is missing or out of date, which takes some
-    /// minutes and a gigabyte of disk. Installs debootstrap if need be.
+    /// The same as [`DebianRoot::find`], but first makes the root if it is missing or out of date, which
+    /// takes some minutes and a gigabyte of disk. Installs debootstrap if necessary.
     ///
     /// # Errors
     /// When we are not root or it cannot be made; the message says why.
@@ -140,14 +141,14 @@ impl DebianRoot {
         let lock = match lock.try_lock() {
             Ok(()) => lock,
             Err(TryLockError::Error(error)) => return Err(error).context(CANNOT_LOCK),
-            // Somebody uses the outdated one, so it is good enough.
+            // Another process uses the outdated root, so it is good enough.
             Err(TryLockError::WouldBlock) if place.made_at().is_some() => {
                 let lock = self::lock(lock, Use::Shared, progress).await?;
                 return place.open(lock)?.context(GONE);
             }
             Err(TryLockError::WouldBlock) => self::lock(lock, Use::Exclusive, progress).await?,
         };
-        // A neighbour may have made it meanwhile.
+        // Another process may have made it meanwhile.
         if !place.is_current(release) {
             match place.make(release, progress).await {
                 Err(error) if place.made_at().is_some() => {
@@ -167,7 +168,7 @@ impl DebianRoot {
     }
 
     /// A program inside, by its path there, with a clean environment. It sees the stack's data folders
-    /// under their usual paths and can write to them, to `/tmp` and to `/run`, and nowhere else.
+    /// under their usual paths. It can write to them, to `/tmp` and to `/run`, and nowhere else.
     pub fn spec(&self, name: impl Into<String>, program: impl Into<PathBuf>) -> Spec {
         let mut spec = Spec::new(name, program);
         spec.clean_env = true;
@@ -178,7 +179,7 @@ impl DebianRoot {
         spec
     }
 
-    /// The ids of an account inside, which differ from those of the same name outside.
+    /// The ids of an account inside. They differ from those of the same name outside.
     ///
     /// # Errors
     /// When there is no account of that name.
@@ -190,7 +191,7 @@ impl DebianRoot {
     }
 }
 
-/// Where a root is, or will be.
+/// The path of a root, whether it exists or not.
 #[derive(Debug)]
 struct Place {
     folder: PathBuf,
@@ -219,7 +220,7 @@ impl Place {
         file.with_context(|| format!("cannot create {}", path.display()))
     }
 
-    /// When it was made, if it was. Nothing is ever written to it later.
+    /// When it was made; `None` if it does not exist. It is never modified later.
     fn made_at(&self) -> Option<SystemTime> {
         fs::metadata(&self.path).ok()?.modified().ok()
     }
@@ -229,7 +230,7 @@ impl Place {
             .is_some_and(|at| !release.is_outdated(age(at)))
     }
 
-    /// `lock` is held, at least shared; it remembers when the root was used last.
+    /// The caller holds `lock`, at least shared. The lock file's time records the last use of the root.
     fn open(&self, lock: File) -> Result<Option<DebianRoot>> {
         if self.made_at().is_none() {
             return Ok(None);
@@ -243,7 +244,7 @@ impl Place {
         }))
     }
 
-    /// Makes it under another name first. The caller holds the exclusive lock.
+    /// Makes the root under a temporary name first. The caller holds the exclusive lock.
     async fn make(&self, release: Release, progress: Progress) -> Result<()> {
         let log = self.path.with_extension("log");
         if !Path::new("/usr/sbin/debootstrap").exists() {
@@ -300,7 +301,7 @@ impl Place {
                 && let Ok(lock) = File::open(&path)
                 && lock.try_lock().is_ok()
             {
-                // What cannot be deleted now is tried again next time.
+                // If it cannot be deleted now, the next run tries again.
                 remove(&path.with_extension("")).ok();
                 remove(&path.with_extension("new")).ok();
             }
@@ -308,16 +309,16 @@ impl Place {
     }
 }
 
-/// What a lock is for.
+/// The purpose of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// Using what is there.
+    /// Using an existing root.
     Shared,
-    /// Making or deleting it.
+    /// Making or deleting a root.
     Exclusive,
 }
 
-/// Takes the lock in place of the one that `file` holds, if any.
+/// Takes the lock, replacing the one that `file` holds, if any.
 async fn lock(file: File, how: Use, progress: Progress) -> Result<File> {
     let at_once = match how {
         Use::Shared => file.try_lock_shared(),
@@ -361,7 +362,7 @@ fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// From the lines of `/etc/passwd`.
+/// Reads the lines of `/etc/passwd`.
 fn ids(passwd: &str, name: &str) -> Option<(Uid, Gid)> {
     let line = passwd
         .lines()

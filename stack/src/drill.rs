@@ -1,5 +1,5 @@
-//! Fault drills: real processes under load are killed, frozen, cut off and starved, and in the end
-//! a ledger shows that every event answered 2xx is stored, once.
+//! Fault drills: real processes under load are killed, frozen, cut off and starved. In the end a check
+//! shows that every event that was answered 2xx is stored, once.
 
 mod audit;
 pub mod cluster;
@@ -27,35 +27,35 @@ pub use self::sender::{Refusal, Sender, Sent};
 pub use self::site::{AnyFault, Site};
 use crate::progress::Progress;
 
-/// Also for spool rows that were claimed twice in vain, each time for 60 s.
+/// This includes spool rows whose claim expired twice, each time after 60 s.
 const DRAINED_WITHIN: Duration = Duration::from_secs(240);
 
-/// On its way from its answer to its row an event spends less than this when all is well.
+/// Without faults, an event takes less time than this from its answer to its row.
 const RECEIVED_WITHIN: Duration = Duration::from_secs(20);
 
-/// What a drill is held with.
+/// The options of a drill.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// Decides what is sent.
+    /// Determines which events are sent.
     pub seed: u64,
     /// New events a second.
     pub rate: u32,
 }
 
-/// How an incident went.
+/// The course of an incident.
 #[derive(Debug, Clone, Copy)]
 pub struct Course {
     /// When the first fault began.
     pub began_at: DateTime<Utc>,
-    /// When the last one was over.
+    /// When the last fault was over.
     pub ended_at: DateTime<Utc>,
-    /// How many attempts were answered 503 or 408 from the beginning until all was well again.
+    /// How many requests were answered 503 or 408 from the beginning until everything worked again.
     pub refused: usize,
-    /// How long that took from the end.
+    /// How long after the end everything worked again.
     pub recovery: Duration,
 }
 
-/// A site under load that incidents can happen to.
+/// A system under load, with incidents.
 #[derive(Debug)]
 pub struct Drill<S> {
     site: S,
@@ -64,17 +64,17 @@ pub struct Drill<S> {
     seed: u64,
     started: Instant,
     progress: Progress,
-    /// When a refusal was the honest answer: neither store could be reached, or ingest itself was frozen
+    /// The times in which ingest had to refuse: neither store could be reached, or ingest itself was frozen
     /// while its deadlines passed.
     excuses: Vec<(Instant, Instant)>,
     report: Report,
 }
 
 impl<S: Site> Drill<S> {
-    /// Puts the site under load.
+    /// Puts the system under load.
     ///
     /// # Errors
-    /// When one of the site's addresses is none.
+    /// When one of the system's addresses is invalid.
     pub fn start(site: S, settings: Settings, progress: Progress) -> Result<Self> {
         let pool = PgPoolOptions::new()
             .acquire_timeout(Duration::from_secs(5))
@@ -92,8 +92,7 @@ impl<S: Site> Drill<S> {
         })
     }
 
-    /// Lets incidents of the schedule happen for this long. Faults that this machine cannot
-    /// simulate are left out.
+    /// Runs incidents of the schedule for this long, except faults that this machine cannot simulate.
     ///
     /// # Errors
     /// When a store does not come up again.
@@ -111,8 +110,7 @@ impl<S: Site> Drill<S> {
         Ok(())
     }
 
-    /// Lets one incident happen and waits until all is well again; that it is not in time shows in
-    /// the report.
+    /// Runs one incident and waits until everything works again; the report shows if that took too long.
     ///
     /// # Errors
     /// As [`Drill::run`].
@@ -178,11 +176,11 @@ impl<S: Site> Drill<S> {
         Ok(course)
     }
 
-    /// Waits until the queues and the spool have been emptied, and gives the numbers of the events that
-    /// were answered 2xx before and are nowhere.
+    /// Waits until the queues and the spool are empty, and returns the numbers of the events that were
+    /// answered 2xx before and are not stored.
     ///
     /// # Errors
-    /// When a store cannot be asked.
+    /// When a store does not answer.
     pub async fn lost(&self) -> Result<Vec<u64>> {
         let mut lost = self.sender.accepted_numbers();
         let end = Instant::now() + RECEIVED_WITHIN;
@@ -190,7 +188,7 @@ impl<S: Site> Drill<S> {
             let stored = audit::stored(&self.pool, self.seed).await?;
             let before = lost.len();
             lost.retain(|number| !stored.contains(number));
-            // Those under way become fewer, and the lost ones do not.
+            // Events on their way become fewer, lost events do not.
             if lost.len() == before && Instant::now() > end || lost.is_empty() {
                 lost.sort_unstable();
                 return Ok(lost);
@@ -199,15 +197,15 @@ impl<S: Site> Drill<S> {
         }
     }
 
-    /// Sends these again until each is accepted, or found a duplicate.
+    /// Sends these again until each is accepted or a duplicate.
     pub async fn send_again(&self, numbers: &[u64]) {
         self.sender.send_again(numbers).await;
     }
 
-    /// Stops sending, lets everything come to rest and draws up the ledger.
+    /// Stops sending, waits until all events are stored, and compares.
     ///
     /// # Errors
-    /// When a store cannot be asked.
+    /// When a store does not answer.
     pub async fn finish(self) -> Result<Report> {
         let step = self.progress.step("letting everything come to rest");
         let deadline = Instant::now() + DRAINED_WITHIN;
@@ -247,12 +245,12 @@ impl<S: Site> Drill<S> {
         Ok(report)
     }
 
-    /// The database, reached directly, as its owner.
+    /// A direct connection to the database, as its owner.
     pub fn pool(&self) -> &PgPool {
         &self.pool
     }
 
-    /// Every service is ready, and fresh events of every kind get through each replica to the end.
+    /// Every service is ready, and new events of every kind pass through each replica and are stored.
     async fn recovered(&self) {
         while self.site.ready(S::RECOVERED_WITHIN).await.is_err() {
             sleep(Duration::from_millis(200)).await;

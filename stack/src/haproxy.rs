@@ -28,7 +28,7 @@ pub struct HaProxy {
 }
 
 impl HaProxy {
-    /// Starts one on free ports and waits until it has found that the ingest service is up.
+    /// Starts one on free ports and waits until its health check has found that the ingest service is up.
     ///
     /// # Errors
     /// With the end of its log when it does not come up.
@@ -36,7 +36,7 @@ impl HaProxy {
         Self::start_with(folder, public, private, &[]).await
     }
 
-    /// As [`HaProxy::start`], with these variables in its environment.
+    /// The same as [`HaProxy::start`], with these environment variables.
     ///
     /// # Errors
     /// As [`HaProxy::start`].
@@ -78,7 +78,7 @@ impl HaProxy {
         self.address
     }
 
-    /// Where something that ends TLS connects, and says who its client is.
+    /// The port for a TLS terminator, which passes the client's address on with the PROXY protocol.
     pub fn behind_terminator(&self) -> SocketAddr {
         self.behind_terminator
     }
@@ -101,7 +101,7 @@ impl HaProxy {
     }
 }
 
-/// Installs HAProxy, which only tests and sieges need, if it is missing and we may.
+/// Installs HAProxy, which only tests and sieges need, if it is missing and we have the rights.
 ///
 /// # Errors
 /// As [`Packages::find_or_install`](crate::packages::Packages::find_or_install).
@@ -111,7 +111,7 @@ pub async fn install(log: &Path, progress: Progress) -> Result<()> {
     install_if_permitted(missing, log, progress).await
 }
 
-/// The shipped settings, with other addresses and without the name service of Docker.
+/// The settings of `deploy/`, with other addresses and without Docker's DNS.
 fn render(
     address: SocketAddr,
     behind_terminator: SocketAddr,

@@ -1,7 +1,7 @@
-//! Runs the whole pipeline on one machine: private RabbitMQ and Postgres, the services, samples.
+//! Runs the whole pipeline on one machine: private RabbitMQ and Postgres, the services, sample events.
 //!
-//! The binary is the `cargo stack` command. The library is for integration tests and fault drills:
-//! it starts, kills, freezes and restarts real processes. It holds no logic of the pipeline.
+//! The binary is the `cargo stack` command. The library is for integration tests and fault drills: it
+//! starts, kills, freezes and restarts real processes. It has no logic of the pipeline.
 
 pub mod accounts;
 pub mod base;

@@ -1,4 +1,4 @@
-//! Debian's RabbitMQ and Postgres, and for tests Prometheus: finds their programs and installs them if
+//! Finds the programs of Debian's RabbitMQ and Postgres (and Prometheus for tests), and installs them if
 //! they are missing.
 
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use crate::postgres::ACCOUNT;
 use crate::process::{Output, Process, Spec};
 use crate::progress::{Progress, note};
 
-/// How long an interrupted installation may take to finish the package that it is unpacking;
-/// killing it there would leave the system's package database half-way.
+/// How long an interrupted installation may take to finish the package that it is unpacking. Killing it
+/// there would leave the system's package database inconsistent.
 const FINISH_PACKAGE: Duration = Duration::from_secs(60);
 
-/// Keeps Debian from starting system-wide servers, which the stack does not use, and removes that
-/// ban again; finishes what an interrupted installation left; waits for another apt that runs.
+/// Keeps Debian from starting system-wide servers, which the stack does not use, and removes that setting
+/// again. Finishes an interrupted earlier installation. Waits for another running apt.
 const INSTALL: &str = r#"
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
@@ -35,20 +35,20 @@ apt-get -o DPkg::Lock::Timeout=300 update &&
 apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
 "#;
 
-/// Set by `cargo stack test` to the Debian whose stores it has chosen, if they are not the machine's.
+/// `cargo stack test` sets it to the Debian whose stores it has chosen, if they are not the machine's.
 pub const STORES: &str = "STACK_STORES";
 
-/// Where the servers' programs are.
+/// The paths of the servers' programs.
 #[derive(Debug, Clone)]
 pub struct Packages {
-    /// The inner scripts of RabbitMQ: `rabbitmq-server`, `rabbitmqctl`. The ones in `PATH` insist
-    /// on running as Debian's own account.
+    /// The inner scripts of RabbitMQ: `rabbitmq-server`, `rabbitmqctl`. The scripts in `PATH` only run as
+    /// Debian's own account.
     pub rabbitmq: PathBuf,
     /// The newest `bin` folder of Postgres: `postgres`, `initdb`.
     pub postgres: PathBuf,
     /// The Erlang port mapper.
     pub epmd: PathBuf,
-    /// The Debian that the programs belong to, if it is not the machine's own.
+    /// The Debian root of the programs, if it is not the machine's own.
     root: Option<DebianRoot>,
 }
 
@@ -72,8 +72,8 @@ impl Packages {
         }
     }
 
-    /// As [`Packages::find`], after installing what is missing if we are root or `sudo` asks no
-    /// password. The output of apt goes to `log`.
+    /// The same as [`Packages::find`], after installing missing packages if we are root or `sudo` asks for
+    /// no password. The output of apt goes to `log`.
     ///
     /// # Errors
     /// When installing is not permitted or fails; the message says what to run by hand.
@@ -82,7 +82,7 @@ impl Packages {
         Self::of_machine()
     }
 
-    /// Those of this Debian, which is made if it is not there yet.
+    /// The programs of this Debian, which is made if it does not exist yet.
     ///
     /// # Errors
     /// As [`DebianRoot::find_or_make`], and as [`Packages::find_or_install`] if it is the machine's.
@@ -93,7 +93,7 @@ impl Packages {
         Self::inside(DebianRoot::find_or_make(release, progress).await?)
     }
 
-    /// One of these programs. The environment is clean.
+    /// Runs one of these programs, with a clean environment.
     pub fn spec(&self, name: impl Into<String>, program: impl Into<PathBuf>) -> Spec {
         match &self.root {
             Some(root) => root.spec(name, program),
@@ -143,7 +143,7 @@ impl Packages {
 pub struct Monitoring {
     /// The server.
     pub prometheus: PathBuf,
-    /// What checks its configuration and rules.
+    /// The program that checks its configuration and rules.
     pub promtool: PathBuf,
 }
 
@@ -174,8 +174,8 @@ impl Monitoring {
     }
 }
 
-/// Installs PgBouncer, which only tests need, if it is missing and we may. Every Debian that is made
-/// has it.
+/// Installs PgBouncer, which only tests need, if it is missing and we have the rights. Every Debian root of
+/// the stack has it.
 ///
 /// # Errors
 /// As [`Packages::find_or_install`].
@@ -203,7 +203,7 @@ fn missing() -> Vec<&'static str> {
     if rabbitmq(machine).is_none() || epmd(machine).is_none() {
         missing.push("rabbitmq-server");
     }
-    // Unpacked but not configured, the package has not made the account that the server needs.
+    // A package that is unpacked but not configured has not created the account that the server needs.
     let has_account = matches!(User::from_name(ACCOUNT), Ok(Some(_)));
     if postgres(machine).is_none() || (geteuid().is_root() && !has_account) {
         missing.push("postgresql");
@@ -211,7 +211,7 @@ fn missing() -> Vec<&'static str> {
     missing
 }
 
-/// This and the next ones give paths as seen by programs inside `root`.
+/// This function and the next ones return paths as programs inside `root` see them.
 fn rabbitmq(root: &Path) -> Option<PathBuf> {
     let folder = Path::new("usr/lib/rabbitmq/bin");
     let exists = root.join(folder).join("rabbitmq-server").exists();
@@ -285,7 +285,7 @@ async fn install(packages: &[&str], log: &Path, progress: Progress) -> Result<()
     Ok(())
 }
 
-/// Gives apt the time to end in order when we are interrupted.
+/// Gives apt time to end in order when we are interrupted.
 struct Installer(Process);
 
 impl Drop for Installer {

@@ -16,21 +16,21 @@ use crate::postgres::{ACCOUNT, give};
 use crate::process::{Process, Spec};
 use crate::stores::{DATABASE, Login};
 
-/// The same in every Debian.
+/// The path is the same in every Debian.
 pub(crate) const PROGRAM: &str = "usr/sbin/pgbouncer";
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// Version of a PgBouncer: major, minor.
+/// PgBouncer's version: major, minor.
 pub type Version = (u32, u32);
 
-/// What the tests vary; everything else is as it comes.
+/// The settings that tests vary; all others are defaults.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// `session`, `transaction` or `statement`.
     pub pool_mode: &'static str,
     /// How many connections to Postgres each user may have.
     pub pool_size: u32,
-    /// `None` leaves it at its default; versions before 1.21 do not know it.
+    /// `None` keeps the default; versions before 1.21 do not have this setting.
     pub max_prepared_statements: Option<u32>,
 }
 
@@ -43,10 +43,10 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Which version there is.
+    /// The installed version.
     ///
     /// # Errors
-    /// When the program is not there or does not say.
+    /// When the program is missing or does not print its version.
     pub async fn version(packages: &Packages, folder: &Path) -> Result<Version> {
         base::create(folder)?;
         let log = folder.join("version.log");
@@ -58,7 +58,7 @@ impl PgBouncer {
     }
 
     /// Starts one on `address`, in front of the database [`DATABASE`] of the server at `postgres`, for
-    /// these users, and waits until it takes connections.
+    /// these users, and waits until it accepts connections.
     ///
     /// # Errors
     /// With the end of its log when it does not come up.
@@ -96,7 +96,7 @@ impl PgBouncer {
         Ok(bouncer)
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -111,7 +111,7 @@ impl PgBouncer {
         self.until_ready().await
     }
 
-    /// Kills it, which cuts off its clients.
+    /// Kills it, which disconnects its clients.
     pub fn kill(&self) {
         self.process.kill();
     }

@@ -6,11 +6,11 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use anyhow::{Result, bail};
 
-/// Below the range from which Linux takes ports for outgoing connections (32768 up): otherwise any
-/// connection of a neighbour could take a server's port while that server is being restarted.
+/// Below the range from which Linux takes ports for outgoing connections (32768 and up). Otherwise any
+/// connection of another process could take a server's port while that server is being restarted.
 const RANGE: std::ops::Range<u16> = 20_000..32_000;
 
-/// Handed out in this process; a server may bind its port long after it was chosen.
+/// Ports that this process has handed out; a server may bind its port long after it was chosen.
 static TAKEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
 /// A loopback address with a free port; never the same twice in one process.
@@ -31,7 +31,7 @@ pub fn free() -> Result<SocketAddr> {
     )
 }
 
-/// The loopback address with this port if it is free, else as [`free`].
+/// The loopback address with this port if it is free, otherwise the same as [`free`].
 ///
 /// # Errors
 /// As [`free`].

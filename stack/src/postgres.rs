@@ -22,15 +22,15 @@ use crate::stores::Login;
 /// Recovery after a kill takes about a second; loaded machines take longer.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(20);
-/// A server may find its killed predecessor's children still leaving, and gives up then.
+/// A new server may find its killed predecessor's children still exiting, and then gives up.
 const TRIES: u32 = 5;
 
-/// How careful the server is with its data.
+/// The durability of the server's data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
     /// Commits survive a crash of the machine.
     Full,
-    /// Commits survive a kill of the server, but not of the machine; much faster. For tests.
+    /// Commits survive a kill of the server, but not a crash of the machine; much faster. For tests.
     ProcessOnly,
 }
 
@@ -46,8 +46,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server on `address` with its data in `folder`, creating both data and folder when
-    /// they are not there yet, and waits until it answers queries.
+    /// Starts a server on `address` with its data in `folder`, creating both data and folder if they do not
+    /// exist yet, and waits until it answers queries.
     ///
     /// # Errors
     /// With the end of the server's log when it does not come up.
@@ -88,12 +88,12 @@ impl Postgres {
         }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The server's process, to freeze it or look at its log.
+    /// The server's process, to freeze it or read its log.
     pub fn process(&self) -> &Process {
         &self.process
     }
@@ -149,12 +149,12 @@ impl Postgres {
         self.process.resume()
     }
 
-    /// Stops in order, cutting off clients.
+    /// Stops in order, disconnecting clients.
     ///
     /// # Errors
     /// When it had to be killed.
     pub async fn stop(&self) -> Result<()> {
-        // SIGTERM would wait for every client to leave by itself.
+        // SIGTERM would wait until every client disconnects.
         self.process
             .stop(Signal::SIGINT, STOP_WITHIN)
             .await

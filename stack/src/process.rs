@@ -1,9 +1,12 @@
-//! Child processes that can be stopped, frozen and killed, and that never outlive us.
+//! Child processes that can be stopped, frozen and killed, and that never outlive the stack.
 //!
-//! Four things together see to that: each child leads its own process group, so that Ctrl-C in a
-//! terminal reaches only the stack, which then stops the children in order; dropping a [`Process`]
-//! kills the child and all its descendants; the kernel kills the child when the stack dies
-//! (`setpriv --pdeathsig`); and a pid file lets the next start clean up what still got away.
+//! Four measures ensure that:
+//!
+//! - Each child leads its own process group, so Ctrl-C in a terminal reaches only the stack, which then
+//!   stops the children in order.
+//! - Dropping a [`Process`] kills the child and all its descendants.
+//! - The kernel kills the child when the stack dies (`setpriv --pdeathsig`).
+//! - A pid file lets the next start kill a process that still got away.
 
 mod log;
 mod pid_file;
@@ -25,7 +28,7 @@ pub use log::tail;
 pub(crate) use pid_file::PidFile;
 pub use spec::{Inside, Output, Spec};
 
-/// How often a running child is looked at; an exit is noticed at most this late.
+/// How often a running child is checked; an exit is noticed at most this late.
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running (or ended) child process; dropping it kills the child and its descendants.
@@ -38,12 +41,12 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a child, after killing what an earlier, crashed stack left behind under the same
+    /// Starts a child, after killing a process that an earlier, crashed stack left behind under the same
     /// pid file.
     ///
     /// # Errors
-    /// When the log or the pid file cannot be written or `setpriv` cannot be started. A missing
-    /// program shows later, as exit code 127 with a line in the log.
+    /// When the log or the pid file cannot be written or `setpriv` cannot be started. A missing program
+    /// shows later, as exit code 127 with a line in the log.
     pub fn spawn(spec: Spec) -> Result<Self> {
         if let Some(path) = &spec.pid_file {
             PidFile::kill_leftover(path)?;
@@ -67,7 +70,7 @@ impl Process {
         &self.spec.name
     }
 
-    /// The child's process id, also after it has ended.
+    /// The child's process id, even after it has ended.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -85,7 +88,7 @@ impl Process {
         self.log().map(|path| tail(path, lines)).unwrap_or_default()
     }
 
-    /// Whether the child has not ended yet; a frozen child is running.
+    /// Whether the child is still running; a frozen child counts as running.
     pub fn is_running(&self) -> bool {
         self.exit_status().is_none()
     }
@@ -112,7 +115,7 @@ impl Process {
         let mut child = self.lock();
         if matches!(child.try_wait(), Ok(None)) {
             tree::kill(self.pid);
-            // An error would mean that somebody else has reaped it: gone either way.
+            // An error would mean that another thread has reaped it: it is gone in any case.
             drop(child.wait());
         }
     }
@@ -125,7 +128,7 @@ impl Process {
         self.signal_tree(Signal::SIGSTOP)
     }
 
-    /// Lets a frozen child and its descendants go on with SIGCONT.
+    /// Continues a frozen child and its descendants with SIGCONT.
     ///
     /// # Errors
     /// When the child has ended.
@@ -148,7 +151,7 @@ impl Process {
     pub async fn stop(&self, signal: Signal, deadline: Duration) -> Result<ExitStatus> {
         {
             let mut child = self.lock();
-            // The lock keeps the child from being reaped, so its pid cannot belong to another process.
+            // The lock keeps the child from being reaped, so another process cannot get its pid.
             if matches!(child.try_wait(), Ok(None)) {
                 tree::signal(self.pid, signal);
             }
@@ -194,7 +197,7 @@ impl Process {
         }
     }
 
-    /// What a service did that it never should: it ended by itself, or panicked.
+    /// Unexpected behaviour of a service: it ended by itself, or panicked.
     pub fn failure(&self) -> Option<String> {
         if !self.is_running() {
             return Some(self.how_it_ended());

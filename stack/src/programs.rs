@@ -1,5 +1,4 @@
-//! The binaries of the services and of the operators' tool: builds them with cargo and says where
-//! they are.
+//! The binaries of the services and of hookctl: builds them with cargo and returns their paths.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +8,11 @@ use shared::Program;
 use crate::process::{Process, Spec};
 use crate::progress::Progress;
 
-/// Set by `cargo stack test` to the folder of the binaries that it has built.
+/// `cargo stack test` sets it to the folder of the binaries that it has built.
 pub const BIN_DIR: &str = "STACK_BIN_DIR";
 
-/// Set by `cargo run` for the program that it runs. A cargo inside must not see them: the build
-/// scripts of some dependencies would take them for a change and compile again.
+/// `cargo run` sets these for the program that it runs. A nested cargo must not see them: the build scripts
+/// of some dependencies would treat them as a change and compile again.
 const OF_CARGO_RUN: [&str; 5] = [
     "CARGO_MANIFEST_",
     "CARGO_PKG_",
@@ -22,14 +21,14 @@ const OF_CARGO_RUN: [&str; 5] = [
     "CARGO_PRIMARY_",
 ];
 
-/// The operators' tool, which makes the services' accounts.
+/// The operators' tool, which creates the services' accounts.
 const HOOKCTL: &str = "hookctl";
 
 /// A folder with all the binaries.
 #[derive(Debug, Clone)]
 pub struct Programs(PathBuf);
 
-/// What is compiled.
+/// What to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// The services.
@@ -38,10 +37,10 @@ pub enum Scope {
     Everything,
 }
 
-/// How the binaries are compiled.
+/// How to compile the binaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Like the running program itself, which shares its compiled dependencies.
+    /// The profile of the running program, with which it shares compiled dependencies.
     Own,
     /// Optimised.
     Release,
@@ -63,15 +62,15 @@ impl Programs {
             Profile::Own => own,
             Profile::Release => own.with_file_name("release"),
         };
-        // Cargo gives dependencies the features that all selected packages want together. With a
-        // selection of its own it would compile them once more.
+        // Cargo gives dependencies the features that all selected packages need together. With a different
+        // selection of packages it would compile them once more.
         let (what, selection) = match scope {
-            // As when it compiled the stack itself.
+            // The same selection as when cargo compiled the stack.
             Scope::Services => (
                 "the services",
                 "-p stack -p ingest -p worker -p web-console -p hookctl --bins".split(' '),
             ),
-            // As `cargo test --workspace` does.
+            // The same as `cargo test --workspace`.
             Scope::Everything => (
                 "the services and the tests",
                 "--workspace --all-targets".split(' '),
@@ -87,8 +86,8 @@ impl Programs {
         Self::at(folder)
     }
 
-    /// The binaries that are already built: in the folder named by `STACK_BIN_DIR`, else beside
-    /// the running program, as cargo puts them.
+    /// The existing binaries: in the folder named by `STACK_BIN_DIR`, or beside the running program, where
+    /// cargo puts them.
     ///
     /// # Errors
     /// When one is missing.
@@ -104,7 +103,7 @@ impl Programs {
         &self.0
     }
 
-    /// The cargo profile that they were compiled with.
+    /// The cargo profile with which they were compiled.
     pub fn profile(&self) -> &str {
         profile_of(&self.0)
     }
@@ -136,7 +135,7 @@ impl Programs {
     }
 }
 
-/// A cargo subcommand with the environment that a user's shell would give it.
+/// A cargo subcommand with the environment of a user's shell.
 pub fn cargo(subcommand: &str) -> Spec {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut spec = Spec::new(format!("cargo {subcommand}"), program).args([subcommand]);

@@ -1,4 +1,4 @@
-//! Tells on standard error what is going on: a spinner on a terminal, plain lines elsewhere.
+//! Reports progress on standard error: a spinner on a terminal, plain lines elsewhere.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitStatus;
@@ -8,25 +8,25 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::process::Process;
 
-/// How often the log of a running process is looked at.
+/// How often the log of a running process is read.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Prints one line on standard error.
 pub fn note(line: &str) {
-    // Not `eprintln`: the terminal may be gone, and everything must be stopped in order all the same.
+    // Not `eprintln`: the terminal may be gone, and everything must still be stopped in order.
     writeln!(std::io::stderr(), "{line}").ok();
 }
 
 /// Where steps are reported; cheap to copy.
 #[derive(Debug, Clone, Copy)]
 pub enum Progress {
-    /// To people: on standard error.
+    /// For people: on standard error.
     Shown,
-    /// Shown nowhere, as in tests.
+    /// Not shown, as in tests.
     Silent,
 }
 
-/// A step under way. Dropping it without [`Step::done`] removes its spinner.
+/// A running step. Dropping it without [`Step::done`] removes its spinner.
 #[derive(Debug)]
 pub struct Step {
     progress: Progress,
@@ -35,7 +35,7 @@ pub struct Step {
 }
 
 impl Progress {
-    /// Begins a step; `what` reads like "starting postgres".
+    /// Starts a step; `what` reads like "starting postgres".
     pub fn step(self, what: impl Into<String>) -> Step {
         let what = what.into();
         let spins = matches!(self, Self::Shown) && std::io::stderr().is_terminal();
@@ -59,7 +59,7 @@ impl Progress {
         }
     }
 
-    /// One line that stays.
+    /// Prints one line that stays.
     pub fn say(self, line: &str) {
         if let Self::Shown = self {
             note(line);

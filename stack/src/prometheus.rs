@@ -1,4 +1,4 @@
-//! Debian's Prometheus as a private process, with the repository's own rules, and what one asks it.
+//! Debian's Prometheus as a private process, with the repository's own rules, and queries to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,7 +19,7 @@ use crate::service::Service;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// A running Prometheus. Dropping it kills it; its data is in its folder.
+/// A running Prometheus. Dropping it kills it; its data stays in its folder.
 #[derive(Debug)]
 pub struct Prometheus {
     process: Process,
@@ -27,7 +27,7 @@ pub struct Prometheus {
     client: reqwest::Client,
 }
 
-/// A rule as Prometheus has read it.
+/// A rule as Prometheus has parsed it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Rule {
     /// Name of the alert, or of the recorded series.
@@ -37,23 +37,23 @@ pub struct Rule {
     /// `alerting` or `recording`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Of an alert.
+    /// The annotations of an alert.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// One series of a query's result, now.
+/// One series of a query's current result.
 #[derive(Debug, Clone)]
 pub struct Sample {
-    /// What tells it from the others.
+    /// The labels of the series.
     pub labels: BTreeMap<String, String>,
-    /// Not a number where nothing could be computed.
+    /// NaN if nothing could be computed.
     pub value: f64,
 }
 
 impl Prometheus {
-    /// Starts one that scrapes `services` and looks at the rules every second. The job and the labels
-    /// are those of `monitoring/prometheus.yml`.
+    /// Starts one that scrapes `services` and evaluates the rules every second. The job and the labels are
+    /// those of `monitoring/prometheus.yml`.
     ///
     /// # Errors
     /// When its configuration cannot be written or it cannot be started.
@@ -133,7 +133,7 @@ impl Prometheus {
         Ok(found.groups.into_iter().flat_map(|g| g.rules).collect())
     }
 
-    /// The names of all series, recorded ones included.
+    /// The names of all series, including recorded ones.
     ///
     /// # Errors
     /// When it does not answer.
@@ -141,7 +141,7 @@ impl Prometheus {
         self.get("label/__name__/values", &[]).await
     }
 
-    /// What an expression that gives a vector results in, now.
+    /// The current result of an expression that returns a vector.
     ///
     /// # Errors
     /// When it does not answer, or the expression is wrong.

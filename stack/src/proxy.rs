@@ -1,5 +1,4 @@
-//! A TCP proxy on loopback that can cut, freeze or slow down the connections through it, for fault
-//! tests.
+//! A TCP proxy on loopback that can cut, freeze or slow down its connections, for fault tests.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ports;
 
-/// Reads of one direction that may be under way at once.
+/// How many reads of one direction may be under way at once.
 const ON_THE_WAY: usize = 256;
 
 /// What the proxy does with connections.
@@ -22,12 +21,12 @@ const ON_THE_WAY: usize = 256;
 pub enum Mode {
     /// Forwards everything.
     Pass,
-    /// Forwards everything with this round-trip time, as over a long way. The bandwidth stays what
-    /// it is.
+    /// Forwards everything with this round-trip time, as over a long distance. The bandwidth stays the
+    /// same.
     Slow(Duration),
     /// Closes all connections and refuses new ones.
     Cut,
-    /// Keeps and accepts connections but forwards nothing, as when a network goes silent.
+    /// Keeps and accepts connections but forwards nothing, as when a network drops all packets.
     Freeze,
 }
 
@@ -58,12 +57,12 @@ impl Proxy {
         })
     }
 
-    /// Where clients connect to instead of the upstream.
+    /// The address to connect to instead of the upstream.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Changes the mode; it is in force when this returns.
+    /// Changes the mode. It is in effect when this returns.
     pub async fn set(&self, mode: Mode) {
         let (done, applied) = oneshot::channel();
         self.orders
@@ -100,7 +99,7 @@ async fn run(
                     listener = Some(bind(address).await);
                 }
                 mode.send_replace(next);
-                // An error means that the caller no longer waits. The mode is set all the same.
+                // An error means that the caller no longer waits. The mode is set nevertheless.
                 done.send(()).ok();
             }
             client = accept(listener.as_ref()) => {
@@ -137,13 +136,13 @@ async fn forward(client: TcpStream, upstream: SocketAddr, mut mode: watch::Recei
     if !thawed(&mut mode).await {
         return;
     }
-    // The client's own handshake ended at the proxy; over a long way it takes a round trip.
+    // The client's own handshake ended at the proxy; over a long distance it takes a round trip.
     let handshake = one_way(&mode) * 2;
     sleep(handshake).await;
     let Ok(server) = TcpStream::connect(upstream).await else {
         return;
     };
-    // The proxy must not add delays of its own; without it everything works, only slower.
+    // The proxy must not add delays of its own. Without this option it works, but slower.
     drop((client.set_nodelay(true), server.set_nodelay(true)));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
@@ -153,7 +152,7 @@ async fn forward(client: TcpStream, upstream: SocketAddr, mut mode: watch::Recei
     );
 }
 
-/// Bytes on their way, and when they arrive.
+/// Bytes in flight, and when they arrive.
 type Travelling = (Instant, Vec<u8>);
 
 /// Copies one direction.
@@ -206,7 +205,7 @@ async fn arrive(
     }
 }
 
-/// How long bytes travel in one direction.
+/// How long bytes take in one direction.
 fn one_way(mode: &watch::Receiver<Mode>) -> Duration {
     match *mode.borrow() {
         Mode::Slow(round_trip) => round_trip / 2,
@@ -214,7 +213,7 @@ fn one_way(mode: &watch::Receiver<Mode>) -> Duration {
     }
 }
 
-/// Waits until bytes may flow; false when the proxy is gone.
+/// Waits until bytes may flow; false when the proxy is dropped.
 async fn thawed(mode: &mut watch::Receiver<Mode>) -> bool {
     mode.wait_for(|mode| *mode != Mode::Freeze).await.is_ok()
 }

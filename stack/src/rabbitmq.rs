@@ -23,10 +23,10 @@ use crate::{base, ports};
 /// A start takes about 9 s on two cores, and several times that when they are busy.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const STOP_WITHIN: Duration = Duration::from_secs(30);
-/// The broker notes new queues on disk every half second; four times that, for a busy machine.
+/// The broker writes new queues to disk every half second; this is four times that, for a busy machine.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 const CTL_WITHIN: Duration = Duration::from_secs(60);
-/// Small files and a low disk alarm: a development machine has no room to spare.
+/// Small files and a low disk alarm, because a development machine may have little free space.
 const CONFIG: &str = "\
 raft.wal_max_size_bytes = 67108864
 disk_free_limit.absolute = 64MB
@@ -34,26 +34,25 @@ log.console = true
 log.console.level = info
 ";
 
-/// Arguments of `rabbitmqctl` that list how many messages each queue has, delivered and
-/// unacknowledged ones included.
+/// Arguments of `rabbitmqctl` that list how many messages each queue has, including unacked ones.
 pub const COUNT_MESSAGES: [&str; 3] = ["list_queues", "--no-table-headers", "messages"];
 
-/// Private port mappers keep brokers of one name apart.
+/// Private port mappers keep brokers with the same name apart.
 const NODE: &str = "stack@localhost";
 
-/// Which optional parts of the broker run.
+/// The optional parts of the broker that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plugins {
     /// AMQP only.
     None,
-    /// Also the web interface and HTTP API, on a free port.
+    /// Also the management UI and HTTP API, on a free port.
     Management,
 }
 
-/// What runs in a broker beside AMQP, and how it is set.
+/// The broker's plugins beside AMQP, and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Configuration {
-    /// The stack's own choice.
+    /// The management plugin, or none.
     pub plugins: Plugins,
     /// Names of more plugins.
     pub more_plugins: Vec<&'static str>,
@@ -81,7 +80,7 @@ pub struct RabbitMq {
     distribution: SocketAddr,
     node: String,
     mapper_address: SocketAddr,
-    // The broker drops first: it would start a mapper of its own if it saw this one gone.
+    // The broker is dropped first: it would start a mapper of its own if it saw this one gone.
     process: Process,
     /// `None` for a node of a cluster, whose nodes share one.
     mapper: Option<Process>,
@@ -127,7 +126,7 @@ impl RabbitMq {
     ) -> Result<Self> {
         let data = folder.join("mnesia");
         if data.exists() && !started_once(folder).exists() {
-            // Killed during its very first start, a broker cannot make sense of what it wrote.
+            // A broker that is killed during its very first start cannot use the data that it wrote.
             fs::remove_dir_all(&data).context("cannot delete the broker's unfinished data")?;
         }
         let management = match configuration.plugins {
@@ -173,22 +172,22 @@ impl RabbitMq {
         url(&self.address.to_string(), &self.administrator())
     }
 
-    /// The default user, whom the broker trusts on loopback only.
+    /// The default user, which the broker accepts on loopback only.
     pub fn administrator(&self) -> Login {
         administrator()
     }
 
-    /// Where it speaks AMQP.
+    /// The AMQP address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where the web interface and HTTP API are, if they run.
+    /// The address of the management UI and HTTP API, if they run.
     pub fn management(&self) -> Option<SocketAddr> {
         self.management
     }
 
-    /// The broker's process, to look at its log.
+    /// The broker's process, to read its log.
     pub fn process(&self) -> &Process {
         &self.process
     }
@@ -196,7 +195,7 @@ impl RabbitMq {
     /// Runs `rabbitmqctl` with these arguments against this broker and returns its output.
     ///
     /// # Errors
-    /// With what it printed when it fails, or when it takes longer than a minute.
+    /// With its output when it fails, or when it takes longer than a minute.
     pub async fn ctl(&self, args: &[&str]) -> Result<String> {
         let output = tempfile::Builder::new()
             .prefix("ctl-")
@@ -225,10 +224,10 @@ impl RabbitMq {
         Ok(printed)
     }
 
-    /// Waits until queues declared before are certain to survive [`RabbitMq::kill`].
+    /// Waits until queues that were declared before are certain to survive [`RabbitMq::kill`].
     ///
-    /// The broker answers a declaration before it has noted the queue on disk. Killed in between,
-    /// it comes back with a quorum queue that has no leader and gives no message, not even
+    /// The broker answers a declaration before it has written the queue to disk. If it is killed in
+    /// between, it comes back with a quorum queue that has no leader and delivers no message, not even
     /// confirmed ones.
     pub async fn settle(&self) {
         sleep(SETTLED_AFTER).await;
@@ -304,7 +303,7 @@ impl RabbitMq {
     }
 }
 
-/// The user that every new broker has.
+/// The default user of every new broker.
 pub(crate) fn administrator() -> Login {
     let guest = || "guest".to_owned();
     Login {
@@ -313,10 +312,10 @@ pub(crate) fn administrator() -> Login {
     }
 }
 
-/// Connects as the default user. The port opens before the broker lets clients in, so a plain
-/// connect proves too little.
+/// Connects as the default user. The port opens before the broker accepts clients, so a TCP connection
+/// proves too little.
 pub(crate) async fn handshake(address: SocketAddr) -> Result<()> {
-    // lapin would silently retry a refused connection.
+    // Otherwise lapin would silently retry a refused connection.
     tokio::net::TcpStream::connect(address).await?;
     let url = url(&address.to_string(), &administrator());
     let connect = Connection::connect(&url, ConnectionProperties::default());
@@ -329,10 +328,10 @@ pub(crate) async fn handshake(address: SocketAddr) -> Result<()> {
         .context("cannot close the connection")
 }
 
-/// The sum of what [`COUNT_MESSAGES`] printed.
+/// The sum of the numbers that [`COUNT_MESSAGES`] printed.
 ///
 /// # Errors
-/// When it printed something else than numbers.
+/// When it printed something other than numbers.
 pub fn sum_of_counts(listed: &str) -> Result<u64> {
     listed
         .split_whitespace()
@@ -344,7 +343,7 @@ pub fn sum_of_counts(listed: &str) -> Result<u64> {
         .sum()
 }
 
-/// Starts the port mapper that nodes find each other by, with its log in `folder`.
+/// Starts the port mapper with which nodes find each other, with its log in `folder`.
 fn start_mapper(packages: &Packages, folder: &Path) -> Result<(Process, SocketAddr)> {
     let address = ports::free()?;
     let mut mapper = packages
@@ -365,7 +364,7 @@ pub(crate) fn url(hosts: &str, login: &Login) -> String {
     format!("amqp://{user}:{password}@{hosts}/%2f")
 }
 
-/// Exists once the broker has come up; see [`RabbitMq::start`].
+/// This file exists once the broker has come up; see [`RabbitMq::start`].
 fn started_once(folder: &Path) -> PathBuf {
     folder.join("started-once")
 }

@@ -28,16 +28,16 @@ pub struct Launcher {
     env: Vec<(String, String)>,
 }
 
-/// Who the services are to the stores.
+/// The accounts of the services in the stores.
 #[derive(Debug, Clone)]
 enum Identity {
-    /// The owner and administrator; they migrate and declare by themselves.
+    /// The owner and administrator; services migrate and declare by themselves.
     Owner { postgres: Login, rabbitmq: Login },
-    /// Each the account that was made for it; everything has to be there.
+    /// An account for each service; schema and topology must exist.
     Accounts(Accounts),
 }
 
-/// Where a service listens.
+/// The addresses of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listen {
     /// `/livez`, `/readyz`, `/metrics`.
@@ -56,9 +56,9 @@ pub struct Service {
 }
 
 impl Launcher {
-    /// For services that use these stores as their owner, and migrate and declare by themselves;
-    /// their logs go to `folder`, which must exist. They see nothing of our environment. The webhook
-    /// secret is [`DEVELOPMENT_SECRET`].
+    /// For services that use these stores as their owner, and migrate and declare by themselves. Their logs
+    /// go to `folder`, which must exist. They get none of our environment. The webhook secret is
+    /// [`DEVELOPMENT_SECRET`].
     pub fn new(programs: Programs, stores: &Stores, folder: impl Into<PathBuf>) -> Self {
         let launcher = Self::as_owner(
             programs,
@@ -72,8 +72,8 @@ impl Launcher {
         }
     }
 
-    /// As [`Launcher::new`], for stores at these hosts, of which this is the owner in Postgres and the
-    /// administrator in RabbitMQ.
+    /// The same as [`Launcher::new`], for stores at these hosts, with these users as the owner in Postgres
+    /// and the administrator in RabbitMQ.
     pub fn as_owner(
         programs: Programs,
         hosts: Hosts,
@@ -95,7 +95,7 @@ impl Launcher {
         .env("DEVELOPMENT", "true")
     }
 
-    /// Each service under its own account, which can neither migrate nor declare.
+    /// Runs each service under its own account, which can neither migrate nor declare.
     #[must_use]
     pub fn under(self, accounts: &Accounts) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl Launcher {
         }
     }
 
-    /// Reaching the stores at other addresses than their own, such as those of proxies.
+    /// Uses other addresses for the stores, such as those of proxies.
     #[must_use]
     pub fn through(self, hosts: impl Into<Hosts>) -> Self {
         Self {
@@ -113,13 +113,13 @@ impl Launcher {
         }
     }
 
-    /// Runs each service by this program and arguments, which have to become it, such as `nsenter`.
+    /// Runs each service with this program and arguments, which have to exec it, such as `nsenter`.
     #[must_use]
     pub fn entered_by(self, enter: Vec<String>) -> Self {
         Self { enter, ..self }
     }
 
-    /// Sets an environment variable of the services, also in place of an earlier value.
+    /// Sets an environment variable of the services, or replaces it.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.retain(|(known, _)| known != name);
@@ -127,8 +127,8 @@ impl Launcher {
         self
     }
 
-    /// Starts a service on free ports. `name` is unique among the services that run at one time,
-    /// such as `ingest-2`; it names the log.
+    /// Starts a service on free ports. `name` must be unique among the running services, such as
+    /// `ingest-2`; the log gets this name.
     ///
     /// # Errors
     /// When the process cannot be started; see [`Service::ready`] for whether it works.
@@ -175,7 +175,7 @@ impl Launcher {
         })
     }
 
-    /// How a service gets at the stores.
+    /// Adds the settings with which a service reaches the stores.
     fn access(&self, program: Program) -> Vec<(OsString, OsString)> {
         let (postgres, rabbitmq, may_create) = match &self.identity {
             Identity::Owner { postgres, rabbitmq } => (postgres.clone(), rabbitmq.clone(), true),
@@ -201,7 +201,7 @@ impl Service {
         self.program
     }
 
-    /// Its process, to kill it, freeze it or look at its log.
+    /// Its process, to kill it, freeze it or read its log.
     pub fn process(&self) -> &Process {
         &self.process
     }
@@ -211,12 +211,12 @@ impl Service {
         self.listen.public
     }
 
-    /// Where webhooks are posted to; only an ingest service answers there.
+    /// The webhook address; only an ingest service answers there.
     pub fn webhook_url(&self) -> String {
         format!("http://{}/webhooks/pleo", self.listen.public)
     }
 
-    /// Where the private port is.
+    /// The address of the private port.
     pub fn private_address(&self) -> SocketAddr {
         self.listen.private
     }
@@ -253,7 +253,7 @@ impl Service {
         }
     }
 
-    /// Stops in order with SIGTERM and says how it ended.
+    /// Stops in order with SIGTERM and returns how it ended.
     ///
     /// # Errors
     /// When it had to be killed after `deadline`.

@@ -1,7 +1,7 @@
-//! What strangers do to shut good senders out, and what good senders see of it meanwhile. Tests and
-//! `cargo stack siege` share these attacks.
+//! Denial-of-service attacks, and what legitimate senders notice meanwhile. Tests and `cargo stack siege`
+//! share these attacks.
 //!
-//! Strangers know no secret. They have one address, and good senders have another one.
+//! Attackers know no secret. They have one address, and legitimate senders have another one.
 
 mod attack;
 mod client;
@@ -24,16 +24,16 @@ pub use self::command::{Plan, run};
 pub use self::good::Seen;
 pub use self::report::{Line, Report};
 
-/// For strangers to take up their positions before good senders are looked at.
+/// Time for the attackers to connect before the senders are measured.
 const BEFORE: Duration = Duration::from_secs(2);
-/// Good events a second, each on a connection of its own.
+/// Legitimate events per second, each on a connection of its own.
 const RATE: f64 = 50.0;
 
 const SYMMETRIC_KEYS: u8 = 99;
 const PUBLIC_KEYS: u8 = 20;
 
-/// What an ingest service that is besieged has as `WEBHOOK_SECRETS`: 100 shared secrets and 20 public
-/// keys. That of good senders is the last one.
+/// `WEBHOOK_SECRETS` of the attacked ingest service: 100 shared secrets and 20 public keys. The legitimate
+/// senders use the last one.
 pub fn secrets() -> String {
     let symmetric = (0..SYMMETRIC_KEYS)
         .map(|number| format!("shared-{number}=whsec_{}", BASE64.encode([number; 32])));
@@ -49,13 +49,13 @@ pub fn secrets() -> String {
         .join("\n")
 }
 
-/// What good senders see in this time, while strangers attack, if any do.
+/// Measures what legitimate senders notice during this time, with or without an attack.
 ///
 /// # Errors
-/// When good events cannot be made.
+/// When the senders' events cannot be made.
 pub async fn besiege(target: Target, attack: Option<Attack>, during: Duration) -> Result<Seen> {
     let stop = CancellationToken::new();
-    // However this ends, the strangers go.
+    // The attack ends in any case.
     let _stopping = stop.clone().drop_guard();
     let strangers = TaskTracker::new();
     if let Some(attack) = attack {

@@ -11,7 +11,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::base;
 
-/// A mounted file system in memory; dropping it takes it away with everything on it.
+/// A mounted file system in memory; dropping it removes it with all its files.
 #[derive(Debug)]
 pub struct SmallDisk {
     folder: PathBuf,
@@ -38,7 +38,7 @@ impl SmallDisk {
         })
     }
 
-    /// Takes all the space that is left.
+    /// Uses up all free space.
     ///
     /// # Errors
     /// When the filler cannot be written.
@@ -47,7 +47,7 @@ impl SmallDisk {
         let space = statvfs(&self.folder)?;
         let mut chunk = i64::try_from(space.blocks_available() * space.fragment_size())?;
         let mut size = 0;
-        // Others take some of it meanwhile, and a chunk that does not fit leaves nothing behind.
+        // Other processes use some of it meanwhile, and a chunk that does not fit leaves nothing behind.
         while chunk > 0 {
             match posix_fallocate(&file, size, chunk) {
                 Ok(()) => size += chunk,
@@ -58,7 +58,7 @@ impl SmallDisk {
         Ok(())
     }
 
-    /// Gives the space back.
+    /// Frees the space again.
     ///
     /// # Errors
     /// When it is not full.
@@ -77,7 +77,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Unmounts what a crash may have left mounted on `folder`.
+/// Unmounts a file system that a crash may have left on `folder`.
 pub(crate) fn detach(folder: &Path) {
     // An error means that nothing is mounted there.
     umount2(folder, MntFlags::MNT_DETACH).ok();

@@ -1,4 +1,4 @@
-//! Both stores, which start side by side.
+//! Both stores, which are started in parallel.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ pub struct Stores {
     pub rabbitmq: RabbitMq,
 }
 
-/// Who one is to a store.
+/// A user of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Login {
     /// The user's name.
@@ -31,7 +31,7 @@ pub struct Login {
     pub password: String,
 }
 
-/// Where the stores listen.
+/// The addresses of the stores.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     /// Address of Postgres.
@@ -41,10 +41,10 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// On any free ports.
+    /// Free ports.
     ///
     /// # Errors
-    /// When there are none.
+    /// When there is no free port.
     pub fn free() -> Result<Self> {
         Ok(Self {
             postgres: ports::free()?,
@@ -53,7 +53,7 @@ impl Addresses {
     }
 }
 
-/// Where clients reach the stores: a host and port, or several separated by commas.
+/// How clients reach the stores: a host and port, or several separated by commas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hosts {
     /// For Postgres.
@@ -63,7 +63,7 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// One address for each.
+    /// One address for each store.
     pub fn one(postgres: SocketAddr, amqp: SocketAddr) -> Self {
         Self {
             postgres: postgres.to_string(),
@@ -71,12 +71,12 @@ impl Hosts {
         }
     }
 
-    /// Value for a `DATABASE_URL`: [`DATABASE`] behind these hosts.
+    /// A `DATABASE_URL` for [`DATABASE`] on these hosts.
     pub fn database_url(&self, login: &Login) -> String {
         postgres::url(&self.postgres, login, DATABASE)
     }
 
-    /// Value for an `AMQP_URL`: the default virtual host behind these hosts.
+    /// An `AMQP_URL` for the default virtual host on these hosts.
     pub fn amqp_url(&self, login: &Login) -> String {
         rabbitmq::url(&self.amqp, login)
     }
@@ -88,7 +88,7 @@ impl From<Addresses> for Hosts {
     }
 }
 
-/// How the owner of both stores reaches them, for `hookctl`.
+/// The addresses with which the owner of both stores reaches them, for `hookctl`.
 #[derive(Debug, Clone)]
 pub struct OwnerUrls {
     /// `DATABASE_URL`.
@@ -122,7 +122,7 @@ impl Stores {
         Ok(Self { postgres, rabbitmq })
     }
 
-    /// Where they listen.
+    /// The addresses that they listen on.
     pub fn addresses(&self) -> Addresses {
         Addresses {
             postgres: self.postgres.address(),
@@ -140,7 +140,7 @@ impl Stores {
         self.rabbitmq.amqp_url()
     }
 
-    /// All three for the owner.
+    /// All three addresses for the owner.
     ///
     /// # Errors
     /// As [`Stores::management_url`].
@@ -155,7 +155,7 @@ impl Stores {
     /// `RABBITMQ_MANAGEMENT_URL`: the broker's HTTP API.
     ///
     /// # Errors
-    /// When the broker runs without it, which no [`Stores::start`] makes it do.
+    /// When the broker runs without it; [`Stores::start`] always starts it with the API.
     pub fn management_url(&self) -> Result<String> {
         let address = self.rabbitmq.management();
         address

@@ -1,5 +1,5 @@
-//! One keep-alive HTTP/1.1 connection. A client library would take a large part of two cores for
-//! itself; this one costs about as much as the kernel does.
+//! One keep-alive HTTP/1.1 connection. A client library would use a large part of two cores itself; this
+//! one costs about as much as the kernel does.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Above ingest's own deadline, so that its answer arrives.
+/// Longer than ingest's own deadline, so that its answer arrives.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 const MAX_HEADERS: usize = 16;
 
-/// What was answered.
+/// The answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// 202, and new.
+    /// 202, and a new event.
     Accepted,
-    /// 202, and known.
+    /// 202, and a duplicate.
     Duplicate,
     /// Anything else.
     Refused(u16),

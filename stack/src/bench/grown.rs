@@ -1,4 +1,4 @@
-//! Tables as they are after a long time.
+//! Tables that have grown for a long time.
 
 use anyhow::Result;
 use hookctl::sample::VENDOR;
@@ -7,15 +7,14 @@ use sqlx::PgPool;
 use super::request::PREFIX;
 use crate::progress::Progress;
 
-/// What the ids of these rows end with. They begin like those of the benchmark's events, among which
-/// they are strewn: new events then come to pages anywhere in the indexes, as they do in old tables.
+/// The suffix of these rows' ids. Their prefix is that of the benchmark's events, so both are mixed: new
+/// events are inserted into pages all over the indexes, as in old tables.
 pub(super) const SUFFIX: &str = "_grown";
 
-/// What Postgres is asked for at once.
+/// Rows per statement.
 const CHUNK: i64 = 250_000;
 
-/// As many events with their receipts as are missing to `rows`, of the last weeks, with ids in no
-/// order.
+/// Adds events with their receipts until there are `rows`, from the last weeks, with ids in random order.
 pub(super) async fn grow(pool: &PgPool, from: u64, rows: u64, progress: Progress) -> Result<()> {
     let step = progress.step(format!("growing the tables to {rows} rows"));
     let (mut first, last) = (i64::try_from(from)?, i64::try_from(rows)?);

@@ -1,7 +1,7 @@
-//! What the parts could do by themselves on this machine, now: the yardsticks of the benchmark.
+//! The limits of the parts on this machine, measured now.
 //!
-//! Each is the bare minimum of one step of the pipeline, without dedup, retries or anything else
-//! that makes it safe.
+//! Each is the minimum of one step of the pipeline, without dedup, retries or anything else that makes it
+//! safe.
 
 mod broker;
 mod database;
@@ -14,13 +14,13 @@ use serde::Serialize;
 
 use crate::stores::Stores;
 
-/// A commit waited for alone, and a confirm, this often.
+/// How often one commit and one confirm are measured alone.
 const LONE: u32 = 200;
 
-/// Operations a second, but for the last.
+/// Operations per second, except the last field.
 #[derive(Debug, Clone, Serialize)]
 pub struct Limits {
-    /// actix-web takes the body and checks the HMAC; by connections.
+    /// actix-web reads the body and checks the HMAC; by number of connections.
     pub http_64: f64,
     /// As above.
     pub http_256: f64,
@@ -28,19 +28,19 @@ pub struct Limits {
     pub confirms_64: f64,
     /// As above, with 256.
     pub confirms_256: f64,
-    /// lapin consumes, acknowledging every 200.
+    /// lapin consumes, with an ack for every 200 messages.
     pub consumed: f64,
     /// Rows of `webhook_receipts`, inserted 64 at a time without waiting for the disk.
     pub receipts: f64,
     /// Rows of `events` and `vendors`, inserted 500 at a time, on disk.
     pub stored: f64,
-    /// Milliseconds of one confirm and one commit of a receipt, each alone, one after the other.
+    /// Milliseconds of one confirm and one commit of a receipt, each alone, in sequence.
     pub lone_ms: f64,
 }
 
 impl Limits {
-    /// What acceptance could reach at best where all parts share the processors: the rate whose
-    /// time per event is the sum of theirs.
+    /// The highest rate of acceptance if all parts share the processors: its time per event is the sum of
+    /// the parts' times.
     pub fn acceptance(&self, connections: usize) -> f64 {
         let (http, confirms) = self.at(connections);
         combined(&[http, confirms, self.receipts])

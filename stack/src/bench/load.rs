@@ -1,5 +1,4 @@
-//! Load on an ingest service (or the bare server), closed loop or open loop, with every answer
-//! checked.
+//! Load on an ingest service (or the minimal server), as a closed or open loop, with every answer checked.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,11 +15,11 @@ use tokio::time::{Instant, sleep_until};
 use super::connection::{Answer, Connection};
 use super::request::Requests;
 
-/// Microseconds; the longest answer counts as 60 s.
+/// Microseconds; an answer counts as 60 s at most.
 const LONGEST_US: u64 = 60_000_000;
-/// Not measured: caches, connections and batches find their pace.
+/// Not measured: the time in which caches, connections and batches warm up.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// A repetition is of one of the connection's last events.
+/// A duplicate repeats one of the connection's last events.
 const REMEMBERED: usize = 4_096;
 
 /// When requests are sent.
@@ -28,25 +27,25 @@ const REMEMBERED: usize = 4_096;
 pub(super) enum Pace {
     /// Each connection sends its next request as soon as it has an answer.
     Closed,
-    /// At a fixed number of requests a second, independent of the answers. Latency counts from the moment
-    /// at which a request was due, which avoids coordinated omission.
+    /// A fixed number of requests per second, independent of the answers. Latency counts from the time when
+    /// a request was due, which avoids coordinated omission.
     Open(f64),
 }
 
-/// What load is put on.
+/// The kind of a load.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Load {
     pub(super) connections: usize,
     pub(super) pace: Pace,
-    /// Share of repetitions, 0 to 1.
+    /// Share of duplicates, 0 to 1.
     pub(super) duplicates: f64,
     pub(super) during: Duration,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// Answers a second, without the warm-up.
+    /// Answers per second, without the warm-up.
     pub rate: f64,
     /// Milliseconds, median.
     pub p50_ms: f64,
@@ -56,7 +55,7 @@ pub struct Outcome {
     pub p999_ms: f64,
     /// New events accepted, with the warm-up.
     pub accepted: u64,
-    /// Repetitions recognised, with the warm-up.
+    /// Duplicates recognised, with the warm-up.
     pub duplicates: u64,
 }
 
@@ -71,7 +70,7 @@ impl Load {
     /// Puts the load on `address`.
     ///
     /// # Errors
-    /// When anything but the right 202 is answered: refusals make the figures void.
+    /// When any answer is not the right 202: refusals make the figures useless.
     pub(super) async fn put_on(
         self,
         address: SocketAddr,
@@ -139,7 +138,7 @@ impl Load {
                 requests.next()
             };
             requests.write(number, &mut buffer)?;
-            // Signing belongs to the sender, so in a closed loop the clock starts after it.
+            // Signing is the sender's work, so in a closed loop the clock starts after it.
             let from = match self.pace {
                 Pace::Closed => Instant::now(),
                 Pace::Open(_) => due,

@@ -1,5 +1,5 @@
-//! What a user would write instead, in Node: a receiver that waits for confirms, and a consumer that stores in
-//! batches (`peers/node`). It has the same stores, requests and checks as the pipeline.
+//! A simple implementation in Node, for comparison: a receiver that waits for confirms, and a consumer that
+//! stores in batches (`peers/node`). It has the same stores, requests and checks as the pipeline.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,21 +23,21 @@ use crate::stores::Stores;
 
 const DATABASE: &str = "peer";
 const SCHEMA: &str = include_str!("../../peers/node/schema.sql");
-/// It has no way to do better over more connections.
+/// More connections cannot make it faster.
 const CONNECTIONS: [usize; 3] = [1, USUAL, 256];
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 const STORED_WITHIN: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// What the peer reached in a round.
+/// The results of the Node implementation in a round.
 #[derive(Debug, Clone, Serialize)]
 pub struct PeerRound {
-    /// Closed loops by connections.
+    /// Closed loops by number of connections.
     pub accepted: Vec<(usize, Outcome)>,
-    /// Events a second that one consumer took from a full queue.
+    /// Events per second that one consumer stored from a full queue.
     pub drained: f64,
-    /// Events a second from request to row, by connections.
+    /// Events per second from request to row, by number of connections.
     pub end_to_end: Vec<(usize, f64)>,
 }
 
@@ -56,14 +56,14 @@ pub(super) struct Peer {
     database_url: String,
 }
 
-/// A consumer, and where it says how much it has stored.
+/// A consumer, and the file in which it reports how much it has stored.
 struct Consumer {
     process: Process,
     url: String,
 }
 
 impl Peer {
-    /// Installs what it needs from npm, and starts the receiver.
+    /// Installs the npm packages, and starts the receiver.
     ///
     /// # Errors
     /// When there is no Node or no npm, or npm's registry cannot be reached.
@@ -109,7 +109,7 @@ impl Peer {
         })
     }
 
-    /// Measures the peer as [`super::round`] does the pipeline.
+    /// Measures it in the same way as [`super::round`] measures the pipeline.
     pub(super) async fn round(&mut self, slice: Duration, drained: u64) -> Result<PeerRound> {
         let closed = |connections| Load {
             connections,
@@ -140,7 +140,7 @@ impl Peer {
         })
     }
 
-    /// Events that were accepted and are in no row, or the other way round.
+    /// Events that were accepted and have no row, or the other way round.
     pub(super) async fn missing(&self) -> Result<u64> {
         let stored: i64 = sqlx::query_scalar("select count(*) from peer_events")
             .fetch_one(&self.pool)
@@ -162,7 +162,7 @@ impl Peer {
         Ok(outcome)
     }
 
-    /// Lets a consumer store what is queued: events a second.
+    /// Lets a consumer store the queued events: events per second.
     async fn drain(&mut self) -> Result<f64> {
         let consumer = self.start_consumer().await?;
         let first = loop {
@@ -178,7 +178,7 @@ impl Peer {
         Ok((all - first) as f64 / took.as_secs_f64())
     }
 
-    /// Load while a consumer stores: events stored a second, until all of them were.
+    /// Load while a consumer stores: events stored per second, until all were stored.
     async fn store(&mut self, load: Load) -> Result<f64> {
         let consumer = self.start_consumer().await?;
         let started = Instant::now();
@@ -206,8 +206,8 @@ impl Peer {
         Ok(consumer)
     }
 
-    /// Waits until the consumer has stored what was accepted and not stored before, and says how many that
-    /// were.
+    /// Waits until the consumer has stored the events that were accepted and not stored before, and returns
+    /// their number.
     async fn until_stored(&mut self, consumer: &Consumer) -> Result<u64> {
         let end = Instant::now() + STORED_WITHIN;
         let expected = self.accepted - self.stored;

@@ -1,5 +1,5 @@
-//! What is measured: both stores, as durable as in production, one ingest, and vendor workers that
-//! come and go.
+//! The measured pipeline: both stores, as durable as in production, one ingest, and vendor workers that are
+//! started as needed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 const STORED_WITHIN: Duration = Duration::from_secs(600);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// The worker's own count of the events that it has stored.
+/// The worker's own counter of stored events.
 const STORED: &str = r#"pleo_worker_events_total{family="vendor",outcome="stored""#;
 const WORKER: Program = Program::Worker(Family::Vendor);
 
-/// Of a server that was given memory, as every guide to Postgres begins. Its defaults are for
-/// machines of long ago.
+/// For a server with enough memory, as every tuning guide of Postgres recommends. The defaults are for
+/// small machines.
 const POSTGRES: [&str; 3] = [
     "alter system set shared_buffers = '2GB'",
     "alter system set max_wal_size = '8GB'",
@@ -51,21 +51,21 @@ pub(super) struct Pipeline {
     requests: Arc<Requests>,
     /// New events answered 2xx so far.
     accepted: u64,
-    /// Of them, those known to be stored.
+    /// Those of them that are known to be stored.
     stored: u64,
     _base: Base,
 }
 
-/// What came of a load while a worker stored.
+/// The result of a load while a worker stored.
 #[derive(Debug, Clone, Serialize)]
 pub struct EndToEnd {
-    /// Events stored a second, until all of them were.
+    /// Events stored per second, until all were stored.
     pub rate: f64,
-    /// What that took.
+    /// The resources that this used.
     pub usage: Usage,
 }
 
-/// What is taken of the machine for 1,000 events that are accepted and stored.
+/// The resources for 1,000 events that are accepted and stored.
 #[derive(Debug, Clone, Serialize)]
 pub struct Usage {
     /// Processor seconds of ingest.
@@ -142,7 +142,7 @@ impl Pipeline {
         Ok(outcome)
     }
 
-    /// Puts so many events into the queue, those that are there included.
+    /// Fills the queue up to this number of events.
     pub(super) async fn fill(&mut self, events: u64) -> Result<()> {
         while self.accepted - self.stored < events {
             self.accept(Load {
@@ -161,7 +161,7 @@ impl Pipeline {
         self.accepted
     }
 
-    /// Lets so many workers store what is queued: events a second.
+    /// Lets this many workers store the queued events: events per second.
     pub(super) async fn drain(&mut self, replicas: usize) -> Result<f64> {
         self.start_workers(replicas)?;
         let first = loop {
@@ -275,8 +275,8 @@ impl Pipeline {
         ]
     }
 
-    /// Waits until the running workers have stored what was accepted and not stored before, and
-    /// says how many that were.
+    /// Waits until the running workers have stored the events that were accepted and not stored before, and
+    /// returns their number.
     async fn until_stored(&mut self) -> Result<u64> {
         let end = Instant::now() + STORED_WITHIN;
         let expected = self.accepted - self.stored;
@@ -297,7 +297,7 @@ impl Pipeline {
     async fn stored_by_workers(&self) -> Result<u64> {
         let mut stored = 0;
         for worker in &self.workers {
-            // Not listening yet.
+            // It is not listening yet.
             let Ok(answer) = reqwest::get(worker.private_url("/metrics")).await else {
                 ensure!(
                     worker.process().is_running(),

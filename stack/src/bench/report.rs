@@ -1,4 +1,4 @@
-//! The table: medians over the rounds, and how near they come to the limits of the same round.
+//! The table: medians over the rounds, and the ratios to the limits of the same round.
 
 use std::fmt;
 
@@ -102,7 +102,7 @@ impl Report {
         table
     }
 
-    /// Each ratio is of one round.
+    /// Each ratio compares figures of one round.
     fn peer(&self) -> Option<Table> {
         let first = self.rounds.first()?.peer.as_ref()?;
         let mut table = table(&["beside Node", "this a second", "Node a second", "ratio"]);

@@ -10,7 +10,7 @@ use hookctl::sample::VENDOR;
 use ingest::secrets::DEVELOPMENT_SECRET;
 use ingest::signature::Key;
 
-/// What all `webhook-id`s of a benchmark start with, for the ledger.
+/// The prefix of all `webhook-id`s of a benchmark, to count its events.
 pub(super) const PREFIX: &str = "bench_";
 
 /// Makes the requests for one address.
@@ -33,7 +33,7 @@ impl Requests {
         })
     }
 
-    /// A number that no event had so far.
+    /// A number that no event has had so far.
     pub(super) fn next(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -66,7 +66,7 @@ pub(super) fn webhook_id(number: u64) -> String {
     format!("{PREFIX}{:016x}", scatter(number))
 }
 
-/// Numbers in no order, as senders' random ids are: what an index has to cope with. One to one.
+/// A one-to-one mapping to numbers in random order, like senders' random ids, which are hard on an index.
 fn scatter(number: u64) -> u64 {
     let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -65,7 +65,7 @@ async fn bench(args: &Args) -> Result<ExitCode> {
     let workspace = super::workspace()?;
     let programs = Programs::build(&workspace, Scope::Services, Profile::Release, progress).await?;
     if cfg!(debug_assertions) {
-        // The load itself has to be optimised as well.
+        // The load generator has to be optimised as well.
         return measuring::run_built(&programs).await;
     }
     let base = Base::temporary()?;

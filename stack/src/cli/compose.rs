@@ -10,7 +10,7 @@ use stack::progress::{Progress, note};
 
 use super::signals::Signals;
 
-/// What test runners take for "skipped".
+/// The exit code that test runners treat as "skipped".
 const SKIPPED: u8 = 77;
 
 /// Exit codes: 0 everything holds, 1 something does not, 77 it cannot be tried here; the line

@@ -108,7 +108,7 @@ impl Args {
         }
     }
 
-    /// Those of `--only`, else `all`.
+    /// The faults of `--only`, or `all`.
     fn faults<F: FromStr<Err = anyhow::Error>>(&self, all: Vec<F>) -> Result<Vec<F>> {
         if self.only.is_empty() {
             return Ok(all);
@@ -138,7 +138,7 @@ impl Args {
         })
     }
 
-    /// The command line that gives these, without what is only for the confined program.
+    /// The command line that gives these options, without those that are only for the confined program.
     fn to_command_line(&self, seed: u64) -> Vec<OsString> {
         let mut line: Vec<OsString> = vec!["drill".into()];
         let mut add = |name: &str, value: OsString| line.extend([name.into(), value]);

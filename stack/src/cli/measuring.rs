@@ -1,5 +1,5 @@
-//! What the commands that measure have in common: an optimised build of themselves, and where their logs
-//! and figures go.
+//! Options that the measuring commands share: an optimised build of themselves, and where their logs and
+//! figures go.
 
 use std::fmt::Display;
 use std::fs;
@@ -25,7 +25,7 @@ pub(super) struct Outputs {
 }
 
 impl Outputs {
-    /// Where the services' logs go: the folder that was asked for, or one that goes with `base`.
+    /// Where the services' logs go: the given folder, or one that is deleted with `base`.
     pub(super) fn logs(&self, base: &Base) -> Result<PathBuf> {
         match &self.logs {
             Some(logs) => {
@@ -36,7 +36,7 @@ impl Outputs {
         }
     }
 
-    /// Prints the report, and writes its figures where that was asked for.
+    /// Prints the report, and writes its figures to a file if there is one.
     pub(super) fn print(&self, report: &(impl Display + Serialize)) -> Result<()> {
         if let Some(path) = &self.json {
             let json = serde_json::to_vec_pretty(report)?;
@@ -46,7 +46,7 @@ impl Outputs {
     }
 }
 
-/// Runs this same command line by the `stack` that was built with `programs`, to its end.
+/// Runs the same command line with the `stack` that was built with `programs`, until it ends.
 pub(super) async fn run_built(programs: &Programs) -> Result<ExitCode> {
     let spec =
         Spec::new("stack", programs.folder().join("stack")).args(std::env::args_os().skip(1));

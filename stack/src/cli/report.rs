@@ -1,4 +1,4 @@
-//! What `cargo stack up` shows: what was stored, where everything is, what to try next.
+//! What `cargo stack up` shows: stored events, addresses, and commands to try next.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use stack::service::Service;
 use stack::stores::Stores;
 
-/// What the database holds of the samples, and in all.
+/// The sample events' rows in the database, and the totals.
 pub(super) struct Stored {
     samples: Vec<StoredSample>,
     events: i64,
@@ -64,7 +64,7 @@ pub(super) async fn stored(pool: &PgPool, ids: &[String]) -> Result<Stored> {
     Ok(Stored { samples, events })
 }
 
-/// Where everything is.
+/// The addresses of everything.
 pub(super) struct Places<'a> {
     pub(super) services: &'a [Service],
     pub(super) stores: &'a Stores,
@@ -145,7 +145,7 @@ const QUERIES: &str = "  select * from latest_events;
   select id, company_id, name, state, country, default_currency from vendors;
   select * from dead_letters;";
 
-/// What a shell needs for `hookctl doctor`, `send`, `tail` and the others.
+/// The environment that a shell needs for `hookctl doctor`, `send`, `tail` and the others.
 fn exports(stores: &Stores, management: &str) -> String {
     let secrets = format!("development={DEVELOPMENT_SECRET}");
     [
@@ -158,7 +158,7 @@ fn exports(stores: &Stores, management: &str) -> String {
     .join("\n")
 }
 
-/// A shell command that signs and sends an export job with an id of its own.
+/// A shell command that signs and sends an export job with its own id.
 fn curl(url: &str) -> String {
     let key = DEVELOPMENT_SECRET.trim_start_matches("whsec_");
     format!(

@@ -46,7 +46,7 @@ async fn besiege(args: &Args) -> Result<ExitCode> {
     };
     let programs = Programs::build(&workspace, Scope::Services, profile, progress).await?;
     if cfg!(debug_assertions) && !args.own_build {
-        // Strangers and good senders have to be optimised as well.
+        // The attackers and legitimate senders have to be optimised as well.
         return measuring::run_built(&programs).await;
     }
     rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files")?;

@@ -7,10 +7,10 @@ use stack::progress::note;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// What shells report for a program that Ctrl-C ended.
+/// The exit code that shells report for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
-/// Tells when to stop: at the first signal in order, at the second at once.
+/// Stops in order at the first signal, and at once at the second.
 #[derive(Debug)]
 pub(super) struct Signals {
     first: CancellationToken,
@@ -46,8 +46,8 @@ impl Signals {
         self.first.cancelled().await;
     }
 
-    /// Runs `work` unless the first signal comes before its end: then drops it, and with it every
-    /// process that it has started, and gives the exit code.
+    /// Runs `work` unless the first signal arrives before its end. In that case drops it, with every
+    /// process that it has started, and returns the exit code.
     pub(super) async fn unless_stopped<T>(
         &self,
         work: impl Future<Output = Result<T>>,
@@ -61,7 +61,7 @@ impl Signals {
         }
     }
 
-    /// Runs `work` unless a second signal comes.
+    /// Runs `work` unless a second signal arrives.
     pub(super) async fn unless_forced(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
         tokio::select! {
             result = work => result,

@@ -28,19 +28,19 @@ pub(super) struct Args {
     cargo: Vec<String>,
 }
 
-/// How many tests run at once, if the caller does not say. cargo reads it.
+/// The variable that sets how many tests run at once; cargo reads it.
 const THREADS: &str = "RUST_TEST_THREADS";
 
-/// Most tests wait for stores most of their time, so that a processor has time for two.
+/// Most tests mostly wait for stores, so a processor can run two.
 const TESTS_PER_PROCESSOR: usize = 2;
 
-/// Without it, tests would live on if cargo was killed together with a killed stack.
+/// Without it, tests would keep running if cargo was killed together with the stack.
 const RUNNER: &str = r#"target."cfg(unix)".runner = ["setpriv", "--pdeathsig", "KILL", "--"]"#;
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let base = Base::temporary()?;
     let ended = signals.unless_stopped(test(args, &base)).await;
-    // Tests that were interrupted could not clean up after themselves.
+    // Interrupted tests could not clean up after themselves.
     base::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
@@ -92,7 +92,7 @@ async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
         .into_iter()
         .fold(cargo, |cargo, release| cargo.env(STORES, release.name()));
     let status = Process::spawn(cargo)?.wait().await;
-    // A test run that was killed by a signal has no code.
+    // A test run that a signal killed has no exit code.
     Ok(status
         .code()
         .and_then(|code| u8::try_from(code).ok())
@@ -104,7 +104,7 @@ fn threads() -> Result<usize> {
     Ok(TESTS_PER_PROCESSOR * processors.get())
 }
 
-/// Cargo takes `--workspace` and single packages together, and then runs them all.
+/// With `--workspace` and single packages together, cargo runs all of them.
 fn selects_packages(args: &[String]) -> bool {
     args.iter()
         .take_while(|arg| *arg != "--")

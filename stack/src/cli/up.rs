@@ -26,8 +26,8 @@ use tokio::time::{Instant, sleep};
 use super::report;
 use super::signals::Signals;
 
-/// Ports that are taken if they are free, so that bookmarks stay valid between runs. Those of the
-/// stores are next to the standard ones, which a server of the system may use.
+/// Ports that are used if they are free, so that bookmarks stay valid between runs. The stores' ports are
+/// next to the standard ones, which a system-wide server may use.
 const WEBHOOKS: u16 = 8080;
 const CONSOLE: u16 = 8090;
 const FIRST_PRIVATE: u16 = 9100;
@@ -36,7 +36,7 @@ const AMQP: u16 = 5673;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STORED_WITHIN: Duration = Duration::from_secs(30);
-/// Above the services' own deadline for a stop, 25 s.
+/// Longer than the services' own deadline for a stop, 25 s.
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
@@ -58,7 +58,7 @@ pub(super) struct Args {
     log: String,
 }
 
-/// Everything that runs. Services come first, as fields are dropped in this order.
+/// All running processes. The services come first, because fields are dropped in this order.
 struct Running {
     services: Vec<Service>,
     stores: Stores,
@@ -149,7 +149,7 @@ async fn start(args: &Args, base: &Base) -> Result<Running> {
     Ok(running)
 }
 
-/// The port, or another one if it is taken, which is then said.
+/// The port, or another one if it is taken, with a note.
 fn prefer(port: u16, what: &str) -> Result<SocketAddr> {
     let address = ports::prefer(port)?;
     if address.port() != port {
@@ -161,8 +161,8 @@ fn prefer(port: u16, what: &str) -> Result<SocketAddr> {
     Ok(address)
 }
 
-/// Until the first signal. A part that dies is reported and the rest stays up, as that is what one
-/// wants to watch after killing one; the exit code says it in the end. Returns how many died.
+/// Waits for the first signal. If a process dies it is reported and the others stay up, so that users can
+/// watch what happens after they kill one; the exit code shows it in the end. Returns how many died.
 async fn stay(running: &Running, signals: &Signals) -> usize {
     let mut dead: Vec<u32> = Vec::new();
     loop {
@@ -238,11 +238,11 @@ impl Running {
         Ok(())
     }
 
-    /// Services first, so that they can finish what they hold.
+    /// The services stop first, so that they can finish their work.
     async fn stop(self) -> Result<()> {
         self.pool.close().await;
         let mut failures = Vec::new();
-        // All get their signal before any is waited for, as each may take its whole deadline.
+        // All get their signal before any is waited for, because each may take its whole deadline.
         let stops = futures_util::future::join_all(
             self.services
                 .iter()

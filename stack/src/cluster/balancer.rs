@@ -22,12 +22,12 @@ defaults
   option srvtcpka
 ";
 
-/// What connections are spread over.
+/// The servers that connections are spread over.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Behind<'a> {
     /// Any of the brokers.
     Brokers(&'a [SocketAddr]),
-    /// The server that Patroni says is the primary.
+    /// The server that Patroni reports as the primary.
     Primary(&'a [SocketAddr]),
 }
 
@@ -39,7 +39,7 @@ pub struct Balancer {
 }
 
 impl Balancer {
-    /// Its port is that of what is behind it.
+    /// It uses the same port as the servers behind it.
     pub(super) fn start(
         ground: Ground<'_>,
         link: Link,
@@ -64,12 +64,12 @@ impl Balancer {
         Ok(Self { node, port })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.node.socket(self.port)
     }
 
-    /// Freezes it: connections stay open, new ones are taken, and nothing goes through.
+    /// Freezes it: connections stay open, new ones are accepted, and no data passes.
     ///
     /// # Errors
     /// When it does not run.

@@ -17,8 +17,8 @@ const MANAGEMENT: u16 = 15672;
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 const READY_WITHIN: Duration = Duration::from_secs(180);
 const COOKIE: &str = "PLEODRILL";
-/// Peers that are silent for twelve seconds count as gone; the default of a minute would only make
-/// drills longer. Two scheduler threads that sleep when idle.
+/// A node that is silent for twelve seconds counts as down; the default of a minute would only make drills
+/// longer. Two scheduler threads that sleep when idle.
 const VM_ARGS: &str = "+S 2:2 +sbwt none +stbt u -kernel net_ticktime 10";
 const CONFIG: &str = "\
 cluster_formation.peer_discovery_backend = classic_config
@@ -34,10 +34,10 @@ log.console = true
 log.console.level = info
 ";
 
-/// What a broker does that sees a minority of the cluster.
+/// What a broker does when it sees only a minority of the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PartitionHandling {
-    /// It goes on. Its queues' majorities are elsewhere, so it can confirm nothing.
+    /// It continues. Its queues have their majority elsewhere, so it cannot confirm anything.
     Ignore,
     /// It closes its ports until it sees the majority again.
     PauseMinority,
@@ -73,7 +73,7 @@ impl Brokers {
                 env: vec![
                     ("HOME", "/var/lib/rabbitmq".to_owned()),
                     ("RABBITMQ_LOGS", "-".to_owned()),
-                    // Makes the script exec the Erlang machine.
+                    // Makes the script exec the Erlang VM.
                     ("RUNNING_UNDER_SYSTEMD", "true".to_owned()),
                     ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", VM_ARGS.to_owned()),
                 ],
@@ -99,7 +99,7 @@ impl Brokers {
         self.nodes.iter().map(|node| node.socket(AMQP)).collect()
     }
 
-    /// The management of one of them.
+    /// The address of one broker's management API.
     pub fn management_url(&self) -> String {
         format!("http://{}", self.nodes[0].socket(MANAGEMENT))
     }
@@ -107,7 +107,7 @@ impl Brokers {
     /// The broker that leads the queue.
     ///
     /// # Errors
-    /// When no broker can tell.
+    /// When no broker can answer.
     pub async fn leader(&self, queue: &str) -> Result<usize> {
         let queue = self.ask(&format!("queues/%2F/{queue}")).await?;
         let leader = queue["leader"]
@@ -134,11 +134,11 @@ impl Brokers {
 
     /// Waits until every broker sees all three, and every queue has all its members.
     ///
-    /// Brokers that ignore partitions may notice one only after they see each other again, and it then stays.
-    /// RabbitMQ's documentation asks operators to restart one side, so this does.
+    /// Brokers that ignore partitions may notice one only after they see each other again, and it then
+    /// stays. RabbitMQ's documentation asks operators to restart one side, so this function does that.
     ///
     /// # Errors
-    /// Says what is missing when that takes too long.
+    /// When that takes too long; the error says what is missing.
     pub async fn until_whole(&mut self, within: Duration) -> Result<()> {
         while let Some(index) = self.until_whole_or_partitioned(within).await? {
             self.boot(index)?;
@@ -159,7 +159,7 @@ impl Brokers {
         .await
     }
 
-    /// The broker that is partitioned from the most others: the minority, where there is one.
+    /// The broker that is partitioned from most others: the minority, if there is one.
     async fn most_partitioned(&self) -> Result<Option<usize>> {
         let nodes = self.ask("nodes").await?;
         let most = nodes
@@ -196,7 +196,7 @@ impl Brokers {
     /// Messages in all queues.
     ///
     /// # Errors
-    /// When the first broker cannot tell.
+    /// When the first broker cannot answer.
     pub async fn queued(&self) -> Result<u64> {
         let listed = self.ctl(0, &COUNT_MESSAGES).await?;
         rabbitmq::sum_of_counts(&listed)
@@ -215,7 +215,7 @@ impl Brokers {
         self.nodes[index].boot()
     }
 
-    /// Waits until the broker lets clients in.
+    /// Waits until the broker accepts clients.
     ///
     /// # Errors
     /// When it ends or takes too long.
@@ -227,7 +227,7 @@ impl Brokers {
         .await
     }
 
-    /// Drains and restarts all, one after the other, as an upgrade does.
+    /// Drains and restarts all brokers, one after the other, as in an upgrade.
     ///
     /// # Errors
     /// When one does not stop or does not come up.
@@ -242,13 +242,13 @@ impl Brokers {
                 .await?;
             self.boot(index)?;
             self.ready(index).await?;
-            // The next one must not take the last majority of a queue away.
+            // Stopping the next broker must not take away a queue's majority.
             self.until_whole(READY_WITHIN).await?;
         }
         Ok(())
     }
 
-    /// Changes what all do in a partition from now on.
+    /// Changes from now on what all brokers do in a partition.
     ///
     /// # Errors
     /// When a broker cannot be reached.
@@ -279,7 +279,7 @@ impl Brokers {
         self.for_peers(index, Link::join_with)
     }
 
-    /// Cuts a broker off from everybody.
+    /// Cuts a broker off the network.
     ///
     /// # Errors
     /// When the network cannot be changed.
@@ -295,8 +295,8 @@ impl Brokers {
         self.nodes[index].link().join()
     }
 
-    /// Waits until the broker, which was cut off, sees the others again. Where brokers ignore a partition
-    /// it stays, and RabbitMQ's documentation asks operators to restart the minority.
+    /// Waits until the broker, which was cut off, sees the others again. If brokers ignore partitions, the
+    /// partition stays, and RabbitMQ's documentation asks operators to restart the minority.
     ///
     /// # Errors
     /// When it does not come back.
@@ -313,7 +313,7 @@ impl Brokers {
         self.ready(index).await
     }
 
-    /// An error as long as it cannot be told.
+    /// An error means that it is not known yet.
     async fn is_partitioned(&self, index: usize) -> Result<bool> {
         let nodes = rest::get(&self.http, &api(&self.nodes[index], "nodes")).await?;
         let nodes = nodes.as_array().context("no list of nodes")?;

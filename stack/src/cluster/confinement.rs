@@ -1,5 +1,5 @@
-//! Runs a program in namespaces of its own, so that nothing of it can be left behind: no process, no
-//! network, no mount, no shared memory, also when it or the stack is killed.
+//! Runs a program in namespaces of its own, so that it cannot leave anything behind (process, network,
+//! mount, shared memory), even if the program or the stack is killed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,8 +11,7 @@ use nix::unistd::{geteuid, getppid};
 
 use crate::process::Spec;
 
-/// The first process of a process namespace inherits every orphan and has to wait for it, which the
-/// shell does.
+/// The first process of a process namespace inherits every orphan and has to reap it; the shell does that.
 const FIRST_PROCESS: &str = r#""$@"; exit $?"#;
 const NAMESPACES: [&str; 7] = [
     "--mount",
@@ -24,7 +23,7 @@ const NAMESPACES: [&str; 7] = [
     "--kill-child",
 ];
 
-/// The program with its arguments, confined.
+/// The confined program with its arguments.
 pub fn spec(name: &str, program: &Path, args: impl IntoIterator<Item = OsString>) -> Spec {
     Spec::new(name, "unshare")
         .args(NAMESPACES)
@@ -45,7 +44,7 @@ pub fn obstacle() -> Option<String> {
     if !geteuid().is_root() {
         return Some("it needs root".to_owned());
     }
-    // What the cluster does: a bridge, a network with a link to it, and an overlay.
+    // The same as the cluster needs: a bridge, a network with a link to it, and an overlay.
     let attempt = "mount -t tmpfs tmpfs /run && mkdir /run/netns /run/l /run/d &&
          ip link add name hub type bridge && ip netns add node &&
          ip link add name node type veth peer name eth0 netns node &&
@@ -69,10 +68,10 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-/// Prepares the namespaces that we were started in; see [`spec`].
+/// Prepares the namespaces that this process was started in; see [`spec`].
 ///
 /// # Errors
-/// When we are in none.
+/// When this process is not in such namespaces.
 pub fn prepare() -> Result<()> {
     let first = fs::read_to_string("/proc/1/comm").unwrap_or_default();
     ensure!(

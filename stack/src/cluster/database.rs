@@ -21,9 +21,10 @@ const FAILOVER_WITHIN: Duration = Duration::from_secs(90);
 /// When the primary's commits return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replication {
-    /// When the standby has them on disk, always.
+    /// Always when the standby has them on disk.
     Synchronous,
-    /// When the primary has them on disk. What the standby does not have yet is lost with the primary.
+    /// When the primary has them on disk. Commits that the standby does not have yet are lost with the
+    /// primary.
     Asynchronous,
 }
 
@@ -92,10 +93,10 @@ impl Database {
             .collect()
     }
 
-    /// The server that takes writes.
+    /// The server that accepts writes.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is no such server.
     pub async fn primary(&self) -> Result<usize> {
         for (index, node) in self.nodes.iter().enumerate() {
             if node.is_running() && rest::get(&self.http, &api(node, "primary")).await.is_ok() {
@@ -117,7 +118,7 @@ impl Database {
         .await
     }
 
-    /// Waits until there is a primary and the other one follows it as it should.
+    /// Waits until there is a primary and the other server replicates it as required.
     ///
     /// # Errors
     /// When that takes too long.
@@ -155,7 +156,7 @@ impl Database {
         self.nodes[index].boot()
     }
 
-    /// Takes a server off the network; it goes on by itself.
+    /// Takes a server off the network; its processes keep running.
     ///
     /// # Errors
     /// When the network cannot be changed.
@@ -171,7 +172,7 @@ impl Database {
         self.nodes[index].link().join()
     }
 
-    /// Restarts the server in order, in place.
+    /// Restarts the server in order, without a failover.
     ///
     /// # Errors
     /// When it does not come up again.
@@ -183,13 +184,13 @@ impl Database {
     /// Destroys a server with its disk.
     ///
     /// # Errors
-    /// When the disk cannot be taken away.
+    /// When the disk cannot be removed.
     pub fn destroy(&self, index: usize) -> Result<()> {
         self.nodes[index].switch_off()?;
         self.nodes[index].wipe()
     }
 
-    /// Makes the other server the primary, in order.
+    /// A planned switchover to the other server.
     ///
     /// # Errors
     /// When that takes too long.
@@ -201,8 +202,8 @@ impl Database {
         self.until_primary(to).await
     }
 
-    /// Makes this server the primary though it could not follow the lost one to its end, which only
-    /// an operator can decide.
+    /// Promotes this server although it may not have the lost primary's last commits. Only an operator can
+    /// decide that.
     ///
     /// # Errors
     /// When that takes too long.
@@ -222,7 +223,7 @@ impl Database {
     }
 }
 
-/// The other one of the pair.
+/// The index of the other server.
 pub fn other(index: usize) -> usize {
     1 - index
 }
@@ -237,7 +238,7 @@ fn etcd_setup(link: Link) -> Setup {
         "--name=etcd",
         "--data-dir=/var/lib/etcd/data",
         "--listen-client-urls=http://0.0.0.0:2379",
-        // Patience, as the processors have much else to do in a drill.
+        // Long timeouts, because the processors are busy during a drill.
         "--heartbeat-interval=500",
         "--election-timeout=5000",
         "--unsafe-no-fsync",
@@ -267,8 +268,8 @@ fn newest_bin(ground: Ground<'_>) -> Result<String> {
     Ok(format!("/usr/lib/postgresql/{newest}/bin"))
 }
 
-/// Patroni's settings; JSON is YAML. Lease and waits are the shortest that Patroni takes, which makes
-/// drills shorter.
+/// Patroni's settings; JSON is YAML. Lease and waits are the shortest that Patroni accepts, to make drills
+/// shorter.
 fn patroni_config(
     link: Link,
     etcd: Link,
@@ -293,7 +294,7 @@ fn patroni_config(
                 "retry_timeout": 6,
                 "maximum_lag_on_failover": 100 << 20,
                 "synchronous_mode": synchronous,
-                // Without it Patroni stops waiting for a standby that is away.
+                // Without it Patroni stops waiting when the standby is away.
                 "synchronous_mode_strict": synchronous,
                 "postgresql": {
                     "use_pg_rewind": true,
@@ -322,7 +323,7 @@ fn patroni_config(
                 "replication": login("replicator"),
             },
             "parameters": {"unix_socket_directories": "/tmp"},
-            // A former primary that cannot be rewound is copied anew.
+            // If a former primary cannot be rewound, it is copied again.
             "remove_data_directory_on_rewind_failure": true,
             "remove_data_directory_on_diverged_timelines": true,
             "pg_hba": [

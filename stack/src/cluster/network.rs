@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 /// The drill's own address on the bridge.
 pub(super) const HUB: Ipv4Addr = Ipv4Addr::new(10, 83, 0, 1);
 const BRIDGE: &str = "hub";
-/// No machine has this one.
+/// An address that no machine has.
 const NOBODY: &str = "02:00:00:00:00:01";
 
 /// One machine's connection to the network.
@@ -45,7 +45,7 @@ impl Link {
         Ok(Self { name, address })
     }
 
-    /// Pulls the machine's cable: packets to it and from it are lost without an error.
+    /// Unplugs the machine: packets to it and from it are dropped without an error.
     pub(super) fn cut(self) -> Result<()> {
         ip(&format!("link set {} down", self.name))
     }
@@ -55,7 +55,7 @@ impl Link {
         ip(&format!("link set {} up", self.name))
     }
 
-    /// Loses everything between these two machines, in both directions.
+    /// Drops all packets between these two machines, in both directions.
     pub(super) fn cut_from(self, other: Self) -> Result<()> {
         for (from, to) in [(self, other), (other, self)] {
             ip(&format!(
@@ -77,7 +77,7 @@ impl Link {
         Ok(())
     }
 
-    /// Arguments of `nsenter` for a program that is to run in this network.
+    /// Arguments of `nsenter` that run a program in this network.
     pub(super) fn enter(self) -> [String; 2] {
         [format!("--net=/run/netns/{}", self.name), "--".to_owned()]
     }

@@ -17,11 +17,11 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(90);
 const STOP_WITHIN: Duration = Duration::from_secs(90);
 /// How a program is started.
 const ONCE: &str = "once";
-/// Started again when it fails, as systemd and container engines do: a broker may give up while its
-/// peers are starting as well.
+/// Restarted when it fails, as systemd and container engines do: a broker may give up while its peers are
+/// starting as well.
 const SUPERVISED: &str = "supervised";
-/// Runs a program on the disk `$1` under the hostname `$2`, in the way `$3`. Shared memory is the
-/// machine's own.
+/// Runs a program on the disk `$1` under the hostname `$2`, in mode `$3`. The machine has its own shared
+/// memory.
 const BOOT: &str = r#"
 set -eu
 root=$1 how=$3
@@ -39,14 +39,14 @@ until chroot "$root" "$@"; do
 done
 "#;
 
-/// What a machine is made from.
+/// The folders that machines are made from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ground<'a> {
-    /// The Debian that every disk begins as; it is not written to.
+    /// The Debian that every disk starts from; it stays unchanged.
     pub(super) root: &'a Path,
-    /// Where the disks go.
+    /// Where the disks are.
     pub(super) disks: &'a Path,
-    /// Where the logs go.
+    /// Where the logs are.
     pub(super) logs: &'a Path,
 }
 
@@ -55,11 +55,11 @@ pub(super) struct Ground<'a> {
 pub(super) struct File {
     pub(super) path: &'static str,
     pub(super) text: String,
-    /// The account that alone may read and write it.
+    /// The only account that may read and write it.
     pub(super) owner: &'static str,
 }
 
-/// What runs on a machine.
+/// The program of a machine.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     /// Files on the disk, written when it is new.
@@ -116,7 +116,7 @@ impl Node {
         self.process.as_ref().is_some_and(Process::is_running)
     }
 
-    /// Starts its program, and plugs its cable in.
+    /// Starts its program, and connects it to the network.
     pub(super) fn boot(&mut self) -> Result<()> {
         self.kill();
         self.link.join()?;
@@ -133,7 +133,7 @@ impl Node {
         }
     }
 
-    /// Switches it off: all is killed, and nothing answers.
+    /// Switches it off: all processes are killed, and nothing answers.
     pub(super) fn switch_off(&self) -> Result<()> {
         self.link.cut()?;
         self.kill();
@@ -158,7 +158,7 @@ impl Node {
         self.process.as_ref().context("it has never run")?.resume()
     }
 
-    /// Takes the disk's contents away for good.
+    /// Deletes the disk's contents.
     pub(super) fn wipe(&self) -> Result<()> {
         self.kill();
         umount2(&self.disk.join("root"), MntFlags::MNT_DETACH)
@@ -167,7 +167,7 @@ impl Node {
         self.format()
     }
 
-    /// Runs a program on the machine, also while its own does not run, and returns the output.
+    /// Runs a program on the machine, even while the machine's own program is down, and returns the output.
     pub(super) async fn run(&self, command: &[&str]) -> Result<String> {
         let output = tempfile::NamedTempFile::new_in(&self.disk)?;
         let spec = self
@@ -243,7 +243,7 @@ impl Node {
         spec
     }
 
-    /// Makes an empty disk: the Debian, and what is written over it.
+    /// Makes an empty disk: the Debian, with a layer for what is written.
     fn format(&self) -> Result<()> {
         let folder = |name: &str| self.disk.join(name);
         for name in ["written", "work", "root"] {

@@ -1,4 +1,4 @@
-//! The HTTP interfaces of RabbitMQ and Patroni.
+//! The HTTP APIs of RabbitMQ and Patroni.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(super) fn client() -> Result<reqwest::Client> {
     reqwest::Client::builder()
         .connect_timeout(Duration::from_secs(1))
         .timeout(ANSWERS_WITHIN)
-        // A pooled connection may be to a machine's former life.
+        // A pooled connection may lead to the machine before its restart.
         .pool_max_idle_per_host(0)
         .build()
         .context("cannot make an HTTP client")
@@ -26,7 +26,7 @@ pub(super) async fn get(client: &reqwest::Client, url: &str) -> Result<Value> {
         .with_context(|| format!("{url} gives no JSON"))
 }
 
-/// Some of what is posted here takes long, so the caller gives the limit.
+/// Some of these requests take long, so the caller gives the limit.
 pub(super) async fn post(
     client: &reqwest::Client,
     url: &str,

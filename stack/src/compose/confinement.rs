@@ -1,5 +1,5 @@
-//! What containers may do beyond their work: new privileges, capabilities, processes without end, writing
-//! into their image, a way to the outside.
+//! Checks that containers cannot do more than their work needs: new privileges, capabilities, unlimited
+//! processes, writing into their image, reaching the outside.
 
 use std::collections::HashMap;
 
@@ -8,16 +8,16 @@ use serde::Deserialize;
 
 use super::site::Site;
 
-/// They write beside their volumes: RabbitMQ its configuration, Grafana what it wants.
+/// These write outside their volumes: RabbitMQ its configuration, Grafana various files.
 const WRITING: [&str; 2] = ["rabbitmq", "grafana"];
-/// The entrypoints of their images begin as root and become another account.
+/// The entrypoints of these images start as root and switch to another account.
 const STORES: [&str; 2] = ["postgres", "rabbitmq"];
 const OF_STORES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
-/// One takes webhooks, the other tells people about alerts.
+/// One receives webhooks, the other notifies people of alerts.
 const GOING_OUT: [&str; 2] = ["proxy", "alertmanager"];
 const MASQUERADES: &str = "com.docker.network.bridge.enable_ip_masquerade";
 
-/// Of what `docker inspect` tells about a container.
+/// Fields of `docker inspect` for a container.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Inspected {
@@ -42,7 +42,7 @@ struct NetworkSettings {
     networks: HashMap<String, serde_json::Value>,
 }
 
-/// Of what `docker network inspect` tells about a network.
+/// Fields of `docker network inspect` for a network.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Network {
@@ -50,10 +50,10 @@ struct Network {
     options: Option<HashMap<String, String>>,
 }
 
-/// Looks at every container.
+/// Checks every container.
 ///
 /// # Errors
-/// Names the first container that may do too much, and what.
+/// Names the first container that has too many rights, and which.
 pub(super) async fn holds(site: &Site) -> Result<()> {
     for container in site.containers().await? {
         let service = &*container.service;

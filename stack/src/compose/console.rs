@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep};
 
 use super::site::Site;
 
-/// The console looks at the users file every five seconds. After five failures a name waits a minute.
+/// The console reads the users file every five seconds. After five failures a name has to wait for a
+/// minute.
 const SIGNED_IN_WITHIN: Duration = Duration::from_secs(120);
 const TRY_EVERY: Duration = Duration::from_secs(7);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -17,7 +18,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// A user signs in and finds an event of the demo's vendor.
 ///
 /// # Errors
-/// When one of both is not so.
+/// When one of the two fails.
 pub(super) async fn shows_events(site: &Site, name: &str, password: &str) -> Result<()> {
     let cookie = sign_in(site, name, password).await?;
     let url = format!(
@@ -31,7 +32,7 @@ pub(super) async fn shows_events(site: &Site, name: &str, password: &str) -> Res
     Ok(())
 }
 
-/// Before there is a user, the page to sign in says what to do.
+/// As long as there is no user, the sign-in page says how to add one.
 ///
 /// # Errors
 /// When it does not.
@@ -43,7 +44,7 @@ pub(super) async fn asks_for_a_user(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the sign-in is accepted, and gives the cookie.
+/// Waits until the sign-in is accepted, and returns the cookie.
 async fn sign_in(site: &Site, name: &str, password: &str) -> Result<String> {
     let url = format!("http://{}/sign-in", site.published.console);
     let deadline = Instant::now() + SIGNED_IN_WITHIN;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 /// One container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Container {
-    /// Its number.
+    /// Its id.
     pub(super) id: String,
     /// The service that it belongs to.
     pub(super) service: String,
@@ -23,7 +23,7 @@ impl Container {
     /// Reads a line of that format.
     ///
     /// # Errors
-    /// When it is another one.
+    /// When the line has another format.
     pub(super) fn parse(line: &str) -> Result<Self> {
         let mut fields = line.split('\t').map(str::to_owned);
         let mut next = || {
@@ -39,7 +39,7 @@ impl Container {
         })
     }
 
-    /// Whether it is healthy or, where it does a piece of work and ends, has done it.
+    /// Whether it is healthy or, for a container that does one job and exits, has done it.
     pub(super) fn is_well(&self, ends: bool) -> bool {
         if ends {
             self.status.starts_with("Exited (0)")

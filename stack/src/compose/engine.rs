@@ -1,4 +1,4 @@
-//! A Docker engine: the one that runs, or one of our own beside it.
+//! A Docker engine: the running one, or one of our own beside it.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -18,13 +18,13 @@ use crate::progress::Progress;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 const START_WITHIN: Duration = Duration::from_secs(60);
-/// It stops its containers first.
+/// It first stops its containers.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
-/// An engine that answers. One of our own ends with this value.
+/// A working engine. One of our own stops when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Engine {
-    /// Programs run from here find the engine.
+    /// The environment in which programs find the engine.
     pub(super) shell: Shell,
     /// For the report.
     pub(super) version: String,
@@ -39,8 +39,8 @@ struct Daemon {
 }
 
 impl Engine {
-    /// The engine that answers, unless `own` asks for one of our own; otherwise starts one, and
-    /// installs Debian's before if it is missing. Its images stay for the next run.
+    /// The running engine, unless `own` asks for one of our own. Otherwise starts one, and installs
+    /// Debian's package first if it is missing. Its images are kept for the next run.
     ///
     /// # Errors
     /// When there is none and we may not start one.
@@ -113,11 +113,11 @@ impl Engine {
         }
     }
 
-    /// Deletes what earlier runs left in an engine of our own: all but what the next one needs.
+    /// Deletes what earlier runs left in our own engine, except what the next run needs.
     pub(super) async fn tidy(&self) {
         if self.daemon.is_some() {
             for prune in ["container", "volume", "image"] {
-                // Space is no reason to fail.
+                // A failure to free space is not a reason to fail.
                 let args = [prune, "prune", "--force"];
                 self.shell.run("docker", &args, START_WITHIN).await.ok();
             }
@@ -131,7 +131,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Debian's packages of an engine and of Compose.
+/// Debian's packages with an engine and Compose.
 fn missing() -> Vec<&'static str> {
     let has = |program: &str| {
         let path = std::env::var_os("PATH").unwrap_or_default();

@@ -12,12 +12,12 @@ use crate::base::Base;
 use crate::debian_root::{DebianRoot, Release};
 use crate::progress::Progress;
 
-/// The smallest of them tells whether their registry can be reached.
+/// The smallest image; it shows whether the registry can be reached.
 const PROBE: &str = "haproxy:3.2.24-alpine";
 const PULL_WITHIN: Duration = Duration::from_secs(120);
 const BUILD_WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// Targets of `stack/stand-ins/Dockerfile`, and the variables that name them to the compose file.
+/// Targets of `stack/stand-ins/Dockerfile`, and the variables of the compose file for them.
 const STAND_INS: [(&str, &str); 8] = [
     ("base", "DEBIAN_IMAGE"),
     ("postgres", "POSTGRES_IMAGE"),
@@ -29,27 +29,27 @@ const STAND_INS: [(&str, &str); 8] = [
     ("node-exporter", "NODE_EXPORTER_IMAGE"),
 ];
 
-/// What is not in Debian is left out of the compose file.
+/// Services whose image Debian does not have are removed from the compose file.
 const WITHOUT_GRAFANA: &str = "services: { grafana: { profiles: [left-out] } }\n";
 
-/// Which images are used.
+/// The images that are used.
 #[derive(Debug)]
 pub(super) struct Images {
     /// Variables for the compose file.
     pub(super) env: Vec<(&'static str, String)>,
     /// For the report.
     pub(super) origin: String,
-    /// What could not be tried, and why.
+    /// What could not be tested, and why.
     pub(super) left_out: Option<&'static str>,
-    /// Keeps the Debian that the stand-ins are made from.
+    /// Keeps the Debian root from which the stand-ins are built.
     root: Option<DebianRoot>,
 }
 
 impl Images {
-    /// The official images if the engine can pull them, else stand-ins, which are built.
+    /// The official images if the engine can pull them; otherwise builds stand-ins.
     ///
     /// # Errors
-    /// When neither can be had.
+    /// When neither is possible.
     pub(super) async fn find_or_make(
         shell: &Shell,
         base: &Base,
@@ -82,7 +82,7 @@ impl Images {
     /// Compose 2 from the stand-ins: a folder with Docker's plugins.
     ///
     /// # Errors
-    /// When the official images are used, or it cannot be built.
+    /// When the official images are used, or the plugin cannot be built.
     pub(super) async fn plugins(
         &self,
         shell: &Shell,
@@ -135,7 +135,7 @@ async fn stand_ins(
     })
 }
 
-/// The name of the imported root: that of its folder, which tells what it was made from.
+/// The name of the imported root: that of its folder, which identifies what it was made from.
 fn debian(root: &DebianRoot) -> String {
     let name = root.path().file_name().unwrap_or_default();
     format!("pleo-stand-in/{}", name.to_string_lossy())
@@ -152,7 +152,7 @@ async fn build(shell: &Shell, workspace: &Path, debian: &str, target: &str) -> R
     Ok(tag)
 }
 
-/// The build image has the toolchain that compiles us, and the crates that it has downloaded.
+/// The build image has the toolchain that compiled this program, and its downloaded crates.
 async fn rust(shell: &Shell, base: &Base, workspace: &Path) -> Result<String> {
     const SEND: &str = "tar -C \"$0\" -chf - --exclude=./toolchain/share --exclude=./registry/src . \
                         | docker build --quiet --build-arg DEBIAN=pleo-stand-in/base --tag \"$1\" -";

@@ -1,4 +1,4 @@
-//! SIGKILL for a container's main process. `docker kill` would count as a wish to stop it.
+//! SIGKILL for a container's main process. After `docker kill`, the engine would not restart the container.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// When it cannot be killed, or does not come back.
 pub(super) async fn kill(site: &Site, container: &Container) -> Result<()> {
     let before = state(site, container).await?;
-    // A container sees the machine's processes only if it is told to, and the engine may be elsewhere.
+    // A container sees the machine's processes only with the right options, and the engine may be on
+    // another machine.
     let kill = format!("kill -9 {}", before.pid);
     let mut args = vec!["run", "--rm", "--pid", "host", "--network", "none"];
     args.extend([

@@ -1,4 +1,4 @@
-//! A steady load through the proxy, and the ledger of what was answered.
+//! A steady load through the proxy, and a check that every accepted event is stored.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,11 +17,11 @@ use tokio_util::task::TaskTracker;
 
 use super::site::Site;
 
-/// Events a second: enough that each kill meets some on their way.
+/// Events per second: enough that each kill hits some in flight.
 const RATE: u32 = 20;
-/// Between the attempts at an event that was not accepted.
+/// The pause between tries to send an event that was not accepted.
 const PAUSE: Duration = Duration::from_millis(500);
-/// What was not accepted by then is missing.
+/// An event that is not accepted by then is missing.
 const FINISH_WITHIN: Duration = Duration::from_secs(120);
 const STORED_WITHIN: Duration = Duration::from_secs(180);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ impl Load {
     /// Starts to send, signed with this secret.
     ///
     /// # Errors
-    /// When the address or the secret is none.
+    /// When the address or the secret is invalid.
     pub(super) fn start(webhooks: &str, secret: &str) -> Result<Self> {
         let load = Self {
             sender: Arc::new(Sender {
@@ -82,7 +82,7 @@ impl Load {
     /// Ends the load, waits until everything is stored, and compares.
     ///
     /// # Errors
-    /// When something accepted is missing, something is there twice, or anything is left behind.
+    /// When an accepted event is missing or stored twice, or anything is left in the spool or a queue.
     pub(super) async fn settle(self, site: &Site) -> Result<usize> {
         self.stop.cancel();
         self.deliveries.close();
@@ -128,7 +128,7 @@ impl Sender {
     async fn deliver(self: Arc<Self>) {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}{number}", self.prefix);
-        // Most are vendors, of which several workers share the work.
+        // Most are vendors, whose worker has several replicas.
         let body = if number.is_multiple_of(4) {
             EXPORT_JOB.body
         } else {

@@ -1,4 +1,4 @@
-//! What Prometheus and Alertmanager say, asked through their published ports.
+//! Queries to Prometheus and Alertmanager, through their published ports.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::site::Site;
 
-/// Prometheus scrapes and looks at its rules four times a minute.
+/// Prometheus scrapes and evaluates its rules four times a minute.
 const SOON: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const JOBS: [&str; 6] = [
 /// Every target is up, and each job has one.
 ///
 /// # Errors
-/// Names those that are not.
+/// Names targets that are down, and jobs without a target.
 pub(super) async fn targets_are_up(site: &Site) -> Result<usize> {
     eventually(async || {
         let found = prometheus(site, "targets", &[]).await?;
@@ -46,10 +46,10 @@ pub(super) async fn targets_are_up(site: &Site) -> Result<usize> {
     .await
 }
 
-/// Every rule can be computed, and each figure of the stores has data.
+/// Every rule can be evaluated, and each metric of the stores has data.
 ///
 /// # Errors
-/// Names those of which that is not so.
+/// Names the rules and metrics that fail.
 pub(super) async fn rules_work(site: &Site) -> Result<usize> {
     eventually(async || {
         let found = prometheus(site, "rules", &[]).await?;
@@ -82,10 +82,10 @@ pub(super) async fn rules_work(site: &Site) -> Result<usize> {
     .await
 }
 
-/// An alert has come to Alertmanager, with its runbook.
+/// An alert has reached Alertmanager, with its runbook.
 ///
 /// # Errors
-/// When it does not come.
+/// When it does not arrive.
 pub(super) async fn alert_arrives(site: &Site, name: &str) -> Result<()> {
     eventually(async || {
         let url = format!("http://{}/api/v2/alerts", site.published.alertmanager);
@@ -103,7 +103,7 @@ pub(super) async fn alert_arrives(site: &Site, name: &str) -> Result<()> {
     .await
 }
 
-/// Waits until an expression results in at least so many series.
+/// Waits until an expression returns at least this many series.
 ///
 /// # Errors
 /// When it does not.

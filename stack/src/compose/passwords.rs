@@ -1,5 +1,5 @@
-//! No password is where too many see it: in what the engine tells about containers, in the environment and
-//! the arguments of their processes, in their logs.
+//! Checks that no password is exposed: in the engine's information about containers, in the environment and
+//! the arguments of their processes, or in their logs.
 
 use std::fs;
 use std::path::Path;
@@ -11,14 +11,14 @@ use super::site::Site;
 /// Shorter ones would be found everywhere.
 const SHORTEST: usize = 8;
 
-/// Of the main process in any case, of the others as far as they live long enough.
+/// Always of the main process, and of the others if they live long enough.
 const READ: &str = "cat /proc/1/environ || exit 1
     cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null || true";
 
-/// Looks for every password of a folder in every container.
+/// Searches every container for every password of a folder.
 ///
 /// # Errors
-/// Names the container in which one is, and where.
+/// Names the container with a password, and where it is.
 pub(super) async fn are_nowhere(site: &Site, secrets: &Path) -> Result<usize> {
     let passwords = read(secrets)?;
     ensure!(passwords.len() >= 8, "only {} passwords", passwords.len());
@@ -67,7 +67,7 @@ pub(super) async fn are_nowhere(site: &Site, secrets: &Path) -> Result<usize> {
     Ok(containers.len())
 }
 
-/// Each with the file's name. Of `name=secret` it is the secret.
+/// Each with the file's name. For `name=secret` it is the secret.
 fn read(folder: &Path) -> Result<Vec<(String, String)>> {
     let mut passwords = Vec::new();
     for entry in fs::read_dir(folder).context("cannot read the secrets")? {

@@ -1,4 +1,4 @@
-//! The commands that README.md gives.
+//! The commands in README.md.
 
 /// The lines of the first shell block below a heading, without comments.
 pub(super) fn commands<'t>(text: &'t str, heading: &str) -> Vec<&'t str> {

@@ -1,4 +1,4 @@
-//! What is tried, each from empty volumes to none.
+//! The rounds of checks, each from empty volumes until they are deleted.
 
 pub(super) mod as_cloned;
 pub(super) mod old_compose;

@@ -1,4 +1,4 @@
-//! Programs that are run to their end, with what they print.
+//! Runs programs to their end, and returns their output.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::time::timeout;
 
-/// What programs see of the stack's own environment. Nothing else: a variable of the compose file that
-/// happens to be set would change what is tried.
+/// The only variables of the stack's own environment that programs see. Any other one could be a variable
+/// of the compose file, and would change the test.
 const KEPT: [&str; 11] = [
     "PATH",
     "HOME",
@@ -24,10 +24,10 @@ const KEPT: [&str; 11] = [
     "RUSTUP_TOOLCHAIN",
 ];
 
-/// Lines of output that an error repeats.
+/// Lines of output that an error shows.
 const SHOWN: usize = 25;
 
-/// Where and with which variables programs run.
+/// The folder and environment of programs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Shell {
     folder: Option<PathBuf>,
@@ -37,7 +37,7 @@ pub(super) struct Shell {
 /// How a program ended.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// `None` where a signal ended it.
+    /// `None` if a signal ended it.
     pub(super) code: Option<i32>,
     /// Standard output.
     pub(super) out: String,
@@ -77,7 +77,7 @@ impl Shell {
         command
     }
 
-    /// Runs a program, however it ends.
+    /// Runs a program, whatever its exit code.
     ///
     /// # Errors
     /// When it cannot be started, or does not end in time.
@@ -100,10 +100,10 @@ impl Shell {
         })
     }
 
-    /// Runs a program that has to succeed, and returns what it printed.
+    /// Runs a program that has to succeed, and returns its output.
     ///
     /// # Errors
-    /// As [`Shell::run`], and with the end of its output when it fails.
+    /// As [`Shell::run`], and when it fails, with the end of its output.
     pub(super) async fn ok(
         &self,
         program: &str,
@@ -119,7 +119,7 @@ impl Shell {
 }
 
 impl Ended {
-    /// The last lines of all that it printed.
+    /// The last lines of its whole output.
     pub(super) fn end(&self) -> String {
         let lines: Vec<&str> = self.out.lines().chain(self.err.lines()).collect();
         lines[lines.len().saturating_sub(SHOWN)..].join("\n")

@@ -1,4 +1,4 @@
-//! A clean clone of the repository, its compose project, and the containers of that.
+//! A clean clone of the repository, with its compose project and containers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,18 +13,18 @@ use super::shell::{Ended, Shell};
 use crate::base::Base;
 use crate::ports;
 
-/// Projects of this command start so; what a killed run left behind is known by it.
+/// The prefix of this command's projects, by which leftovers of a killed run are recognised.
 const PREFIX: &str = "pleo-trial-";
 const COMMAND_WITHIN: Duration = Duration::from_secs(5 * 60);
-/// All of Rust's dependencies may have to be compiled.
+/// All Rust dependencies may have to be compiled.
 const UP_WITHIN: Duration = Duration::from_secs(40 * 60);
 const HEALTHY_WITHIN: Duration = Duration::from_secs(5 * 60);
 const DOWN_WITHIN: Duration = Duration::from_secs(2 * 60);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// These do their work and end.
+/// These services do one job and exit.
 const ENDING: [&str; 3] = ["exposure-check", "setup", "monitoring-account"];
 
-/// Which Compose.
+/// The version of Compose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tool {
     /// `docker compose`, version 2.
@@ -33,7 +33,7 @@ pub(super) enum Tool {
     Old,
 }
 
-/// The addresses that the project publishes.
+/// The published addresses of the project.
 #[derive(Debug, Clone)]
 pub(super) struct Published {
     /// Of the proxy.
@@ -46,23 +46,23 @@ pub(super) struct Published {
     pub(super) console: String,
 }
 
-/// A clone with its project. Dropping it takes the containers and volumes away.
+/// A clone with its compose project. Dropping it removes the containers and volumes.
 #[derive(Debug)]
 pub(super) struct Site {
     /// The clone.
     pub(super) folder: PathBuf,
-    /// Where it can be reached.
+    /// The published addresses.
     pub(super) published: Published,
-    /// Which Compose is tried.
+    /// The version of Compose that is tested.
     pub(super) tool: Tool,
-    /// What is built, or is there already.
+    /// The name of the built or existing image.
     pub(super) image: String,
     shell: Shell,
     project: String,
 }
 
 impl Site {
-    /// Clones `workspace` as it was committed.
+    /// Clones the last commit of `workspace`.
     ///
     /// # Errors
     /// When it cannot be cloned.
@@ -104,7 +104,7 @@ impl Site {
         })
     }
 
-    /// A line of the documentation, as a user's shell runs it.
+    /// Runs a line of the documentation in a shell, as a user would.
     ///
     /// # Errors
     /// When it fails.
@@ -127,7 +127,7 @@ impl Site {
         Ok(ended.out)
     }
 
-    /// A subcommand of Compose, however it ends.
+    /// Runs a subcommand of Compose, whatever its exit code.
     ///
     /// # Errors
     /// When it cannot be run.
@@ -141,10 +141,10 @@ impl Site {
         }
     }
 
-    /// `down`, with what else `args` say, after which no container and no network may be left.
+    /// Runs `down` with `args`. Afterwards no container and no network may be left.
     ///
-    /// Engines are known to keep a place in a network for a container that is gone. Such a place is given
-    /// up by force and `down` is run again, as a user would.
+    /// Engines sometimes keep an endpoint in a network for a container that is gone. Then the endpoint is
+    /// removed by force and `down` is run again, as a user would.
     ///
     /// # Errors
     /// When it fails in another way, or something is left.
@@ -198,7 +198,7 @@ impl Site {
         self.shell.ok("docker", args, COMMAND_WITHIN).await
     }
 
-    /// The result of a query, a row a line.
+    /// The result of a query, one row per line.
     ///
     /// # Errors
     /// When Postgres refuses it.
@@ -210,7 +210,7 @@ impl Site {
         Ok(out.lines().map(str::to_owned).collect())
     }
 
-    /// The one number that a query results in.
+    /// The single number that a query returns.
     ///
     /// # Errors
     /// As [`Site::sql`].
@@ -220,10 +220,10 @@ impl Site {
         row.parse().with_context(|| format!("{query} gave {row}"))
     }
 
-    /// All containers of the project but those of `run`.
+    /// All containers of the project, except those of `run`.
     ///
     /// # Errors
-    /// When the engine cannot be asked.
+    /// When the engine does not answer.
     pub(super) async fn containers(&self) -> Result<Vec<Container>> {
         let project = format!("label=com.docker.compose.project={}", self.project);
         let mut args = vec!["ps", "--all", "--no-trunc", "--filter", &project];
@@ -243,10 +243,10 @@ impl Site {
         Ok(containers)
     }
 
-    /// Waits until every service has a container and every container is healthy or has done its work.
+    /// Waits until every service has a container, and every container is healthy or has done its job.
     ///
     /// # Errors
-    /// When that takes too long; names those that are not.
+    /// When that takes too long; names the others.
     pub(super) async fn until_healthy(&self) -> Result<()> {
         let services = self.compose(&["config", "--services"]).await?;
         let services: Vec<&str> = services
@@ -275,7 +275,7 @@ impl Site {
         }
     }
 
-    /// Compose 1.29 lists services of profiles that are not chosen as well.
+    /// Compose 1.29 also lists services of profiles that are not active.
     fn is_started(&self, service: &str) -> bool {
         self.tool == Tool::Plugin || !["demo", "hookctl", "grafana"].contains(&service)
     }
@@ -290,7 +290,7 @@ impl Site {
         fs::write(&file, format!("{before}{line}\n")).context("cannot write .env")
     }
 
-    /// What there is to see after a failure: the containers, and the logs of those that are unwell.
+    /// Details for a failure: the containers, and the logs of those that are not healthy.
     pub(super) async fn describe(&self) -> String {
         let mut text = String::new();
         for container in self.containers().await.unwrap_or_default() {
@@ -306,10 +306,10 @@ impl Site {
         text
     }
 
-    /// Takes away what killed runs have left: projects whose folder is gone.
+    /// Removes what killed runs have left: projects whose folder is gone.
     ///
     /// # Errors
-    /// When the engine cannot be asked.
+    /// When the engine does not answer.
     pub(super) async fn sweep(shell: &Shell) -> Result<()> {
         const SWEEP: &str = r#"
             docker ps --all --filter label=com.docker.compose.project --format \
@@ -342,7 +342,7 @@ impl Drop for Site {
                 "5",
             ],
         );
-        // The next run sweeps what is left.
+        // If this fails, the next run cleans up.
         down.stdout(Stdio::null())
             .stderr(Stdio::null())
             .status()

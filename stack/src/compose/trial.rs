@@ -7,19 +7,19 @@ use anyhow::{Context, Result};
 
 use crate::progress::Progress;
 
-/// What has been checked so far.
+/// The checks that have been done so far.
 #[derive(Debug)]
 pub(super) struct Trial {
     progress: Progress,
     done: Vec<(String, Duration)>,
 }
 
-/// What was tried, with what, and how long it took.
+/// The checks, the engine and images, and how long it took.
 #[derive(Debug)]
 pub struct Report {
     /// The engine and the images.
     pub used: Vec<String>,
-    /// What could not be tried, and why.
+    /// What could not be tested, and why.
     pub left_out: Vec<String>,
     done: Vec<(String, Duration)>,
     took: Duration,
@@ -36,7 +36,7 @@ impl Trial {
     /// Runs one check.
     ///
     /// # Errors
-    /// Its own, under its name.
+    /// The error of the check, with its name.
     pub(super) async fn check<T>(
         &mut self,
         what: &str,

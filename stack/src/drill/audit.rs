@@ -1,4 +1,4 @@
-//! What is where once everything has come to rest, read from the stores themselves.
+//! Reads the final state from the stores, when no event is on its way any more.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::site::Site;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Typed rows that are not the newest state of their resource. What is the newest follows from the
-/// stored events alone; two events of one resource never have the same time.
+/// Typed rows that do not have the newest state of their resource. The stored events alone determine the
+/// newest state; two events of one resource never have the same time.
 const OUTDATED: &str = "
     with states as (
         select resource_id, webhook_id, event_type like '%.vendor.%' as is_vendor,
@@ -31,18 +31,18 @@ const OUTDATED: &str = "
       left join export_jobs j on not n.is_vendor and j.id = n.resource_id
      where n.webhook_id is distinct from coalesce(v.webhook_id, j.webhook_id)";
 
-/// The stores' side of the ledger.
+/// The final state of the stores.
 #[derive(Debug, Default)]
 pub struct Audit {
     /// Numbers of the events in `events`.
     pub stored: BTreeSet<u64>,
     /// Events that are in `events` more than once.
     pub stored_twice: i64,
-    /// Events with a problem, as they should have.
+    /// Events with a problem that are supposed to have one.
     pub problems: usize,
     /// Numbers of events that have a problem and should not, or the other way round.
     pub wrong_problems: Vec<u64>,
-    /// Typed rows that are not the newest state, described.
+    /// Descriptions of typed rows that do not have the newest state.
     pub outdated: Vec<String>,
     /// Events left in `webhook_spool`.
     pub spooled: i64,
@@ -52,10 +52,10 @@ pub struct Audit {
     pub unstored_receipts: i64,
 }
 
-/// Waits until the queues and the spool are empty, at most until `deadline`, then looks.
+/// Waits until the queues and the spool are empty, at most until `deadline`, then reads the state.
 ///
 /// # Errors
-/// When a store cannot be asked.
+/// When a store does not answer.
 pub(super) async fn audit(
     site: &impl Site,
     pool: &PgPool,
@@ -105,7 +105,7 @@ pub(super) async fn audit(
 /// Numbers of the events in `events`.
 ///
 /// # Errors
-/// When Postgres cannot be asked.
+/// When Postgres does not answer.
 pub(super) async fn stored(pool: &PgPool, seed: u64) -> Result<BTreeSet<u64>> {
     let ids: Vec<String> = sqlx::query_scalar("select webhook_id from events")
         .fetch_all(pool)
@@ -116,7 +116,7 @@ pub(super) async fn stored(pool: &PgPool, seed: u64) -> Result<BTreeSet<u64>> {
         .collect())
 }
 
-/// Waits until all of these are in `events`, however often that cannot be asked.
+/// Waits until all of these are in `events`, and repeats failed queries.
 pub(super) async fn until_stored(pool: &PgPool, webhook_ids: &[String]) {
     loop {
         let stored: Result<i64, _> =
@@ -124,7 +124,7 @@ pub(super) async fn until_stored(pool: &PgPool, webhook_ids: &[String]) {
                 .bind(webhook_ids)
                 .fetch_one(pool)
                 .await;
-        // The connection may be of before Postgres was restarted; the next one is not.
+        // The connection may date from before a restart of Postgres; the next one does not.
         if stored.is_ok_and(|stored| usize::try_from(stored) == Ok(webhook_ids.len())) {
             return;
         }

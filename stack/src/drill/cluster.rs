@@ -1,5 +1,5 @@
-//! The drill on a cluster: three brokers, a pair of Postgres servers and two of each service; and how
-//! each fault is injected and ended.
+//! The drill on a cluster: three brokers, a pair of Postgres servers and two replicas of each service.
+//! Injects and ends the faults.
 
 mod fault;
 
@@ -26,19 +26,20 @@ const WHOLE_WITHIN: Duration = Duration::from_secs(120);
 const SETUP_TRIES: u32 = 4;
 /// The queue whose leader is killed or cut off.
 const QUEUE: &str = "pleo.vendor";
-/// Each service's ports follow from its place in the list.
+/// Each service's ports depend on its index in the list.
 const FIRST_PORT: u16 = 8000;
-/// After a restart of the primary the workers have stored again, or found, what they hold by then.
+/// Time after a restart of the primary in which the workers store, or find stored, the batches that they
+/// hold.
 const STORED_AGAIN_AFTER: Duration = Duration::from_secs(20);
 
-/// What a cluster is started with.
+/// Options of a cluster.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings<'a> {
     /// The Debian with the stores' programs.
     pub root: &'a Path,
     /// When the primary's commits return.
     pub replication: Replication,
-    /// Where logs go, so that they stay; without it they are deleted in the end.
+    /// The folder for logs to keep; without it they are deleted in the end.
     pub logs: Option<&'a Path>,
 }
 
@@ -46,7 +47,7 @@ pub struct Settings<'a> {
 #[derive(Debug)]
 pub struct Clustered {
     services: BTreeMap<Replica, Service>,
-    /// Services that a fault has taken away for now.
+    /// Services that a fault has stopped for now.
     away: Vec<Replica>,
     /// Brokers that a fault has hit.
     brokers: Vec<usize>,
@@ -83,7 +84,7 @@ impl Clustered {
             amqp: hosts.amqp_url(&rabbitmq::administrator()),
             management: cluster.brokers.management_url(),
         };
-        // The balancer may take a busy server for one that is down. A setup can be repeated.
+        // The balancer may regard a busy server as down. A setup can be repeated.
         let mut tries = 1..SETUP_TRIES;
         while let Err(error) = accounts.set_up_at(&programs, &urls, &logs).await {
             tries.next().ok_or(error)?;
@@ -203,7 +204,8 @@ impl Clustered {
     }
 }
 
-/// With an asynchronous standby a receipt may outlive its event, and answers *duplicate* as long.
+/// With an asynchronous standby a receipt may survive without its event, and ingest answers *duplicate* for
+/// that long.
 fn receipt_trust(replication: Replication) -> &'static str {
     match replication {
         Replication::Synchronous => "5m",
@@ -214,7 +216,7 @@ fn receipt_trust(replication: Replication) -> &'static str {
 impl Site for Clustered {
     type Fault = Fault;
 
-    // As on one machine, and the lease of a primary that is lost once more.
+    // The same as on one machine, plus the lease of a primary that is lost once more.
     const RECOVERED_WITHIN: Duration = Duration::from_secs(150);
 
     fn can(&self, _: Fault) -> bool {
@@ -331,7 +333,7 @@ impl Site for Clustered {
 
     fn must_refuse(&self, faults: &[Fault]) -> bool {
         let hits = |parts: [Part; 2]| faults.iter().any(|fault| parts.contains(&fault.part()));
-        // The first replica of each service reaches the stores through the balancers alone.
+        // The first replica of each service reaches the stores only through the balancers.
         hits([Part::Brokers, Part::BrokerBalancer])
             && hits([Part::Database, Part::DatabaseBalancer])
     }

@@ -1,36 +1,36 @@
-//! The events of a drill: all of them follow from its seed, so a drill can be repeated.
+//! The events of a drill. The seed determines all of them, so a drill can be repeated.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// Events that are states of one resource.
+/// How many events are states of one resource.
 const STATES: u64 = 8;
 
-/// The vendor whose states go on coming for as long as the drill lasts.
+/// A vendor that gets new states for as long as the drill lasts.
 pub(super) const BUSY_VENDOR: &str = "busy";
 
-/// What an event must end as.
+/// How an event must be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A state in `vendors`.
     Vendor,
     /// A state in `export_jobs`.
     ExportJob,
-    /// A row in `events` alone.
+    /// A row in `events` only.
     Other,
     /// A row in `events` with a problem.
     Malformed,
 }
 
-/// One event, signed afresh whenever it is sent.
+/// One event, signed again whenever it is sent.
 #[derive(Debug, Clone)]
 pub(super) struct Event {
-    /// `webhook-id`, unique in the drill and, by the seed, among drills.
+    /// `webhook-id`, unique in the drill and, because of the seed, among drills.
     pub(super) webhook_id: String,
     /// The request body, unique like the id.
     pub(super) body: String,
 }
 
-/// What the number of an event makes it.
+/// The properties that an event's number determines.
 pub fn kind(number: u64) -> Kind {
     match number / STATES % 10 {
         0..4 => Kind::Vendor,
@@ -42,9 +42,9 @@ pub fn kind(number: u64) -> Kind {
 
 /// The `number`th event of the drill with this seed.
 ///
-/// Eight in a row are states of one resource, and the newest of them is sent first, so
-/// a worker that trusted the order of arrival would end with the wrong state. Of eight states of a vendor the
-/// oldest is one of [`BUSY_VENDOR`] instead.
+/// Eight consecutive events are states of one resource, and the newest of them is sent first. So a worker
+/// that trusted the order of arrival would end with the wrong state. Of eight states of a vendor the oldest
+/// is replaced by one of [`BUSY_VENDOR`].
 pub(super) fn event(seed: u64, number: u64) -> Event {
     let newest_first = number ^ (STATES - 1);
     let resource = if kind(number) == Kind::Vendor && newest_first.is_multiple_of(STATES) {

@@ -1,5 +1,5 @@
-//! The drill on one machine: both stores, a proxy in front of each, two replicas of ingest and the
-//! workers; and how each fault is injected and ended.
+//! The drill on one machine: both stores with a proxy in front of each, two replicas of ingest, and the
+//! workers. Injects and ends the faults.
 
 mod fault;
 
@@ -29,29 +29,29 @@ use crate::small_disk::SmallDisk;
 use crate::stores::{Addresses, DATABASE, Stores};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// Above the services' own deadline for a stop, 25 s.
+/// Longer than the services' own deadline for a stop, 25 s.
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
-/// For what a drill stores in an hour, with the log of Postgres limited to an eighth of it.
+/// Enough for the data of a drill of an hour, with Postgres' log limited to an eighth of it.
 const DISK_BYTES: u64 = 2 << 30;
 const LIMIT_WAL: &str = "alter system set max_wal_size = '256MB'";
-/// At the usual rate events of every family have come by then.
+/// At the usual rate, events of every family arrive within this time.
 const HANDS_FULL_AFTER: Duration = Duration::from_secs(1);
 const HANDS_FULL_WITHIN: Duration = Duration::from_secs(3);
-/// Longer than the longest pause between two attempts of ingest to reach Postgres.
+/// Longer than the longest pause between two tries of ingest to reach Postgres.
 const CUT_OF_SLOW_LINK: Duration = Duration::from_secs(4);
-/// At the usual rate a state of the busy vendor is stored by then.
+/// At the usual rate, a state of the busy vendor is stored within this time.
 const BUSY_VENDOR_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// More than the stack's Postgres gives.
+/// More than the stack's Postgres allows.
 const MAX_CONNECTIONS: usize = 1_000;
 
 /// Fields are dropped in this order: users before what they use.
 #[derive(Debug)]
 pub struct Machine {
     services: BTreeMap<Part, Service>,
-    /// Services that a fault has taken away for now.
+    /// Services that a fault has stopped for now.
     away: Vec<Part>,
-    /// Services that ended differently from what they should have.
+    /// Services that ended in an unexpected way.
     failures: Vec<String>,
     connections: Vec<PgConnection>,
     proxies: BTreeMap<Store, Proxy>,
@@ -63,7 +63,7 @@ pub struct Machine {
 impl Site for Machine {
     type Fault = Fault;
 
-    // The longest wait in the services is a spool row that a killed worker had claimed: 60 s.
+    // The longest wait in the services is the lease of a spool row that a killed worker had claimed: 60 s.
     const RECOVERED_WITHIN: Duration = Duration::from_secs(120);
 
     fn can(&self, fault: Fault) -> bool {
@@ -127,7 +127,7 @@ impl Site for Machine {
             Fault::Stop(part) => {
                 self.away.push(part);
                 let ended = self.services[&part].stop(STOPPED_WITHIN).await;
-                // With a store away a worker may have to give up what it holds, and says so.
+                // While a store is away a worker may have to give up its batches, and reports that.
                 match ended {
                     Ok(status) if status.success() || !alone => {}
                     Ok(status) => self
@@ -182,7 +182,7 @@ impl Site for Machine {
                 self.proxies[&store].set(Mode::Pass).await;
             }
             Fault::Alarm(alarm) => self.alarm(alarm, ["0.4", ""], "64MB").await?,
-            // A connection that is closed takes its lock with it.
+            // Closing the connection releases its lock.
             Fault::NoConnections | Fault::RowLock => self.connections.clear(),
             Fault::StandbyAway => {
                 self.standbys("alter system reset synchronous_standby_names")
@@ -191,7 +191,7 @@ impl Site for Machine {
             Fault::SlowLink(_) => self.proxies[&Store::Postgres].set(Mode::Pass).await,
             Fault::DiskFull => {
                 self.disk()?.clear()?;
-                // Out of space for its log it shuts down, and that is for its operator to mend.
+                // Without space for its log Postgres shuts down, and its operator has to fix that.
                 if !self.stores.postgres.process().is_running() {
                     self.stores.postgres.restart().await?;
                 }
@@ -209,8 +209,8 @@ impl Site for Machine {
 }
 
 impl Machine {
-    /// Starts everything and waits until it is ready. The services' logs stay if `logs` names a
-    /// folder for them.
+    /// Starts everything and waits until it is ready. If `logs` names a folder, the services' logs are kept
+    /// there.
     ///
     /// # Errors
     /// When something does not come up.
@@ -227,7 +227,7 @@ impl Machine {
             }
             None => base.folder("logs")?,
         };
-        // Only root can mount; without it the drill has no full disk.
+        // Only root can mount; without root the drill has no full disk.
         let disk = if geteuid().is_root() {
             Some(SmallDisk::mount(&base.path().join("postgres"), DISK_BYTES)?)
         } else {
@@ -284,9 +284,9 @@ impl Machine {
         self.stores.rabbitmq.ctl(&args).await.map(drop)
     }
 
-    /// A worker is between delivery and commit for milliseconds only, and a kill at random hardly
-    /// ever hits them. So it dies with deliveries in hand, which the lock keeps from being stored;
-    /// with Postgres away it has some anyway.
+    /// A worker is between delivery and commit for only milliseconds, and a random kill hardly ever hits
+    /// that moment. So the worker is killed while it has unacked deliveries, which the lock keeps from
+    /// being stored. While Postgres is away it has unacked deliveries anyway.
     async fn fill_hands(&self, part: Part) -> Option<PgConnection> {
         part.program()
             .filter(|program| *program != Program::Ingest)?;
@@ -302,8 +302,8 @@ impl Machine {
         timeout(HANDS_FULL_WITHIN, fill).await.ok().flatten()
     }
 
-    /// Takes every connection that Postgres can give, those of the services included; some of
-    /// theirs may slip through, as they never stop trying.
+    /// Takes every connection of Postgres, including those of the services. Some of theirs may get through,
+    /// because they keep trying.
     async fn take_all_connections(&mut self) -> Result<()> {
         const END_ALL_OTHERS: &str = "select pg_terminate_backend(pid) from pg_stat_activity
              where pid <> pg_backend_pid() and backend_type = 'client backend'
@@ -328,7 +328,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Holds a row lock on the busy vendor as a user does who edits it and goes to lunch.
+    /// Holds a row lock on the busy vendor, like a user with an open transaction in a shell.
     async fn lock_busy_vendor(&mut self) -> Result<()> {
         let mut connection = PgConnection::connect(&self.stores.database_url()).await?;
         sqlx::raw_sql("begin").execute(&mut connection).await?;
@@ -351,7 +351,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Says which standbys a commit waits for.
+    /// Sets which standbys a commit waits for.
     async fn standbys(&self, sql: &'static str) -> Result<()> {
         let mut connection = PgConnection::connect(&self.stores.database_url()).await?;
         for sql in [sql, "select pg_reload_conf()"] {

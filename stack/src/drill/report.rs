@@ -1,4 +1,4 @@
-//! The ledger of a drill, and whether it was passed.
+//! The result of a drill, and whether it passed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,33 +10,33 @@ use hookctl::output;
 use super::audit::Audit;
 use super::sender::Sent;
 
-/// At most one event in so many may be refused although a store was there.
+/// At most one event in this many may be refused while a store is available.
 const NEEDLESS_REFUSALS_ONE_IN: u64 = 200;
 
-/// How the incidents with one fault went.
+/// The incidents with one fault.
 #[derive(Debug, Default, Clone)]
 pub struct Recoveries {
     /// How many there were.
     pub incidents: u32,
-    /// From the end of the last fault until every service was ready and fresh events of every kind
-    /// were accepted by each replica and stored.
+    /// From the end of the last fault until every service was ready, and each replica had accepted new
+    /// events of every kind which were then stored.
     pub longest: Duration,
 }
 
-/// What came out of a drill.
+/// The result of a drill.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What to repeat it with.
+    /// The seed with which it can be repeated.
     pub seed: u64,
     /// How long it took.
     pub took: Duration,
-    /// The sender's side of the ledger.
+    /// What the sender counted.
     pub sent: Sent,
-    /// The stores' side.
+    /// What the stores have.
     pub audit: Audit,
     /// By the fault's name.
     pub recoveries: BTreeMap<String, Recoveries>,
-    /// Numbers of events that were answered 2xx and are nowhere.
+    /// Numbers of events that were answered 2xx and are not stored.
     pub missing: Vec<u64>,
     /// 503s and 408s given while a store could be reached and ingest was not frozen.
     pub needless_refusals: usize,
@@ -46,12 +46,12 @@ pub struct Report {
     pub slowest_refusal: Duration,
     /// The most memory that each service had, in MiB.
     pub memory_mib: BTreeMap<String, u64>,
-    /// What services or the stores did that they never should.
+    /// Unexpected behaviour of services or stores.
     pub failures: Vec<String>,
 }
 
 impl Report {
-    /// Why the drill was not passed; empty if it was.
+    /// Why the drill failed; empty if it passed.
     pub fn verdict(&self) -> Vec<String> {
         let mut broken = Vec::new();
         let mut check = |count: usize, what: &str| {
@@ -80,7 +80,7 @@ impl Report {
                 .saturating_sub(self.sent.accepted.len() as u64) as usize,
             "events were never accepted",
         );
-        // Where everybody competes for the processor, a deadline is missed now and then.
+        // When all processes compete for the processors, a deadline is missed now and then.
         if self.needless_refusals as u64 * NEEDLESS_REFUSALS_ONE_IN > self.sent.events {
             check(
                 self.needless_refusals,

@@ -1,4 +1,4 @@
-//! Which faults come when: random, and the same for the same seed.
+//! When each fault begins: random, but the same for the same seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use rand::{RngExt, SeedableRng};
 
 use super::site::AnyFault;
 
-/// Incidents in a hundred in which a second fault comes on top of the first.
+/// Incidents in a hundred in which a second fault starts during the first.
 const DOUBLE: u32 = 40;
 const PAUSE_MS: std::ops::Range<u64> = 500..3_000;
 
-/// Faults that overlap, and the quiet before them.
+/// Overlapping faults, and the pause before them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incident<F> {
-    /// The quiet.
+    /// The pause.
     pub after: Duration,
-    /// What goes wrong, with when it begins and how long it lasts.
+    /// The faults, with when each begins and how long it lasts.
     pub faults: Vec<(F, Duration, Duration)>,
 }
 
-/// What is to be done at one moment of an incident.
+/// One step of an incident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step<F> {
     Begin(F),
@@ -30,7 +30,7 @@ pub(super) enum Step<F> {
 }
 
 impl<F: AnyFault> Incident<F> {
-    /// These faults together, all for as long.
+    /// These faults together, all for the same time.
     pub fn together(faults: &[F], lasting: Duration) -> Self {
         Self {
             after: Duration::ZERO,
@@ -41,7 +41,7 @@ impl<F: AnyFault> Incident<F> {
         }
     }
 
-    /// The steps in order, each with its time from the incident's beginning.
+    /// The steps in order, each with its time from the beginning of the incident.
     pub(super) fn steps(&self) -> Vec<(Duration, Step<F>)> {
         let mut steps: Vec<_> = self
             .faults
@@ -68,8 +68,7 @@ impl<F: AnyFault> fmt::Display for Incident<F> {
     }
 }
 
-/// Incidents without end: every fault of `faults` comes once, in random order, before any comes
-/// again.
+/// Endless incidents: every fault of `faults` occurs once, in random order, before any occurs again.
 #[derive(Debug)]
 pub struct Schedule<F> {
     rng: StdRng,

@@ -20,11 +20,11 @@ use tokio_util::task::TaskTracker;
 
 use super::event;
 
-/// Between the attempts at an event that was refused: doubled from the first to the longest, with
-/// jitter. A sender that knows no such patience would itself be what keeps an overload up.
+/// The backoff between requests with a refused event: doubled from the first to the longest, with jitter. A
+/// sender without backoff would itself prolong an overload.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Repetitions of an accepted event come up to this much later.
+/// Duplicates of an accepted event are sent up to this much later.
 const REPEATED_WITHIN: Duration = Duration::from_secs(20);
 /// Events in a hundred that are sent to two replicas at the same time.
 const TWINS: u32 = 10;
@@ -38,18 +38,18 @@ pub struct Refusal {
     pub sent: Instant,
     /// When the answer came.
     pub answered: Instant,
-    /// Whether it was a 503 that did not say when to try again.
+    /// Whether it was a 503 without `Retry-After`.
     pub lacks_retry_after: bool,
 }
 
-/// What the sender knows.
+/// The sender's counts.
 #[derive(Debug, Default)]
 pub struct Sent {
     /// Events, each counted once.
     pub events: u64,
     /// Numbers of those that were answered 2xx at least once.
     pub accepted: HashSet<u64>,
-    /// Attempts by answer.
+    /// Requests by answer.
     pub answers: BTreeMap<Outcome, u64>,
     /// Every 503 and 408.
     pub refusals: Vec<Refusal>,
@@ -74,11 +74,11 @@ struct Shared {
 }
 
 impl Sender {
-    /// Sends `rate` new events a second to these addresses, which are several replicas of one
-    /// service, until [`Sender::finish`].
+    /// Sends `rate` new events per second to these addresses, which are several replicas of one service,
+    /// until [`Sender::finish`].
     ///
     /// # Errors
-    /// When one of them is no address.
+    /// When one of them is not an address.
     pub fn start(seed: u64, rate: u32, urls: &[String]) -> Result<Self> {
         let urls: Result<_, _> = urls.iter().map(|url| url.parse::<Uri>()).collect();
         let sender = Self {
@@ -97,7 +97,7 @@ impl Sender {
         let deliveries = sender.deliveries.clone();
         sender.deliveries.spawn(async move {
             let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
-            // An open loop: what was missed is sent late rather than never.
+            // An open loop: an event that is late is still sent.
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             while stop.run_until_cancelled(ticks.tick()).await.is_some() {
                 let number = shared.next_number();
@@ -112,27 +112,27 @@ impl Sender {
         self.shared.sent().accepted.len()
     }
 
-    /// The numbers of those.
+    /// The numbers of the events that were answered 2xx.
     pub(super) fn accepted_numbers(&self) -> Vec<u64> {
         self.shared.sent().accepted.iter().copied().collect()
     }
 
-    /// Sends these once more, as Pleo's replay does.
+    /// Sends these again, as Pleo's replay does.
     pub(super) async fn send_again(&self, numbers: &[u64]) {
         for number in numbers {
             self.shared.until_accepted(*number, 0).await;
         }
     }
 
-    /// How many attempts were answered 503 or 408 so far.
+    /// How many requests were answered 503 or 408 so far.
     pub fn refusals(&self) -> usize {
         self.shared.sent().refusals.len()
     }
 
-    /// Sends a few more events, at least one of each kind through each replica, and returns their
-    /// ids once all are accepted.
+    /// Sends a few more events, at least one of each kind through each replica, and returns their ids when
+    /// all are accepted.
     pub async fn canaries(&self) -> Vec<String> {
-        // Events of one kind come in runs, so this many in a row are of every kind.
+        // Events of one kind come in runs; this many consecutive events cover every kind.
         const ALL_KINDS: u64 = 80;
         let mut canaries = JoinSet::new();
         let first = self.shared.next.fetch_add(ALL_KINDS, Ordering::Relaxed);
@@ -148,12 +148,12 @@ impl Sender {
         canaries.join_all().await
     }
 
-    /// Sends no new events, goes on with those that are not accepted yet for at most `within`, and
-    /// says what became of all.
+    /// Sends no new events, keeps retrying those that are not accepted yet for at most `within`, and
+    /// returns the counts.
     pub async fn finish(self, within: Duration) -> Sent {
         self.stop.cancel();
         self.deliveries.close();
-        // What is then still unanswered was not accepted, and shows as that.
+        // Events that are still unanswered then count as not accepted.
         timeout(within, self.deliveries.wait()).await.ok();
         std::mem::take(&mut self.shared.sent())
     }
@@ -187,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// The replica after the one that refused it gets the next attempt.
+    /// The next request goes to the replica after the one that refused it.
     async fn until_accepted(&self, number: u64, first_replica: usize) {
         let event = event::event(self.seed, number);
         let mut pause = FIRST_PAUSE;

@@ -1,4 +1,4 @@
-//! What a drill needs to know of the place that it is held on, and of its faults.
+//! The system that a drill runs on, and its faults.
 
 use std::fmt::{Debug, Display};
 use std::ops::RangeInclusive;
@@ -8,12 +8,12 @@ use anyhow::Result;
 
 use crate::process::Process;
 
-/// Something that goes wrong for a while.
+/// A temporary fault.
 pub trait AnyFault: Copy + Debug + Display {
-    /// What a fault can hit.
+    /// A part of the system that a fault can hit.
     type Part: PartialEq;
 
-    /// What it hits. Two faults at one time hit different parts.
+    /// The part that it hits. Two simultaneous faults hit different parts.
     fn part(self) -> Self::Part;
 
     /// The shortest and longest time that it lasts in a random schedule, in seconds.
@@ -31,36 +31,35 @@ pub trait Site {
     /// Whether the fault can be injected on this machine.
     fn can(&self, fault: Self::Fault) -> bool;
 
-    /// Where events are posted to, one address for each replica of ingest.
+    /// The webhook addresses, one for each replica of ingest.
     fn webhook_urls(&self) -> Vec<String>;
 
-    /// `DATABASE_URL` of the owner, by a way that no fault touches.
+    /// `DATABASE_URL` of the owner, on a path that no fault affects.
     fn database_url(&self) -> String;
 
-    /// Messages in all queues, delivered and unacknowledged ones included.
+    /// Messages in all queues, including unacked ones.
     fn queued(&self) -> impl Future<Output = Result<u64>>;
 
     /// The services that should be running now.
     fn services(&self) -> Vec<&Process>;
 
-    /// What services did that they never should: ended by themselves, failed to stop in order,
-    /// panicked.
+    /// Unexpected behaviour of services: they ended by themselves, failed to stop in order, or panicked.
     fn failures(&self) -> Vec<String>;
 
     /// Waits until every service says that it is ready.
     fn ready(&self, within: Duration) -> impl Future<Output = Result<()>>;
 
-    /// Injects the fault. `alone` tells whether nothing else is wrong.
+    /// Injects the fault. `alone` is true if there is no other fault.
     fn begin(&mut self, fault: Self::Fault, alone: bool) -> impl Future<Output = Result<()>>;
 
     /// Ends the fault. The stores are up again when this returns; services may still be starting.
     fn end(&mut self, fault: Self::Fault) -> impl Future<Output = Result<()>>;
 
-    /// Whether ingest cannot but refuse while these faults last together.
+    /// Whether ingest has to refuse events while these faults last together.
     fn must_refuse(&self, faults: &[Self::Fault]) -> bool;
 }
 
-/// Reads a fault by its name.
+/// Finds a fault by its name.
 ///
 /// # Errors
 /// With the names of all faults when there is none of that name.

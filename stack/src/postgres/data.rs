@@ -1,4 +1,4 @@
-//! The data of a server: creates it, gives it to the right account and starts a server on it.
+//! The data of a server: creates it, gives it to the right account and starts a server with it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -13,7 +13,8 @@ use crate::base;
 use crate::packages::Packages;
 use crate::process::{Process, Spec};
 
-/// The account to run as when we are root: Postgres refuses to be root. Debian's package makes it.
+/// The account to run as when we are root, because Postgres refuses to run as root. Debian's package
+/// creates it.
 pub(crate) const ACCOUNT: &str = "postgres";
 /// The superuser inside the server.
 pub(super) const ROLE: &str = "pleo";
@@ -27,7 +28,7 @@ pub(super) fn spawn(
     let mut settings = vec![
         format!("listen_addresses={}", address.ip()),
         format!("port={}", address.port()),
-        // A socket's path may be too long, and TCP is what the services use.
+        // The path of a socket may be too long, and the services use TCP.
         "unix_socket_directories=".to_owned(),
         "max_connections=200".to_owned(),
         "timezone=UTC".to_owned(),
@@ -45,7 +46,7 @@ pub(super) fn spawn(
     Process::spawn(spec)
 }
 
-/// Creates the data in a folder of another name first: an interrupted start leaves no half of it.
+/// Creates the data under a temporary name first, so that an interrupted start leaves no incomplete data.
 pub(super) async fn initialise(
     folder: &Path,
     packages: &Packages,
@@ -98,7 +99,7 @@ pub(super) fn as_account(packages: &Packages, program: &str, folder: &Path) -> S
     spec
 }
 
-/// The superuser's password, made up at the first start.
+/// The superuser's password, generated at the first start.
 pub(super) fn password(folder: &Path, packages: &Packages) -> Result<String> {
     let path = folder.join("password");
     if !path.exists() {

@@ -1,4 +1,4 @@
-//! A standby of a private server, which replicates it as a stream.
+//! A standby of a private server, with streaming replication.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,12 +13,12 @@ use super::{Postgres, READY_WITHIN};
 use crate::base;
 use crate::process::Process;
 
-/// The name by which the primary knows it.
+/// The name by which the primary knows the standby.
 const NAME: &str = "standby";
 
 impl Postgres {
-    /// Makes a copy of this server in `folder`, starts it as a standby on `address` and waits until
-    /// it answers.
+    /// Copies this server to `folder`, starts the copy as a standby on `address` and waits until it
+    /// answers.
     ///
     /// # Errors
     /// When the copy cannot be made, or with the end of the standby's log when it does not come up.
@@ -92,10 +92,10 @@ impl Postgres {
         }
     }
 
-    /// Makes this standby a primary.
+    /// Promotes this standby.
     ///
     /// # Errors
-    /// When it is none, or does not become one.
+    /// When it is not a standby, or the promotion fails.
     pub async fn promote(&self) -> Result<()> {
         let mut connection = PgConnection::connect(&self.url("postgres")).await?;
         let promoted: bool = sqlx::query_scalar("select pg_promote()")

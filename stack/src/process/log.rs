@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Bytes read from a log's end; far more than the lines that anybody shows.
+/// How many bytes are read from the end of a log; far more than the lines that are shown.
 const TAIL_BYTES: u64 = 64 * 1024;
 
 pub(super) fn open(path: &Path) -> Result<File> {
@@ -17,7 +17,7 @@ pub(super) fn open(path: &Path) -> Result<File> {
         .with_context(|| format!("cannot write the log {}", path.display()))
 }
 
-/// The last `lines` lines of a file, indented for a message; says so if it cannot be read.
+/// The last `lines` lines of a file, indented for a message. If it cannot be read, says so.
 pub fn tail(path: &Path, lines: usize) -> String {
     let text = match read_end(path) {
         Ok(text) => text,

@@ -1,4 +1,4 @@
-//! Remembers a child on disk, so that the next start can kill it if this one crashes.
+//! Records a child on disk, so that the next start can kill it if this one crashes.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::tree;
 
-/// Longest wait for a killed leftover to disappear; the kernel takes milliseconds.
+/// How long to wait until a killed leftover is gone; the kernel takes milliseconds.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// A file with `<pid> <start time>` of a running child.
@@ -21,7 +21,7 @@ pub(crate) struct PidFile {
 
 impl PidFile {
     pub(super) fn write(path: &Path, pid: u32) -> Result<Self> {
-        // It has ended already. The reader takes 0 as "no process".
+        // It has ended already. Readers treat 0 as "no process".
         let started = tree::stat(pid).map_or(0, |stat| stat.started);
         let text = format!("{pid} {started}");
         fs::write(path, &text)
@@ -33,9 +33,9 @@ impl PidFile {
     }
 
     pub(super) fn remove(self) {
-        // A restarted child may have its own pid there by now.
+        // A restarted child may already have written its own pid.
         if fs::read_to_string(&self.path).is_ok_and(|text| text == self.text) {
-            // Left behind it names a process that is gone, which the next start recognises.
+            // A leftover file names a process that is gone, and the next start recognises that.
             drop(fs::remove_file(self.path));
         }
     }

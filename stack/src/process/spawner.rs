@@ -1,8 +1,8 @@
 //! One thread that starts every child.
 //!
-//! The kernel sends the parent-death signal when the *thread* that started the child ends. Worker
-//! threads of a runtime and test threads end long before the process, so children started there
-//! would be killed at odd moments; this thread lives as long as the process.
+//! The kernel sends the parent-death signal when the *thread* that started the child ends. Worker threads
+//! of a runtime and test threads end long before the process, so children that they started would be killed
+//! at the wrong time. This thread lives as long as the process.
 
 use std::process::{Child, Command};
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! What a child process is started from.
+//! The description of a child process.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 
 use super::log;
 
-/// Enters another root file system.
+/// The script that enters another root file system.
 const ENTER: &str = include_str!("enter.sh");
-/// The same in every Debian.
+/// The path is the same in every Debian.
 const PATH_INSIDE: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where a child's output goes.
@@ -22,12 +22,12 @@ pub enum Output {
     Inherit,
 }
 
-/// Another root file system to run in, and what is to be seen there of the machine's own.
+/// Another root file system to run in, and which files of the machine are visible there.
 #[derive(Debug, Clone)]
 pub struct Inside {
     /// Its folder. The program cannot write to it.
     pub root: PathBuf,
-    /// Files and folders of the machine and their paths inside, where something must be already
+    /// Files and folders of the machine and their paths inside. Something must already exist at the path,
     /// unless it is below `/tmp`, `/run` or `/var/tmp`.
     pub binds: Vec<(PathBuf, PathBuf)>,
 }
@@ -43,15 +43,15 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// Variables set in the child's environment.
     pub env: Vec<(OsString, OsString)>,
-    /// Whether the child sees only `PATH` and `env`, instead of also what the stack itself sees.
+    /// Whether the child gets only `PATH` and `env`, instead of also the stack's own environment.
     pub clean_env: bool,
-    /// Unix account to run as; only root can set it.
+    /// The Unix account to run as; only root can set it.
     pub user: Option<String>,
-    /// A Debian of its own to run in; only root can.
+    /// The Debian root to run in; only root can set it.
     pub inside: Option<Inside>,
     /// Where the output goes.
     pub output: Output,
-    /// Remembers the pid until the child is stopped, for the clean-up after a crash of the stack.
+    /// A file that records the pid until the child is stopped, for the clean-up after a crash of the stack.
     pub pid_file: Option<PathBuf>,
 }
 
@@ -92,7 +92,7 @@ impl Spec {
         self
     }
 
-    /// Shows a file or folder of the machine to a program that runs [`Inside`] another root.
+    /// Makes a file or folder of the machine visible to a program that runs [`Inside`] another root.
     #[must_use]
     pub fn bind(mut self, outside: impl Into<PathBuf>, inside: impl Into<PathBuf>) -> Self {
         if let Some(into) = &mut self.inside {
@@ -101,7 +101,7 @@ impl Spec {
         self
     }
 
-    /// Every program on the way replaces the one before, so that the process id stays.
+    /// Each program in the chain execs the next one, so the process id stays the same.
     pub(super) fn command(&self) -> Result<Command> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]);

@@ -1,4 +1,4 @@
-//! Signals to a process and everything that it started.
+//! Signals to a process and all its descendants.
 //!
 //! A process group is not enough: Postgres puts each of its backends into a session of its own.
 
@@ -11,24 +11,24 @@ use nix::unistd::Pid;
 
 use crate::progress::note;
 
-/// What `/proc/<pid>/stat` says about a process.
+/// The fields of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
     pub(super) parent: u32,
-    /// Clock ticks after boot; with the pid it names a process for good, as pids are reused.
+    /// Clock ticks after boot. With the pid it identifies a process, because pids are reused.
     pub(super) started: u64,
-    /// Clock ticks of processor time, in user and system mode, with its ended children's.
+    /// Clock ticks of processor time, in user and system mode, including ended children.
     pub(super) ticks: u64,
 }
 
-/// The state of a live process; `None` if there is no process of that pid.
+/// The state of a live process; `None` if there is no such process.
 pub(super) fn stat(pid: u32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// A zombie counts as gone: it only waits for a parent that may never ask.
+/// A zombie counts as ended: it only waits for its parent to reap it.
 ///
-/// The second field is the command in parentheses and may itself hold spaces and parentheses.
+/// The second field is the command in parentheses and may itself contain spaces and parentheses.
 fn parse_stat(line: &str) -> Option<Stat> {
     let fields: Vec<&str> = line[line.rfind(')')? + 1..].split_whitespace().collect();
     if matches!(*fields.first()?, "Z" | "X") {
@@ -44,7 +44,7 @@ fn parse_stat(line: &str) -> Option<Stat> {
     })
 }
 
-/// Signals one process. It may have ended meanwhile, which is no error here.
+/// Signals one process. If it has ended meanwhile, that is not an error.
 pub(super) fn signal(pid: u32, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(pid).expect("linux pids fit into 22 bits"));
     match send(pid, signal) {
@@ -62,7 +62,7 @@ pub(super) fn signal_all(pid: u32, what: Signal) {
 
 /// Kills a process and all its descendants with SIGKILL.
 ///
-/// They are stopped first, until no new one shows up, so that none forks while the list is made.
+/// They are stopped first, until there are no new ones, so that none forks while the list is made.
 pub(super) fn kill(pid: u32) {
     let mut seen = HashSet::new();
     loop {

@@ -1,16 +1,15 @@
-//! What processes take of the machine, read from `/proc`.
+//! The resources that processes use, read from `/proc`.
 
 use std::time::Duration;
 
 use super::Process;
 use super::tree;
 
-/// Of Linux on every architecture that it is used on: `sysconf(_SC_CLK_TCK)`.
+/// The value on Linux on all common architectures: `sysconf(_SC_CLK_TCK)`.
 const TICKS_A_SECOND: f64 = 100.0;
 
 impl Process {
-    /// Processor time of the child and its descendants, those that have ended and were waited for
-    /// included.
+    /// Processor time of the child and its descendants, including those that have ended and were reaped.
     pub fn processor_time(&self) -> Duration {
         let ticks: u64 = tree::family(self.pid())
             .into_iter()

@@ -12,7 +12,7 @@ use crate::packages::Packages;
 use crate::process::Process;
 use crate::{base, ports};
 
-/// The cluster's nodes, all on loopback, the first of them the one that the others joined.
+/// The cluster's nodes, all on loopback. The others have joined the first one.
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<RabbitMq>,
@@ -65,7 +65,8 @@ impl Cluster {
     }
 }
 
-/// Nodes with one cookie trust each other. A broker refuses one that others may read.
+/// Nodes with the same cookie trust each other. A broker refuses a cookie file that other accounts can
+/// read.
 fn give_cookie(folder: &Path, cookie: &str) -> std::io::Result<()> {
     OpenOptions::new()
         .create(true)

@@ -1,4 +1,4 @@
-//! The environment that Debian's scripts of RabbitMQ are configured through.
+//! The environment with which Debian's RabbitMQ scripts are configured.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,9 +12,9 @@ use crate::process::{Process, Spec};
 const VM_ARGS: &str = "+S 2:2 +sbwt none +stbt u -start_epmd false \
                        -kernel inet_dist_use_interface {127,0,0,1}";
 
-/// Where a broker's files are and which ports it uses.
+/// The paths of a broker's files, and its ports.
 pub(super) struct Settings<'a> {
-    /// The same in every start, as the broker's data belongs to it.
+    /// It is the same at every start, because the broker's data depends on it.
     pub(super) node: &'a str,
     pub(super) folder: &'a Path,
     pub(super) address: SocketAddr,
@@ -31,12 +31,12 @@ impl Settings<'_> {
         Process::spawn(spec)
     }
 
-    /// Makes a program of RabbitMQ belong to this broker alone.
+    /// Configures a RabbitMQ program for this broker only.
     pub(super) fn environment(&self, spec: Spec) -> Spec {
         let file = |name: &str| self.folder.join(name);
         spec.env("HOME", self.folder)
             .env("LANG", "C.UTF-8")
-            // Makes the script exec the Erlang machine, so that signals reach it and not a shell.
+            // Makes the script exec the Erlang VM, so that signals reach it and not a shell.
             .env("RUNNING_UNDER_SYSTEMD", "true")
             .env("ERL_EPMD_PORT", self.mapper_address.port().to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
@@ -49,7 +49,7 @@ impl Settings<'_> {
             .env("RABBITMQ_LOGS", "-")
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", file("enabled_plugins"))
             .env("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf"))
-            // Names of files that do not exist: the system's own broker must not configure ours.
+            // Names of files that do not exist, so that the system's broker configuration is not used.
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", file("advanced.config"))
             .env("RABBITMQ_CONF_ENV_FILE", file("rabbitmq-env.conf"))
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", VM_ARGS)

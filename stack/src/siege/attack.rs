@@ -1,4 +1,4 @@
-//! The attacks. Each is a number of connections that send the same bytes, wait, and begin anew.
+//! The attacks. Each is a number of connections that send the same bytes, wait, and start again.
 
 mod http2;
 
@@ -16,37 +16,37 @@ use super::client::{Client, Target};
 
 /// The default of `BODY_LIMIT`.
 const LARGEST_BODY: usize = 256 * 1024;
-/// Who wants to keep a connection, and is cut off sooner, does not come back before: that would measure how
-/// many connections the machine can open.
+/// An attacker that wants to hold a connection and is cut off earlier waits for this time before it
+/// reconnects. Otherwise the attack would measure how many connections the machine can open.
 const ROUND: Duration = Duration::from_secs(6);
-/// One who was answered does, as the answer is what was wanted.
+/// An attacker that got an answer continues after this pause, because it wanted the answer.
 const SHORT_PAUSE: Duration = Duration::from_millis(5);
-/// A connection that is not cut by the server is given up after this for a new one.
+/// A connection that the server does not close is replaced after this time.
 const HELD_FOR: Duration = Duration::from_secs(20);
-/// More than are ever looked at.
+/// More than ingest ever checks.
 const TOKENS: u8 = 32;
-/// A point of the curve, so that a signature has to be computed before it is seen to be wrong.
+/// A point of the curve, so that ingest has to compute a signature before it can see that it is wrong.
 const POINT: [u8; 32] = [
     0x58, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66,
     0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66,
 ];
 
-/// A way to shut others out.
+/// A way to shut out legitimate senders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
-    /// Bodies of which all but the last byte is sent: they take memory.
+    /// Bodies of which all but the last byte is sent: they use up memory.
     UnfinishedBodies,
-    /// Bodies that come a byte a second: they take connections.
+    /// Bodies at one byte per second: they use up connections.
     SlowBodies,
-    /// Large bodies under a signature that is none.
+    /// Large bodies with a malformed signature.
     MalformedSignatures,
-    /// Large bodies under an HMAC of another secret, which every key has to be tried on.
+    /// Large bodies with an HMAC of another secret, which every key has to be tried on.
     ForeignHmacs,
-    /// Large bodies under many ed25519 signatures, all of which every key has to be tried on.
+    /// Large bodies with many ed25519 signatures, all of which every key has to be tried on.
     ForeignEd25519,
-    /// Connections that never say anything.
+    /// Connections that never send anything.
     SilentConnections,
-    /// Connections that are kept after an answer.
+    /// Connections that stay open after an answer.
     KeptConnections,
     /// HTTP/2 without TLS: many requests on each of a few connections.
     Http2Streams,
@@ -57,9 +57,9 @@ pub enum Attack {
 enum Then {
     /// Wait until the connection ends.
     Wait,
-    /// Send a byte a second until it does.
+    /// Send a byte per second until it does.
     Drip,
-    /// Take the answer, and begin anew.
+    /// Read the answer, and start again.
     Repeat,
 }
 
@@ -127,7 +127,7 @@ impl Attack {
 
     /// Attacks until `stop`.
     pub(super) fn start(self, target: Target, stop: &CancellationToken, strangers: &TaskTracker) {
-        // The timestamp is fresh for longer than an attack lasts.
+        // The timestamp is valid for longer than an attack lasts.
         let bytes: Arc<[u8]> = self.bytes().into();
         for _ in 0..self.connections() {
             let (bytes, stop) = (Arc::clone(&bytes), stop.clone());
@@ -159,7 +159,7 @@ async fn once(stream: &mut TcpStream, bytes: &[u8], then: Then) {
     let (mut reader, mut writer) = stream.split();
     let mut answer = [0; 1_024];
     let ended = async {
-        // The first bytes of an answer are enough for those who only want the work done.
+        // An attacker that only wants the work done needs only the first bytes of an answer.
         while !matches!(reader.read(&mut answer).await, Ok(0) | Err(_)) {
             if matches!(then, Then::Repeat) {
                 break;
@@ -179,12 +179,12 @@ async fn once(stream: &mut TcpStream, bytes: &[u8], then: Then) {
     tokio::pin!(ended);
     tokio::select! {
         () = &mut ended => {}
-        // An error of writing shows in reading as well, after an answer if there is one.
+        // A write error also shows when reading, after an answer if there is one.
         _sent = sending => ended.await,
     }
 }
 
-/// A request whose body has this many bytes of the most that are allowed.
+/// A request whose body has this many bytes of the allowed maximum.
 fn post(signature: &str, sent: usize) -> Vec<u8> {
     let timestamp = Utc::now().timestamp();
     let head = format!(
@@ -197,7 +197,7 @@ fn post(signature: &str, sent: usize) -> Vec<u8> {
     bytes
 }
 
-/// As many as fit, each with its own scalar below the order of the curve.
+/// As many signatures as fit, each with its own scalar below the order of the curve.
 fn ed25519_signatures() -> String {
     let one = |number: u8| {
         let scalar = [[number; 31].as_slice(), &[0]].concat();

@@ -1,4 +1,4 @@
-//! Connections of strangers and good senders, who differ in their addresses.
+//! Connections of attackers and legitimate senders, which differ in their addresses.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,14 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// By which way ingest is reached.
+/// How ingest is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entrance {
     /// Its own public port.
     Direct,
-    /// The proxy, to which clients connect themselves.
+    /// The proxy, to which clients connect directly.
     Proxy,
-    /// The proxy, behind something that ends TLS and says by the PROXY protocol who its client is.
+    /// The proxy, behind a TLS terminator that passes the client's address on with the PROXY protocol.
     Terminator,
 }
 
@@ -31,10 +31,10 @@ impl Entrance {
     }
 }
 
-/// Where requests go.
+/// The target of requests.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// The way.
+    /// How it is reached.
     pub entrance: Entrance,
     /// A port on the loopback interface.
     pub address: SocketAddr,
@@ -48,7 +48,7 @@ pub(super) enum Client {
 }
 
 impl Client {
-    /// Their addresses, themselves on the loopback interface or as a terminator names them.
+    /// Their addresses, as real addresses on the loopback interface or as a terminator reports them.
     fn address(self, entrance: Entrance) -> Ipv4Addr {
         match (self, entrance) {
             (Self::Stranger, Entrance::Direct | Entrance::Proxy) => Ipv4Addr::new(127, 0, 0, 2),

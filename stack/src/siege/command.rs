@@ -1,4 +1,4 @@
-//! Attacks by every way, one after the other, each on an ingest service of its own.
+//! All attacks in every way, one after the other, each on an ingest service of its own.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,22 +18,22 @@ use crate::service::Launcher;
 use crate::stores::{Addresses, Stores};
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// For what has no deadline yet when an ingest service is stopped.
+/// For connections without a deadline when an ingest service is stopped.
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
 
-/// How much is tried.
+/// Options of a siege.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// For how long good senders are looked at, for each attack and way.
+    /// How long senders are measured, for each attack and way.
     pub during: Duration,
-    /// Besides peace, to compare with.
+    /// The attacks, besides a measurement without an attack.
     pub attacks: Vec<Attack>,
 }
 
-/// Tries what is planned; the services' logs go to `folder`.
+/// Runs the plan; the services' logs go to `folder`.
 ///
 /// # Errors
-/// When anything does not start. What good senders see is no error.
+/// When a process does not start. What senders notice is not an error.
 pub async fn run(
     packages: &Packages,
     programs: Programs,

@@ -1,4 +1,4 @@
-//! Good senders: real events at a steady rate, each on a connection of its own.
+//! Legitimate senders: real events at a steady rate, each on a connection of its own.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,29 +18,29 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::client::{Client, Target};
 
-/// Senders wait as long.
+/// Senders wait this long for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Milliseconds.
 const LONGEST_MS: u64 = 20_000;
 
-/// What good senders saw.
+/// What the senders saw.
 #[derive(Debug, Clone, Serialize)]
 pub struct Seen {
     /// Events.
     pub sent: u64,
-    /// Those of them that were answered 2xx.
+    /// Events that were answered 2xx.
     pub accepted: u64,
-    /// What became of the others, and how often.
+    /// The other outcomes, and how often each occurred.
     pub refused: BTreeMap<String, u64>,
-    /// Milliseconds from the moment an event was due to its answer, median; without an answer, until
-    /// it was given up.
+    /// Milliseconds from the time when an event was due to its answer, median. Without an answer, until the
+    /// sender gave up.
     pub p50_ms: u64,
     /// The same, 99th percentile.
     pub p99_ms: u64,
 }
 
 impl Seen {
-    /// Of the events, how many were answered 2xx; 0 to 1.
+    /// The share of events that were answered 2xx; 0 to 1.
     pub fn share(&self) -> f64 {
         self.accepted as f64 / self.sent.max(1) as f64
     }
@@ -60,7 +60,7 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Sends events at a fixed rate for so long, and waits for the last answer.
+/// Sends events at a fixed rate for this time, and waits for the last answer.
 pub(super) async fn observe(target: Target, rate: f64, during: Duration) -> Result<Seen> {
     let key = Key::parse(DEVELOPMENT_SECRET)?;
     let start = Instant::now();
@@ -118,7 +118,7 @@ fn request(key: &Key) -> Result<Vec<u8>> {
     Ok(request.into_bytes())
 }
 
-/// The status that it is answered with.
+/// The status of the answer.
 async fn send(target: Target, request: &[u8]) -> io::Result<u16> {
     let mut stream = Client::Good.connect(target).await?;
     stream.write_all(request).await?;

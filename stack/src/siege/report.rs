@@ -1,4 +1,4 @@
-//! The table of what good senders saw.
+//! The table of what legitimate senders saw.
 
 use std::fmt;
 
@@ -8,22 +8,22 @@ use serde::{Serialize, Serializer};
 
 use super::{Attack, Seen};
 
-/// One attack by one way.
+/// One attack in one way.
 #[derive(Debug, Clone, Serialize)]
 pub struct Line {
-    /// What strangers did, if they did anything.
+    /// The attack, if there was one.
     #[serde(serialize_with = "name")]
     pub attack: Option<Attack>,
-    /// By which way.
+    /// How ingest was reached.
     pub entrance: &'static str,
-    /// What good senders saw meanwhile.
+    /// What legitimate senders saw meanwhile.
     pub seen: Seen,
 }
 
-/// Everything that was seen. Its display is a table.
+/// All results. The display is a table.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// In the order of time.
+    /// In order of time.
     pub lines: Vec<Line>,
 }
 

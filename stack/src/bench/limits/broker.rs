@@ -1,4 +1,4 @@
-//! The bare publisher and the bare consumer.
+//! Only publishing, and only consuming.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const ACK_EVERY: u64 = 200;
 const PREFETCH: u16 = 2_000;
 const PERSISTENT: u8 = 2;
 
-/// Confirms a second with so many in flight, then deliveries a second of what that left behind.
+/// Confirms per second with this many in flight, then deliveries per second of the messages that this left.
 pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Result<(f64, f64)> {
     let (connection, channel) = open(url).await?;
     let start = Instant::now();
@@ -30,7 +30,7 @@ pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Res
             confirms.push(publish(&channel, request::body(published)));
             published += 1;
         }
-        // All that are there, so that the messages after them reach the socket together as well.
+        // All available confirms, so that the messages that follow reach the socket together as well.
         let mut confirmed = confirms.ready_chunks(in_flight);
         for confirm in confirmed.next().await.context("a confirm")? {
             confirm?;
@@ -46,7 +46,7 @@ pub(super) async fn measure(url: &str, in_flight: usize, slice: Duration) -> Res
     Ok((publish_rate, consume_rate))
 }
 
-/// A connection, and a channel on it that confirms, with an empty quorum queue.
+/// A connection, and a channel with confirms on it, with an empty quorum queue.
 async fn open(url: &str) -> Result<(Connection, Channel)> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -114,7 +114,7 @@ async fn consume(connection: &Connection, messages: u64) -> Result<f64> {
         }
     }
     let rate = messages as f64 / start.elapsed().as_secs_f64();
-    // Left to the end of the stream, the cancellation would race with the end of the connection.
+    // If the end of the stream did this, cancelling would race with closing the connection.
     let tag = deliveries.tag();
     channel
         .basic_cancel(tag, BasicCancelOptions::default())
@@ -124,7 +124,7 @@ async fn consume(connection: &Connection, messages: u64) -> Result<f64> {
     Ok(rate)
 }
 
-/// Seconds that one confirm takes on average, each waited for before the next publish.
+/// The average seconds of one confirm, each awaited before the next publish.
 pub(super) async fn lone(url: &str, times: u32) -> Result<f64> {
     let (connection, channel) = open(url).await?;
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! The bare inserts.
+//! Only inserts.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use tokio::time::Instant;
 use super::super::request::{body, webhook_id};
 use crate::postgres::Postgres;
 
-/// A database of its own, so that the pipeline's tables are not touched.
+/// A separate database, so that the pipeline's tables are not touched.
 const NAME: &str = "limits";
-/// As the workers' default.
+/// The workers' default.
 const EVENTS_IN_BATCH: u64 = 500;
-/// As many receipts as 64 connections bring together.
+/// As many receipts as 64 connections bring into a batch.
 const RECEIPTS_IN_BATCH: u64 = 64;
 const INSERTERS: u32 = 4;
-/// Stands for a hash and for a sort key, of usual lengths.
+/// Stand-ins for a hash and a sort key, of the usual lengths.
 const HASH: &[u8] = b"thirty-two bytes, as a hash has. ";
 const SORT_KEY: &[u8] = b"a sort key of the usual length";
 
-/// Receipts: what ingest commits for a batch, which need not wait for the disk.
+/// Receipts: what ingest commits for a batch, without waiting for the disk.
 const RECEIPTS: &str = "
     insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
     select id, $2, now(), now() from unnest($1::text[]) as r (id)
@@ -71,22 +71,22 @@ impl Database {
         Ok(Self { pool })
     }
 
-    /// Receipts a second, without waiting for the disk.
+    /// Receipts per second, without waiting for the disk.
     pub(super) async fn receipts(&self, slice: Duration) -> Result<f64> {
         self.rate(Insert::Receipts, RECEIPTS_IN_BATCH, slice).await
     }
 
-    /// Events with their vendors a second, on disk.
+    /// Events with their vendors per second, on disk.
     pub(super) async fn stored(&self, slice: Duration) -> Result<f64> {
         self.rate(Insert::Stored, EVENTS_IN_BATCH, slice).await
     }
 
-    /// Seconds that committing one receipt takes on average, one after the other.
+    /// The average seconds of committing one receipt, in sequence.
     pub(super) async fn lone(&self, times: u32) -> Result<f64> {
         let mut connection = self.connection(Insert::Receipts).await?;
         let start = Instant::now();
         for number in 0..times {
-            // From the far end, where no earlier insert has come to.
+            // From the other end, where no earlier insert has been.
             let number = u64::MAX - 1 - u64::from(number);
             insert(&mut connection, Insert::Receipts, number..number + 1).await?;
         }

@@ -1,4 +1,4 @@
-//! The bare HTTP server.
+//! Only the HTTP server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use ingest::signature::{Key, Signatures};
 use super::super::load::{Load, Pace};
 use super::super::request::Requests;
 
-/// Requests a second over 64 and over 256 connections.
+/// Requests per second over 64 and over 256 connections.
 pub(super) async fn measure(slice: Duration) -> Result<[f64; 2]> {
     let (address, server) = serve()?;
     let requests = Arc::new(Requests::new(address)?);
@@ -33,7 +33,7 @@ pub(super) async fn measure(slice: Duration) -> Result<[f64; 2]> {
     Ok(rates)
 }
 
-/// A server that verifies and does nothing else.
+/// A server that only verifies signatures.
 fn serve() -> Result<(SocketAddr, ServerHandle)> {
     let keys = web::Data::new(vec![("bench".to_owned(), Key::parse(DEVELOPMENT_SECRET)?)]);
     let server = HttpServer::new(move || {

@@ -1,5 +1,5 @@
-//! `cargo stack drill --cluster`: builds and installs as usual, then starts this program once more,
-//! confined, which holds the drill.
+//! `cargo stack drill --cluster`: builds and installs as usual, then starts this program again in
+//! namespaces of its own; that second process runs the drill.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use stack::process::Process;
 use stack::programs::Programs;
 use stack::progress::Progress;
 
-/// How long the standby is away in the control.
+/// How long the standby is away in the control run.
 const STANDBY_AWAY: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Clone, clap::Args)]
@@ -62,7 +62,7 @@ impl ClusterArgs {
     }
 }
 
-/// Prepares everything that needs the network, and starts the confined program.
+/// Does everything that needs the network, and starts the confined program.
 pub(super) async fn confine(args: &super::Args) -> Result<ExitCode> {
     let progress = Progress::Shown;
     if let Some(obstacle) = confinement::obstacle() {
@@ -78,8 +78,8 @@ pub(super) async fn confine(args: &super::Args) -> Result<ExitCode> {
     args.faults(Fault::all())?;
     // Held until the end, so that no other run deletes it.
     let debian = DebianRoot::find_or_make(args.cluster.release(), progress).await?;
-    // Before the services are built, as cargo may replace this program with them: what is at its path
-    // then is as good.
+    // Before the services are built, because cargo may replace this program; a newer one at its path would
+    // do as well.
     let own = std::env::current_exe().context("cannot find the running program")?;
     let programs = args.programs(progress).await?;
     let seed = args.settings(progress).seed;
@@ -102,7 +102,7 @@ pub(super) async fn confine(args: &super::Args) -> Result<ExitCode> {
     })
 }
 
-/// Holds the drill in the namespaces that [`confine`] has made.
+/// Runs the drill in the namespaces that [`confine`] has made.
 pub(super) async fn hold(args: &super::Args, debian: &Path) -> Result<ExitCode> {
     confinement::prepare()?;
     let progress = Progress::Shown;
@@ -132,7 +132,7 @@ pub(super) async fn hold(args: &super::Args, debian: &Path) -> Result<ExitCode> 
     args.hold(drill, load.seed, args.faults(all)?).await
 }
 
-/// Loses what only the lost primary had, and shows that sending it again mends it.
+/// Loses the data that only the lost primary had, and shows that sending the events again restores it.
 async fn control(mut drill: Drill<Clustered>) -> Result<ExitCode> {
     let incident = Incident::together(&[Fault::StandbyThenPrimary], STANDBY_AWAY);
     drill.incident(&incident).await?;

@@ -1,4 +1,4 @@
-//! As a new user meets it: README's commands, then more replicas, kills, and a stop.
+//! What a new user does: README's commands, then more replicas, kills, and a stop.
 
 use std::fs;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::compose::trial::Trial;
 use crate::compose::{confinement, console, kill, monitoring, readme};
 
 const HEADING: &str = "### With docker compose";
-/// Of `deploy/development-secrets`.
+/// The console user of `deploy/development-secrets`.
 const USER: (&str, &str) = ("admin", "development-only");
 const FINDS_THEM_WITHIN: Duration = Duration::from_secs(90);
 const STORED_WITHIN: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const INGEST: usize = 2;
 const VENDOR_WORKERS: usize = 3;
-/// Of everything that runs; the stores one after the other, as one of them is always needed.
+/// All services, with the two stores in sequence, because one of them is always needed.
 const KILLED: [&str; 12] = [
     "node-exporter",
     "postgres-exporter",
@@ -130,7 +130,7 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial, built: bool)
     Ok(())
 }
 
-/// It sends two events five times, under new ids: ten events of two resources.
+/// It sends two events five times each, under new ids: ten events of two resources.
 pub(super) async fn demo_is_stored(site: &Site) -> Result<()> {
     let wanted = "10 1 1";
     let query = "select (select count(*) from events where problem is null) || ' ' || \
@@ -149,7 +149,7 @@ pub(super) async fn demo_is_stored(site: &Site) -> Result<()> {
     }
 }
 
-/// The services may take some seconds to connect after `setup` has made their accounts.
+/// The services may take some seconds to connect after `setup` has created their accounts.
 async fn doctor(site: &Site) -> Result<()> {
     let deadline = Instant::now() + FINDS_THEM_WITHIN;
     loop {

@@ -1,4 +1,4 @@
-//! As docs/deploying.md makes it a user's own: passwords and a webhook secret that only they know.
+//! The set-up of docs/deploying.md, with a user's own passwords and webhook secret.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::compose::passwords;
 use crate::compose::site::Site;
 use crate::compose::trial::Trial;
 
-/// ingest looks at the file every second and takes what it has seen twice.
+/// ingest reads the file every second, and uses content that it has seen twice.
 const TAKEN_WITHIN: Duration = Duration::from_secs(30);
 const OK: Option<u16> = Some(202);
 const UNAUTHORIZED: Option<u16> = Some(401);
@@ -80,7 +80,7 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()
     Ok(())
 }
 
-/// 24 random bytes: hexadecimal digits are base64 as well.
+/// 24 random bytes: hexadecimal digits are valid base64 as well.
 fn secret() -> String {
     format!(
         "whsec_{:016x}{:016x}",
@@ -125,7 +125,7 @@ fn contents(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Somebody else listens where the proxy should.
+/// Another program listens on the proxy's port.
 async fn taken_port(site: &Site) -> Result<()> {
     let address = &site.published.webhooks;
     let neighbour = TcpListener::bind(address).context("the port is taken already")?;
@@ -145,7 +145,7 @@ async fn up(site: &Site) -> Result<()> {
     site.until_healthy().await
 }
 
-/// Each secret is answered as it should be, at last.
+/// Waits until each secret gets the expected answer.
 async fn answers(site: &Site, wanted: &[(&str, Option<u16>)]) -> Result<()> {
     let url = format!("http://{}/webhooks/pleo", site.published.webhooks);
     let deadline = Instant::now() + TAKEN_WITHIN;
@@ -178,7 +178,7 @@ async fn rotate(site: &Site, file: &Path, old: &str, new: &str) -> Result<()> {
     Ok(())
 }
 
-/// By the command of docs/deploying.md.
+/// With the command of docs/deploying.md.
 async fn add_user(site: &Site) -> Result<()> {
     let password = format!("{:032x}", rand::random::<u128>());
     let line =

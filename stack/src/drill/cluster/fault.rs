@@ -1,4 +1,4 @@
-//! What can go wrong in a cluster, as data.
+//! The faults of a cluster, as data.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -34,7 +34,7 @@ impl fmt::Display for Replica {
     }
 }
 
-/// What a fault hits.
+/// The part that a fault hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A service.
@@ -49,7 +49,7 @@ pub enum Part {
     DatabaseBalancer,
 }
 
-/// Something that goes wrong for a while.
+/// A temporary fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// A service is killed with SIGKILL, and later started again.
@@ -64,17 +64,17 @@ pub enum Fault {
     KillAll,
     /// The broker that leads a queue is cut off from the two others. Clients reach it.
     CutFromPeers(PartitionHandling),
-    /// The broker with the most clients is cut off from everybody.
+    /// The broker with the most clients is cut off the network.
     CutFromAll(PartitionHandling),
     /// All brokers are drained and restarted one after the other.
     Roll,
     /// The primary is switched off; the standby is promoted.
     LosePrimary,
-    /// The primary hands over to the standby.
+    /// A planned switchover to the standby.
     Switchover,
-    /// The primary is cut off from everybody and goes on; the standby is promoted.
+    /// The primary is cut off the network but keeps running; the standby is promoted.
     PrimaryOffNetwork,
-    /// The standby is cut off from everybody, so that no commit returns.
+    /// The standby is cut off the network, so that no commit returns.
     StandbyOffNetwork,
     /// The standby is cut off, the primary is restarted meanwhile and then destroyed with its disk, and
     /// an operator promotes the standby.
@@ -86,7 +86,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// All.
+    /// All faults.
     pub fn all() -> Vec<Self> {
         use PartitionHandling::{Ignore, PauseMinority};
         let mut all: Vec<Self> = Replica::all().map(Self::Kill).collect();
@@ -111,7 +111,7 @@ impl Fault {
         all
     }
 
-    /// The most telling ones, for a drill of a few minutes.
+    /// The most informative ones, for a drill of a few minutes.
     pub fn essential() -> Vec<Self> {
         vec![
             Self::KillLeader,
@@ -151,7 +151,7 @@ impl AnyFault for Fault {
         match self {
             Self::Kill(_) => 0..=5,
             Self::KillLeader | Self::KillConnected | Self::KillTwo | Self::KillAll => 3..=15,
-            // Peers that are silent count as gone after twelve seconds.
+            // A silent node counts as down after twelve seconds.
             Self::CutFromPeers(_) | Self::CutFromAll(_) => 20..=35,
             Self::Roll | Self::Switchover => 0..=0,
             Self::LosePrimary => 0..=20,

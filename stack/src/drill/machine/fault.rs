@@ -1,4 +1,4 @@
-//! What can go wrong on one machine, as data.
+//! The faults of one machine, as data.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -9,20 +9,20 @@ use shared::{Family, Program};
 
 use super::super::site::{AnyFault, fault_named};
 
-/// A process of the site.
+/// A process of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// One of two replicas.
     Ingest1,
-    /// The other one.
+    /// The other replica.
     Ingest2,
-    /// The only one of its family.
+    /// The only replica of its family's worker.
     ExportJobWorker,
     /// One of two replicas.
     VendorWorker1,
-    /// The other one.
+    /// The other replica.
     VendorWorker2,
-    /// The only one of its family.
+    /// The only replica of its family's worker.
     OtherWorker,
     /// The broker.
     RabbitMq,
@@ -31,7 +31,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// All.
+    /// All processes.
     pub const ALL: [Self; 8] = [
         Self::Ingest1,
         Self::Ingest2,
@@ -43,7 +43,7 @@ impl Part {
         Self::Postgres,
     ];
 
-    /// What it is called in reports and logs.
+    /// The name in reports and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ingest1 => "ingest-1",
@@ -87,34 +87,34 @@ pub enum Alarm {
     Disk,
 }
 
-/// Something that goes wrong for a while.
+/// A temporary fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The process is killed with SIGKILL, and later started again.
     Kill(Part),
     /// The process is asked to stop, and later started again.
     Stop(Part),
-    /// The process is frozen with SIGSTOP, and later goes on.
+    /// The process is frozen with SIGSTOP, and later continues.
     Pause(Part),
     /// Connections to the store are cut and new ones refused.
     Cut(Store),
-    /// Connections to the store stay open and carry nothing.
+    /// Connections to the store stay open and carry no data.
     HalfOpen(Store),
-    /// RabbitMQ takes no messages.
+    /// RabbitMQ accepts no messages.
     Alarm(Alarm),
-    /// Postgres has no connection left to give.
+    /// Postgres has no free connection.
     NoConnections,
     /// The disk of Postgres is full.
     DiskFull,
-    /// A user holds a lock on the row of a vendor that goes on changing.
+    /// A user holds a lock on the row of a vendor that keeps changing.
     RowLock,
-    /// Commits wait for a synchronous standby that is not there.
+    /// Commits wait for a synchronous standby that is away.
     StandbyAway,
-    /// The way to Postgres is long, with a cut at the beginning.
+    /// The round trip to Postgres is long; connections are cut at the beginning.
     SlowLink(RoundTrip),
 }
 
-/// How long the way to a store and back is.
+/// The round-trip time to a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RoundTrip {
     /// 120 ms: another continent.
@@ -134,7 +134,7 @@ impl RoundTrip {
 }
 
 impl Fault {
-    /// All; what a fault needs of the machine is not looked at.
+    /// All faults, also those that this machine cannot simulate.
     pub fn all() -> Vec<Self> {
         let stores = [Store::RabbitMq, Store::Postgres];
         let mut all: Vec<Self> = Vec::new();
@@ -172,7 +172,7 @@ impl AnyFault for Fault {
 
     fn lasts_s(self) -> RangeInclusive<u64> {
         match self {
-            // Long enough for every deadline, lease and heartbeat in the services to matter.
+            // Long enough to exceed every deadline, lease and heartbeat in the services.
             Self::Pause(_) => 20..=20,
             Self::Kill(part) | Self::Stop(part) if part.program().is_some() => 0..=5,
             Self::Kill(_) | Self::Stop(_) => 1..=15,
@@ -181,7 +181,7 @@ impl AnyFault for Fault {
             Self::Alarm(_) | Self::NoConnections | Self::DiskFull => 5..=15,
             // Longer than the services' deadlines for a transaction.
             Self::RowLock | Self::StandbyAway => 20..=40,
-            // Long enough for connections to be made again after the cut.
+            // Long enough to connect again after the cut.
             Self::SlowLink(_) => 15..=30,
         }
     }

@@ -1,21 +1,21 @@
-//! The bytes of an HTTP/2 connection (RFC 9113) whose requests have no bodies' ends. Written by hand, as a
-//! client library would wait for the other side.
+//! The bytes of an HTTP/2 connection (RFC 9113) whose requests have unfinished bodies. Written by hand,
+//! because a client library would wait for the server.
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const STREAMS: u32 = 100;
 
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
-/// The flag of a frame that has all headers of its request.
+/// The flag of a frame with all headers of its request.
 const END_HEADERS: u8 = 4;
 
-/// As many requests as a connection may have at once by default, each of which announces a body.
+/// As many requests as a connection may have at once by default, each announcing a body.
 pub(super) fn posts(timestamp: &str, signature: &str) -> Vec<u8> {
     let block = headers(timestamp, signature);
     let mut bytes = PREFACE.to_vec();
     frame(&mut bytes, SETTINGS, 0, 0, &[]);
     for stream in 0..STREAMS {
-        // Those of a client are odd.
+        // A client's stream ids are odd.
         frame(&mut bytes, HEADERS, END_HEADERS, 2 * stream + 1, &block);
     }
     bytes
@@ -29,7 +29,7 @@ fn frame(bytes: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) 
     bytes.extend(payload);
 }
 
-/// HPACK (RFC 7541): two entries of the static table, and texts that are not to be remembered.
+/// HPACK (RFC 7541): two entries of the static table, and literals without indexing.
 fn headers(timestamp: &str, signature: &str) -> Vec<u8> {
     const METHOD_POST: u8 = 0x83;
     const SCHEME_HTTP: u8 = 0x86;

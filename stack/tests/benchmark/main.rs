@@ -1,5 +1,5 @@
-//! The benchmark, as short as can be: that it measures everything, and that everything is stored. A suite of
-//! its own, as it takes the whole machine.
+//! A minimal run of the benchmark: it measures everything, and every event is stored. It is a suite of its
+//! own, because it needs the whole machine.
 
 use std::{path::Path, process::Command, time::Duration};
 

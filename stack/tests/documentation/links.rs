@@ -1,4 +1,4 @@
-//! Links in the documents lead somewhere, and what they say is there is there.
+//! Links in the documents lead to existing files and headings, and named tests and files exist.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The files of the repository whose names end so.
+/// The files of the repository with this suffix.
 fn files(ending: &str) -> Vec<PathBuf> {
     let listed = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
@@ -34,7 +34,7 @@ fn links(text: &str) -> impl Iterator<Item = &str> {
         .filter(|target| !target.contains("://"))
 }
 
-/// What a heading's link is called.
+/// The anchor of a heading's link.
 fn anchor(heading: &str) -> String {
     heading
         .trim_start_matches('#')
@@ -72,8 +72,8 @@ fn every_link_leads_to_a_file_and_a_heading() {
     assert!(dead.is_empty(), "{dead:#?}");
 }
 
-/// ARCHITECTURE.md names the test of each invariant and the file of each part, the threat model the test
-/// of each boundary.
+/// ARCHITECTURE.md names the test of each invariant and the file of each part, the threat model the test of
+/// each boundary.
 #[test]
 fn the_tests_and_files_that_the_documentation_names_are_there() {
     let sources = files(".rs");

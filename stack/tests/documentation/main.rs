@@ -1,4 +1,4 @@
-//! What the documentation promises, held against the real services.
+//! Compares the documentation with the real services.
 
 mod links;
 mod metrics;

@@ -1,4 +1,4 @@
-//! `docs/metrics.md` and `/metrics` say the same.
+//! `docs/metrics.md` and `/metrics` agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 struct Metric {
     kind: String,
     help: String,
-    /// Label names with their values, none where they depend on the installation.
+    /// Label names with their values; no values if they depend on the installation.
     labels: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -24,7 +24,7 @@ type Metrics = BTreeMap<String, Metric>;
 /// Labels whose values the document can describe only in words.
 const OPEN: [&str; 3] = ["secret", "entity", "version"];
 
-/// The programs that a section of the document is about.
+/// The programs that a section of the document covers.
 fn programs(section: &str) -> Vec<Program> {
     Program::ALL
         .into_iter()
@@ -33,15 +33,14 @@ fn programs(section: &str) -> Vec<Program> {
             "ingest" => *program == Program::Ingest,
             "Every worker" => *program != Program::Ingest,
             "other-worker" => *program == Program::Worker(Family::Other),
-            // Its own tests compare them.
+            // The console's own tests compare them.
             "console" => false,
             _ => panic!("the section {section} is of no program"),
         })
         .collect()
 }
 
-/// The rows of the document's tables that are about `program`: name, type and unit, labels, meaning,
-/// what to do.
+/// The rows of the document's tables for `program`: name, type and unit, labels, meaning, what to do.
 fn documented(program: Program) -> Metrics {
     let mut metrics = Metrics::new();
     for section in DOCUMENT.split("\n## ").skip(1) {
@@ -69,7 +68,7 @@ fn documented(program: Program) -> Metrics {
     metrics
 }
 
-/// Reads such as `outcome`: `stored`, `duplicate`; `family`: the worker's
+/// Reads cells such as `outcome`: `stored`, `duplicate`; `family`: the worker's
 fn labels_of_cell(cell: &str, program: Program) -> BTreeMap<String, BTreeSet<String>> {
     let labels = cell.split(';').filter_map(|label| {
         let (name, values) = label.split_once(':')?;
@@ -130,7 +129,7 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there(pool: P
     for program in Program::ALL {
         let documented = documented(program);
         let deadline = Instant::now() + SOON;
-        // Some appear with the first connection to a store.
+        // Some exist only after the first connection to a store.
         loop {
             let exposed = exposed(&place.metrics(program).await);
             if exposed == documented {

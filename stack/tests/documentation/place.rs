@@ -1,5 +1,5 @@
-//! The whole pipeline on the stores of the tests: all services as real processes, as the stores'
-//! owner, under names of this test's own.
+//! The whole pipeline on the stores of the tests: all services as real processes, as the stores' owner,
+//! with a prefix of this test's own.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -18,7 +18,7 @@ use stack::{
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-/// How long anything may take that is waited for, on a busy machine.
+/// The time limit of every wait, long enough for a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Processes end before the folder of their logs is deleted.
@@ -31,7 +31,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Everything is ready for events.
+    /// Starts everything and waits until it is ready for events.
     pub(crate) async fn new(pool: &PgPool) -> Self {
         let amqp_url = std::env::var("AMQP_URL")
             .expect("set AMQP_URL and DATABASE_URL, or run the tests with `cargo stack test`");
@@ -73,7 +73,7 @@ impl Place {
         place
     }
 
-    /// Where webhooks are posted to.
+    /// The webhook address.
     pub(crate) fn webhook_url(&self) -> String {
         format!("http://{}{}", self.webhooks, ingest::endpoint::PATH)
     }
@@ -110,7 +110,7 @@ impl Place {
         }
     }
 
-    /// Leaves nothing of this test on the broker and in the database.
+    /// Deletes everything of this test on the broker.
     pub(crate) async fn clean_up(self) {
         for (program, _, process) in &self.services {
             let ended = process.terminate(SOON).await.expect("it stops in time");

@@ -1,4 +1,4 @@
-//! Every query of `docs/queries.md` runs, and finds something where there is something to find.
+//! Every query of `docs/queries.md` runs, and returns rows.
 
 use chrono::{TimeDelta, Utc};
 use hookctl::{
@@ -13,7 +13,7 @@ use crate::place::{Place, SOON};
 
 const DOCUMENT: &str = include_str!("../../../docs/queries.md");
 
-/// What cannot be sent: traces of outages.
+/// Rows that cannot be made by sending events: traces of outages.
 const TRACES: &str = "
     insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem)
     values ('msg_1#conflict-0123456789abcdef', 'v1.vendor.created', now(), '{}', '',
@@ -37,7 +37,7 @@ fn job(id: &str, fields: &str) -> String {
     )
 }
 
-/// The company of the sample vendor, which a row never changes.
+/// The company of the sample vendor. A row never changes its company.
 const COMPANY: &str = "00000000-0000-0000-0000-000000000000";
 
 fn vendor(id: &str, name: &str, updated_at: &str) -> String {

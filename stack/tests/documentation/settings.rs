@@ -1,4 +1,4 @@
-//! `docs/settings.md` and the services' own settings say the same.
+//! `docs/settings.md` and the services' own settings agree.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ const DOCUMENT: &str = include_str!("../../../docs/settings.md");
 /// Environment variables with their defaults, `None` where there is none.
 type Settings = BTreeMap<String, Option<String>>;
 
-/// What the tables' rows below these headings say.
+/// The settings in the tables' rows below these headings.
 fn documented(headings: [&str; 2]) -> Settings {
     let mut settings = Settings::new();
     let mut is_meant = false;

@@ -1,4 +1,4 @@
-//! Everything goes wrong under load: see `cargo stack drill` for longer forms of the same.
+//! Faults under load; `cargo stack drill` runs longer drills of the same kind.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use stack::{
     progress::Progress,
 };
 
-/// Known for coming through in two minutes; a drill of its own can be longer and has any seed.
+/// A seed that covers its faults in two minutes. Other drills can be longer and have any seed.
 const SEED: u64 = 1;
 const RATE: u32 = 50;
 
@@ -32,7 +32,7 @@ async fn start() -> Drill<Machine> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_goes_wrong_for_two_minutes_nothing_is_lost_or_stored_twice() {
     let mut drill = start().await;
-    // Of the whole deck no two minutes would show the most telling ones.
+    // With all faults, two minutes would be too short for the most informative ones.
     let faults = vec![
         Fault::Kill(Part::Ingest1),
         Fault::Kill(Part::VendorWorker1),

@@ -1,9 +1,9 @@
-//! PromQL, as far as tests have to understand it.
+//! The part of PromQL that the tests have to understand.
 
 use std::collections::BTreeSet;
 
-/// The expression without comparisons to numbers: an alert's figures whether or not it fires.
-/// Prometheus puts spaces around operators.
+/// The expression without comparisons with numbers: an alert's value, whether or not it fires. Prometheus
+/// puts spaces around operators.
 pub(crate) fn without_limits(expression: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut words = expression.split_whitespace().peekable();
@@ -21,7 +21,7 @@ pub(crate) fn without_limits(expression: &str) -> String {
     kept.join(" ")
 }
 
-/// The names of our own metrics in it; those that rules record have colons.
+/// The names of the pipeline's own metrics in it; the names of recording rules have colons.
 pub(crate) fn metrics(expression: &str) -> BTreeSet<&str> {
     expression
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))

@@ -1,4 +1,4 @@
-//! What is in the repository.
+//! The monitoring files of the repository.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub(crate) fn monitoring() -> PathBuf {
     root().join("monitoring")
 }
 
-/// The rules that Prometheus reads.
+/// The rule files that Prometheus reads.
 pub(crate) fn rules() -> Vec<PathBuf> {
     ["recording.yml", "alerts.yml"]
         .map(|name| monitoring().join(name))
@@ -27,7 +27,7 @@ pub(crate) fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// A panel of the dashboard that shows something.
+/// A panel of the dashboard with a query.
 pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) expressions: Vec<String>,

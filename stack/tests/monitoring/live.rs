@@ -1,4 +1,4 @@
-//! Everything that rules and panels ask for is there, while real services have work.
+//! Every expression of rules and panels returns data while real services process events.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -24,10 +24,10 @@ use crate::files;
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Rates need a while, and the ledger is looked at four times a minute.
+/// Rates need some time, and the ledger is read four times a minute.
 const DATA_WITHIN: Duration = Duration::from_secs(120);
 
-/// A good event of each family, one that comes twice, and one that is signed wrongly, for ever.
+/// Repeats for ever: a valid event of each family, one duplicate, and one with a wrong signature.
 async fn traffic(url: String) {
     loop {
         let twice = new_webhook_id();
@@ -39,14 +39,14 @@ async fn traffic(url: String) {
             (DEVELOPMENT_SECRET, &twice, "{}"),
             ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", &once, "{}"),
         ] {
-            // What ingest says is its own tests' affair.
+            // Ingest's own tests check its answers.
             delivery::post(&url, secret, id, body).await.ok();
         }
         sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Where an expression comes from, and what it results in without its limits.
+/// Where an expression comes from, and its result without its limits.
 struct Asked {
     place: String,
     expression: String,
@@ -137,7 +137,7 @@ async fn every_expression_of_every_rule_and_panel_returns_data() {
     sender.abort();
 }
 
-/// The table of `docs/dashboard.md`, left where cargo keeps what tests write.
+/// The table of `docs/dashboard.md`, written where cargo keeps files of tests.
 async fn report(prometheus: &Prometheus) {
     let mut table = "| Panel | Query | Result |\n|---|---|---|\n".to_owned();
     for panel in files::panels() {
@@ -159,7 +159,7 @@ fn shown(sample: &Sample) -> String {
     let labels: Vec<_> = sample
         .labels
         .iter()
-        // Ports are others in each run.
+        // Ports differ in each run.
         .filter(|(name, _)| !["__name__", "job", "instance"].contains(&name.as_str()))
         .map(|(_, value)| value.as_str())
         .collect();

@@ -31,7 +31,7 @@ fn promtool(arguments: &[&str]) {
     );
 }
 
-/// What follows `key` on the lines of a file.
+/// The rest of the lines of a file after `key`.
 fn values<'t>(text: &'t str, key: &str) -> Vec<&'t str> {
     text.lines()
         .filter_map(|line| line.trim_start().trim_start_matches("- ").strip_prefix(key))

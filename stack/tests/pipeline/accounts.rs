@@ -47,7 +47,7 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
     let accounts: BTreeSet<String> = Program::ALL
         .map(|program| world.accounts().login(program).user)
         .into();
-    // Every program of ours gives its connections a name; those of this test have none.
+    // All programs of the pipeline name their connections; the connections of this test have no name.
     let connected: Vec<String> = sqlx::query_scalar(
         "select distinct usename::text from pg_stat_activity
           where datname = current_database() and application_name <> ''",
@@ -112,7 +112,7 @@ async fn the_console_shows_every_page_under_its_own_account() {
         let answer = reqwest::get(&url).await.expect("an answer");
         assert_eq!(answer.status(), 200, "{path}");
     }
-    // What is counted in the background needs its rights, too.
+    // Background queries for metrics need their rights, too.
     let known = async {
         let url = format!("http://{}/", console.public());
         loop {

@@ -1,4 +1,4 @@
-//! What `hookctl doctor` sees of three brokers that form a cluster.
+//! What `hookctl doctor` finds on a cluster of three brokers.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,10 @@ use tokio::time::{Duration, Instant, sleep};
 
 use crate::world::SOON;
 
-/// Each check's verdict and what was found.
+/// The verdict of each check, and its finding.
 type Findings = BTreeMap<String, (String, String)>;
 
-/// What doctor finds on a broker, asked through one of its nodes. There is no Postgres here.
+/// Doctor's findings on a broker, asked through one of its nodes. There is no Postgres here.
 async fn examine(hookctl: &std::path::Path, node: &RabbitMq) -> Findings {
     let management = node.management().expect("it runs");
     let output = tokio::process::Command::new(hookctl)
@@ -42,7 +42,7 @@ async fn examine(hookctl: &std::path::Path, node: &RabbitMq) -> Findings {
         .collect()
 }
 
-/// Waits until doctor finds this; the management is a few seconds behind.
+/// Waits for this finding; the management API is a few seconds behind.
 async fn until_found(
     hookctl: &std::path::Path,
     node: &RabbitMq,
@@ -86,13 +86,13 @@ async fn doctor_sees_how_the_queues_lie_on_a_cluster() {
         .await;
     assert!(declared.expect("a connection").is_empty());
 
-    // The broker places the leader where the queue is declared.
+    // The leader is placed on the node where the queue is declared.
     until_found(&hookctl, second, "cluster", "ok", "3 node(s)").await;
     until_found(&hookctl, second, "members of pleo.vendor", "ok", "3 of 3").await;
     until_found(&hookctl, second, "members of pleo.probe", "ok", "3 of 3").await;
     until_found(&hookctl, second, "leaders", "warning", "all on stack-1@").await;
 
-    // The broker moves the leaders that it can; one that is busy stays.
+    // The broker moves the leaders that it can; a busy one stays.
     for _ in 0..3 {
         let rebalance = r#"rabbit_amqqueue:rebalance(quorum, ".*", ".*")."#;
         first.ctl(&["eval", rebalance]).await.expect("rebalanced");

@@ -1,4 +1,4 @@
-//! What crashes in the middle of its work loses nothing.
+//! A crash in the middle of the work loses no event.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn send_to(url: String) -> Sender {
     Sender::start(1, 100, &[url]).expect("a sender")
 }
 
-/// Waits until the sender gets through again: nothing needs a restart by hand.
+/// Waits until the sender's event is accepted again; nothing needs a restart by hand.
 async fn accepting_again(sender: &Sender, after: &str) {
     let before = sender.accepted();
     let deadline = Instant::now() + SOON;
@@ -34,7 +34,7 @@ async fn a_worker_that_dies_between_delivery_and_commit_loses_nothing() {
     worker.ready(SOON).await.expect("ready");
     let pool = world.pool().await;
 
-    // A lock keeps the commit from coming, so the worker has the deliveries in hand.
+    // A lock blocks the commit, so the worker has unacked deliveries.
     let mut lock = pool.begin().await.expect("a transaction");
     sqlx::raw_sql("lock table vendors in exclusive mode")
         .execute(&mut *lock)
@@ -72,7 +72,7 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
     ingest.ready(SOON).await.expect("ready");
     let url = ingest.webhook_url();
     let pool = world.pool().await;
-    // A worker that stores the poison message hangs there until this test kills it.
+    // A worker that stores the poison message hangs until this test kills it.
     sqlx::raw_sql(
         "create function stop() returns trigger language plpgsql as
            $$ begin
@@ -109,7 +109,7 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
         worker.process().kill();
         kills += 1;
         assert!(kills < 10, "nobody gives up");
-        // Its claims would last a minute.
+        // Its lease would last a minute.
         sqlx::raw_sql(
             "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep';
              update webhook_spool set due_at = now()",
@@ -207,7 +207,7 @@ async fn an_event_that_makes_postgres_crash_is_set_aside_and_holds_up_no_other()
     );
 }
 
-/// Waits until statements that end in a yes or no say yes.
+/// Waits until boolean queries return true.
 async fn until_despite_crashes(pool: &sqlx::PgPool, statements: &'static str) {
     let deadline = Instant::now() + SOON;
     loop {

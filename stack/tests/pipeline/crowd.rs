@@ -23,19 +23,19 @@ use crate::world::{SOON, post};
 
 const VENDOR: &str = r#"{"eventType":"v1.vendor.created","data":{"id":"v","companyId":"c","name":"n","state":"DRAFT"}}"#;
 
-/// A crowd needs a file for each of its connections, and those of other tests as well.
+/// A crowd needs a file descriptor for each of its connections, and other tests need some, too.
 pub(crate) fn raise_file_limit(connections: usize) {
     let limit = rlimit::increase_nofile_limit(u64::MAX).expect("a limit");
     assert!(limit > 3 * connections as u64, "only {limit} open files");
 }
 
-/// Where an ingest service takes webhooks.
+/// The webhook address of an ingest service.
 pub(crate) fn address(url: &str) -> SocketAddr {
     let host = url.split('/').nth(2).expect("a host");
     host.parse().expect("an address")
 }
 
-/// A good request's head, up to and without its framing.
+/// The headers of a valid request, without those for its framing.
 pub(crate) fn signed_head(id: &str, body: &str) -> String {
     let timestamp = chrono::Utc::now().timestamp();
     let signature = ingest::signature::sign(DEVELOPMENT_SECRET, id, timestamp, body.as_bytes())
@@ -46,7 +46,7 @@ pub(crate) fn signed_head(id: &str, body: &str) -> String {
     )
 }
 
-/// A good request.
+/// A valid request.
 pub(crate) fn signed(id: &str) -> String {
     let head = signed_head(id, VENDOR);
     format!("{head}content-length: {}\r\n\r\n{VENDOR}", VENDOR.len())
@@ -73,13 +73,13 @@ pub(crate) async fn open(
         .collect()
 }
 
-/// Writes one byte a second until it is cut off, and says with which status.
+/// Writes one byte a second until it is cut off, and returns the status.
 pub(crate) async fn drip(mut connection: TcpStream) -> u16 {
     let started = Instant::now();
     let mut buffer = [0; 1_024];
     while started.elapsed() < SOON {
         match timeout(Duration::from_secs(1), connection.read(&mut buffer)).await {
-            // A write after the end fails, which the next read tells as well.
+            // A write after the end fails; the next read notices that as well.
             Err(_nothing_yet) => drop(connection.write_all(b"a").await),
             Ok(read) => return status(&buffer[..read.unwrap_or(0)]),
         }
@@ -87,7 +87,7 @@ pub(crate) async fn drip(mut connection: TcpStream) -> u16 {
     panic!("it may drip for ever");
 }
 
-/// Writes nothing more until it is cut off, and says with which status.
+/// Writes nothing more until it is cut off, and returns the status.
 pub(crate) async fn until_cut(mut connection: TcpStream) -> u16 {
     let mut buffer = [0; 1_024];
     let read = timeout(SOON, connection.read(&mut buffer)).await;
@@ -95,7 +95,7 @@ pub(crate) async fn until_cut(mut connection: TcpStream) -> u16 {
     status(&buffer[..read.unwrap_or(0)])
 }
 
-/// 0 without an answer.
+/// 0 if there is no answer.
 fn status(answer: &[u8]) -> u16 {
     let status = str::from_utf8(answer).ok().and_then(|text| text.get(9..12));
     status.and_then(|status| status.parse().ok()).unwrap_or(0)
@@ -117,7 +117,7 @@ pub(crate) async fn answer(mut connection: TcpStream) -> String {
     text
 }
 
-/// A sender that behaves well all the time, on a new connection for each event.
+/// A legitimate sender that keeps sending, on a new connection for each event.
 pub(crate) struct GoodSender {
     sending: JoinHandle<Vec<Duration>>,
     stop: CancellationToken,
@@ -146,7 +146,7 @@ impl GoodSender {
         Self { sending, stop }
     }
 
-    /// Tells how it fared.
+    /// Returns its results.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         let mut latencies = self.sending.await.expect("never shut out");
@@ -160,7 +160,7 @@ impl GoodSender {
     }
 }
 
-/// The most memory that a process has had so far, in MiB.
+/// The highest memory use of a process so far, in MiB.
 pub(crate) fn peak_memory(process: &Process) -> u64 {
     let path = format!("/proc/{}/status", process.pid());
     let status = std::fs::read_to_string(path).expect("a running process");

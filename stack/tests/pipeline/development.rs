@@ -1,4 +1,4 @@
-//! The secrets that everybody knows serve one host.
+//! The public development secrets are accepted from one host only.
 
 use std::{path::Path, process::Command};
 
@@ -11,7 +11,7 @@ use crate::{
     world::{SOON, World, post},
 };
 
-/// What docker-compose.yml publishes.
+/// The published ports of docker-compose.yml.
 const ADDRESSES: [&str; 5] = [
     "PUBLIC_BIND",
     "PROMETHEUS_BIND",

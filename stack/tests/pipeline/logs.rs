@@ -6,10 +6,10 @@ use shared::Program;
 
 use crate::world::{SOON, World, post, until_count};
 
-/// In every body that is sent.
+/// A marker in every body that is sent.
 const MARKER: &str = "m4rk3r";
 
-/// Postgres refuses one event once, in words that quote its body.
+/// Postgres refuses one event once, with an error that quotes its body.
 const REFUSE_ONCE: &str = "
     create function refuse_once() returns trigger language plpgsql as
         $$ begin raise '%', new.payload; end $$;
@@ -39,7 +39,7 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         format!(
             r#"{{"eventType":"v1.vendor.created","data":{{"id":"{MARKER}","companyId":"c","name":"{MARKER}","state":"DRAFT"}}}}"#
         ),
-        // Parsers like to quote what they cannot read.
+        // Parsers often quote input that they cannot read.
         format!(r#"{{"eventType":"v1.vendor.created","data":{{"id":5,"createdAt":"{MARKER}"}}}}"#),
         format!(r#"{{"eventType":"v1.export-job.created","data":"{MARKER}"}}"#),
         format!(r#"{{"eventType":"v1.x.y","data":"{MARKER}"}}"#),
@@ -57,7 +57,7 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
             assert_eq!(answer.outcome, expected, "{answer:?}");
         }
     }
-    // One that the broker gives back.
+    // A message that the broker returns.
     world
         .stores
         .rabbitmq
@@ -74,7 +74,7 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         i64::try_from(bodies.len()).expect("few"),
     )
     .await;
-    // Refused by Postgres once, and stored by the second attempt.
+    // Postgres refuses it once, and the second attempt stores it.
     until_count(&pool, "select count(*) from events where attempts = 2", 1).await;
 
     let secret = DEVELOPMENT_SECRET.trim_start_matches("whsec_");

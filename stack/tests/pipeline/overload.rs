@@ -1,5 +1,5 @@
-//! More of everything than the ingest service can serve: it says so, shuts no good sender out, and
-//! stays within its memory.
+//! Overload: ingest refuses what it cannot serve, does not shut legitimate senders out, and stays within
+//! its memory.
 
 #![expect(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
@@ -24,7 +24,7 @@ use crate::{
 
 const CROWD: usize = 5_000;
 
-/// About three times what the largest of these crowds was seen to take; a service at rest has 28.
+/// About three times the memory that the largest of these crowds used; an idle service has 28.
 const MEMORY_MIB: u64 = 400;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,7 +162,7 @@ async fn of_a_burst_each_event_is_stored_or_refused_with_a_time_to_come_back() {
 
     assert!(!accepted.is_empty());
     let pool = world.pool().await;
-    // Not the ledger alone: what was accepted while Postgres was slow may have no receipt.
+    // The ledger is not enough: events that were accepted while Postgres was slow may have no receipt.
     let deadline = Instant::now() + SOON;
     loop {
         let stored: Vec<String> = sqlx::query_scalar("select webhook_id from events")
@@ -180,7 +180,7 @@ async fn of_a_burst_each_event_is_stored_or_refused_with_a_time_to_come_back() {
     }
 }
 
-/// How many connections were cut off with which status; 0 is without any.
+/// How many connections were cut off with which status; 0 means without a status.
 fn statuses(cut: &[u16]) -> BTreeMap<u16, usize> {
     let mut statuses = BTreeMap::new();
     for status in cut {

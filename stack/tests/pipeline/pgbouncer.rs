@@ -1,7 +1,7 @@
-//! A PgBouncer between the pipeline and Postgres: one that can do, and others.
+//! PgBouncer between the pipeline and Postgres, in versions that work and versions that do not.
 //!
-//! It is that of the stores' Debian. Debian 12's cannot do in transaction mode. So
-//! `cargo stack test --stores debian13` tries what works, and both try what does not.
+//! It is the PgBouncer of the stores' Debian. That of Debian 12 does not work in transaction mode. So
+//! `cargo stack test --stores debian13` tests the modes that work, and both test those that do not.
 
 use std::{
     path::PathBuf,
@@ -29,10 +29,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::world::{SOON, World, count, post, until_count};
 
-/// The first that knows about prepared statements.
+/// The first version that supports prepared statements.
 const FIT: Version = (1, 21);
 
-/// Fewer than the services would open.
+/// Fewer connections than the services would open.
 const POOL_SIZE: u32 = 4;
 
 const TRANSACTION: Settings = Settings {
@@ -41,7 +41,7 @@ const TRANSACTION: Settings = Settings {
     max_prepared_statements: None,
 };
 
-/// A PgBouncer in front of a world's Postgres.
+/// A PgBouncer in front of a test's Postgres.
 struct Front {
     packages: Packages,
     folder: PathBuf,
@@ -76,7 +76,7 @@ impl Front {
         [owner].into_iter().chain(accounts).collect()
     }
 
-    /// Another one in its place.
+    /// Replaces it by another one.
     async fn replace(&mut self, world: &World, settings: Settings) {
         self.bouncer.kill();
         let (address, postgres) = (self.bouncer.address(), world.stores.postgres.address());
@@ -159,7 +159,7 @@ impl Load {
         }
     }
 
-    /// Stops, and waits until everything that was accepted is stored.
+    /// Stops, and waits until every accepted event is stored.
     async fn until_stored(self, world: &World) {
         self.stop.cancel();
         self.tasks.join_all().await;
@@ -184,7 +184,7 @@ impl Load {
     }
 }
 
-/// What readiness says of Postgres, as text.
+/// What readiness says about Postgres, as text.
 async fn postgres_of(service: &Service) -> String {
     let Ok(response) = reqwest::get(service.private_url("/readyz")).await else {
         return String::new();
@@ -313,7 +313,7 @@ fn finding(text: &str, check: &str) -> Value {
     found.next().unwrap_or_else(|| panic!("no {check}: {text}"))
 }
 
-/// In transaction mode, one that passes the names of statements on.
+/// One that passes the names of statements on, in transaction mode.
 fn unfit(version: Version) -> Settings {
     Settings {
         max_prepared_statements: (version >= FIT).then_some(0),
@@ -349,7 +349,7 @@ async fn one_that_mixes_up_statements_is_told_and_costs_no_event() {
     }
     load.go_on().await;
 
-    // Every version can do session mode.
+    // Every version supports session mode.
     let session = Settings {
         pool_mode: "session",
         pool_size: 20,
@@ -384,7 +384,7 @@ async fn statement_mode_is_told() {
     }
 }
 
-/// Waits until both readiness and the log say this.
+/// Waits until both readiness and the log contain this.
 async fn until_said(service: &Service, words: &str) {
     let deadline = Instant::now() + SOON;
     let (mut is_shown, mut is_logged) = (false, false);

@@ -1,4 +1,4 @@
-//! A policy on the broker, as a worker under its own account sees it.
+//! A policy on the broker is visible to a worker under its own account.
 
 use hookctl::management::Management;
 use serde_json::json;
@@ -17,7 +17,7 @@ async fn a_worker_shows_a_policy_that_lets_its_queue_drop_messages() {
     let path = "/api/policies/%2F/short-lived";
     management.put(path, policy).await.expect("a policy");
     let deadline = Instant::now() + SOON;
-    // The management shows it some seconds later, and the worker looks again only after a minute.
+    // The management API shows it some seconds later, and the worker checks again only after a minute.
     loop {
         let queue = management.get("/api/queues/%2F/pleo.vendor").await;
         let queue = queue.expect("the queue");

@@ -1,4 +1,4 @@
-//! A broker that takes nothing is seen before an event meets it.
+//! Readiness detects a broker that does not confirm before an event is affected.
 
 use hookctl::delivery::Outcome;
 use serde_json::Value;
@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use crate::world::{SOON, World, post, until_count};
 
-/// What `/readyz` says: its status, and its body.
+/// The status and body of `/readyz`.
 async fn readiness(service: &Service) -> (u16, Value) {
     let response = reqwest::get(service.private_url("/readyz"))
         .await
@@ -18,7 +18,7 @@ async fn readiness(service: &Service) -> (u16, Value) {
     (status, serde_json::from_str(&body).expect("JSON"))
 }
 
-/// Waits until readiness and the metric agree on RabbitMQ; answers with what readiness says then.
+/// Waits until readiness and the metric agree on RabbitMQ; returns the text of readiness then.
 async fn until_rabbitmq_is(service: &Service, well: bool) -> (u16, Value) {
     let metric = format!(
         "pleo_ingest_breaker_open{{store=\"rabbitmq\"}} {}",
@@ -40,8 +40,8 @@ async fn until_rabbitmq_is(service: &Service, well: bool) -> (u16, Value) {
     }
 }
 
-/// Erlang for `rabbitmqctl eval`: calls a function of `ra` for each queue. Not only for the probe's, as
-/// the event's own queue would still confirm it when the breaker lets one batch try.
+/// Erlang for `rabbitmqctl eval`: calls a function of `ra` for each queue. Not only for the probe's queue,
+/// because the event's own queue would still confirm when the breaker lets one batch try.
 fn of_each_queue(function: &str) -> String {
     format!(
         "[ra:{function}(quorum_queues, amqqueue:get_pid(Queue)) || Queue <- rabbit_amqqueue:list()]."

@@ -1,4 +1,4 @@
-//! A backup that is restored: what is there afterwards, what is not, and how it comes back.
+//! Restoring a backup: which events are there afterwards, which are missing, and how those come back.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,13 +13,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::world::{SOON, World, post, until_count};
 
-/// A script of `deploy/`, as an operator runs it beside the server: with programs of its version.
+/// A script of `deploy/`, as an operator runs it beside the server, with client programs of the server's
+/// version.
 async fn script(world: &World, name: &str, file: &Path) -> (bool, String) {
     let packages = Packages::find().expect("Postgres is installed");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("the workspace");
-    // Stores of another Debian see the data folders and not the sources.
+    // Stores of another Debian see the data folders but not the sources.
     let script = world.folder().join(name);
     std::fs::copy(workspace.join("deploy").join(name), &script).expect("a copy");
     let log = world
@@ -38,7 +39,7 @@ async fn script(world: &World, name: &str, file: &Path) -> (bool, String) {
     (status.success(), text)
 }
 
-/// `hookctl reconcile`: its exit code and what it printed.
+/// The exit code and output of `hookctl reconcile`.
 async fn reconcile(world: &World) -> (Option<i32>, String) {
     let mut command = world.hookctl();
     let output = command
@@ -51,8 +52,8 @@ async fn reconcile(world: &World) -> (Option<i32>, String) {
     (output.status.code(), text)
 }
 
-/// The report of `hookctl reconcile` once it ends with this code: what RabbitMQ's management says of the
-/// queues is some seconds old.
+/// The report of `hookctl reconcile` once it exits with this code: the queue figures of RabbitMQ's
+/// management API are some seconds old.
 async fn reconciled(world: &World, expected: i32) -> String {
     let deadline = Instant::now() + SOON;
     loop {
@@ -105,7 +106,7 @@ fn ids(kind: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_takes_again_what_came_since() {
     let mut world = World::new().await;
-    // So that the sender's replay need not wait until receipts count no longer by themselves.
+    // So that the sender's replay need not wait until receipts alone no longer count.
     world.launcher = world.launcher.clone().env("RECEIPT_TRUST", "1s");
     let workers = &Program::ALL[1..];
     let ingest = start(&world, &Program::ALL[..1]).await;
@@ -156,14 +157,14 @@ async fn a_restored_backup_takes_again_what_came_since() {
     world.set_up().await;
     let services = start(&world, &Program::ALL).await;
     until_count(&world.pool().await, "select count(*) from vendors", 10).await;
-    // The receipts of what was under way tell that it is missing.
+    // The receipts of events that were in RabbitMQ show that they are missing.
     let report = reconciled(&world, 3).await;
     assert!(report.contains(r#""late":10"#), "{report}");
     for id in ids("queued") {
         assert!(report.contains(&id), "{report}");
     }
 
-    // The sender sends everything again.
+    // The sender sends all events again.
     for id in ["before", "queued", "after"].map(ids).concat() {
         let answer = post(&services[0].webhook_url(), &id, &vendor(&id)).await;
         let expected = if id.contains("before") {

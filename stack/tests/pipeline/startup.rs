@@ -1,4 +1,4 @@
-//! Any start order: nothing has to be there before anything else, if the services may create it.
+//! The parts may start in any order, if the services have the right to create what they need.
 
 use hookctl::{
     delivery::Outcome,
@@ -17,7 +17,7 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         .map(|program| world.start(program, program.name()))
         .collect();
 
-    // With neither store the answer is an honest no.
+    // Without any store the answer is 503.
     let url = services[0].webhook_url();
     let refused = loop {
         let answer = post(&url, "msg_1", "{}").await.outcome;

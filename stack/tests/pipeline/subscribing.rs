@@ -1,4 +1,4 @@
-//! A queue that answers late must not go on delivering to a worker that has given up waiting.
+//! A queue that answers late must not deliver to a worker that has given up waiting.
 
 use hookctl::sample::VENDOR;
 use shared::{Family, Program};
@@ -15,7 +15,7 @@ async fn a_subscription_that_was_given_up_takes_no_event() {
     let ingest = world.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
 
-    // As while a majority is away: what is asked for waits in the queue's leader.
+    // As while there is no majority: the request waits in the queue's leader.
     let suspend = format!("sys:suspend({QUEUE}).");
     broker.ctl(&["eval", &suspend]).await.expect("suspended");
     let worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");

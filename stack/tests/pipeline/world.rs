@@ -1,4 +1,4 @@
-//! Private stores and services of one test.
+//! Private stores and services for one test.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,10 +20,10 @@ use stack::{
 };
 use tokio::time::{Instant, sleep};
 
-/// How long anything may take that is waited for, on a busy machine.
+/// The time limit of every wait, long enough for a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// The stores are dropped before their folder; services, which a test holds, before both.
+/// The stores are dropped before their folder, and the services, which a test owns, before both.
 pub(crate) struct World {
     pub(crate) launcher: Launcher,
     pub(crate) stores: Stores,
@@ -34,7 +34,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Stores that are up and prepared, with an account for each service; no service yet.
+    /// Stores that are running and prepared, with an account for each service; no service yet.
     pub(crate) async fn new() -> Self {
         let world = Self::unprepared().await;
         world.set_up().await;
@@ -42,7 +42,7 @@ impl World {
         Self { launcher, ..world }
     }
 
-    /// Stores that are up and empty, whose owner the services are; no service yet.
+    /// Stores that are running and empty, with their owner as the services' account; no service yet.
     pub(crate) async fn unprepared() -> Self {
         let base = Base::temporary().expect("a folder");
         let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// Makes the schema, the topology and the accounts.
+    /// Creates the schema, the topology and the accounts.
     pub(crate) async fn set_up(&self) {
         self.accounts
             .set_up(&self.programs, &self.stores, &self.logs)
@@ -70,7 +70,7 @@ impl World {
             .expect("the stores are set up");
     }
 
-    /// As [`Self::set_up`], by this address of Postgres.
+    /// The same as [`Self::set_up`], with this address of Postgres.
     pub(crate) async fn set_up_by(&self, database_url: &str) {
         let mut owner = self.stores.owner_urls().expect("addresses");
         owner.database = database_url.to_owned();
@@ -80,7 +80,7 @@ impl World {
             .expect("the stores are set up");
     }
 
-    /// The accounts, which [`Self::set_up`] makes.
+    /// The accounts, which [`Self::set_up`] creates.
     pub(crate) fn accounts(&self) -> &Accounts {
         &self.accounts
     }
@@ -91,7 +91,7 @@ impl World {
             .expect("the service starts")
     }
 
-    /// What `hookctl health` says of a service: its exit code and output.
+    /// The exit code and output of `hookctl health` for a service.
     pub(crate) async fn health(&self, service: &Service, path: &str) -> (Option<i32>, String) {
         let output = tokio::process::Command::new(self.programs.hookctl())
             .args(["health", &service.private_url(path)])
@@ -115,7 +115,7 @@ impl World {
         command
     }
 
-    /// Where a test may leave files.
+    /// A folder for files of the test.
     pub(crate) fn folder(&self) -> &std::path::Path {
         &self.logs
     }
@@ -128,7 +128,7 @@ impl World {
     }
 }
 
-/// Posts a body under this id, signed with the secret that the services know.
+/// Posts a body under this id, signed with the services' secret.
 pub(crate) async fn post(url: &str, id: &str, body: &str) -> Answer {
     let posted = delivery::post(url, DEVELOPMENT_SECRET, id, body).await;
     posted.expect("a good secret and address")
@@ -140,7 +140,7 @@ pub(crate) async fn send(url: &str, sample: &Sample) {
     assert!(answer.outcome.is_safe(), "{answer:?}");
 }
 
-/// One number out of the database.
+/// The single number that a query returns.
 pub(crate) async fn count(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql)
         .fetch_one(pool)
@@ -148,7 +148,7 @@ pub(crate) async fn count(pool: &PgPool, sql: &'static str) -> i64 {
         .expect("a count")
 }
 
-/// Waits until a query gives the expected number.
+/// Waits until a query returns the expected number.
 pub(crate) async fn until_count(pool: &PgPool, sql: &'static str, expected: i64) {
     let deadline = Instant::now() + SOON;
     loop {

@@ -1,4 +1,4 @@
-//! Confined programs end with all that they started.
+//! When a confined program ends, all processes that it started end as well.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,7 +11,7 @@ use stack::process::Process;
 
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// Whether a process runs that has this among its arguments.
+/// Whether a process with this among its arguments is running.
 fn runs(argument: &str) -> bool {
     let processes = std::fs::read_dir("/proc").expect("proc is mounted");
     processes.flatten().any(|entry| {
@@ -32,7 +32,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_daemon_of_a_confined_program_ends_when_the_program_is_killed() {
-    // Where namespaces are not to be had, neither is the drill on a cluster.
+    // A machine without namespaces cannot run the drill on a cluster either.
     if confinement::obstacle().is_some() {
         return;
     }
@@ -43,7 +43,7 @@ async fn a_daemon_of_a_confined_program_ends_when_the_program_is_killed() {
         .expect("unshare is there");
     until("the daemon runs", || runs(&marker)).await;
 
-    // Alone, as the machine's memory killer does; what it has started is not looked for.
+    // Only this process, as the kernel's out-of-memory killer does, without its children.
     let pid = i32::try_from(confined.pid()).expect("pids fit");
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
 

@@ -1,4 +1,4 @@
-//! What HAProxy, with the shipped settings, answers by itself.
+//! The answers that HAProxy, with the settings of `deploy/`, gives by itself.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +11,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-/// Above the longest of HAProxy's timeouts.
+/// Longer than the longest of HAProxy's timeouts.
 const SOON: Duration = Duration::from_secs(40);
 
-/// Is found to be up, and ends each request with a path of `/ends`. Others get no answer.
+/// A backend that passes the health check, and closes the connection for paths below `/ends`. Other
+/// requests get no answer.
 async fn bad_ingest() -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -36,7 +37,7 @@ async fn bad_ingest() -> (SocketAddr, JoinHandle<()>) {
     (address, server)
 }
 
-/// The status, the head in lower case and the body.
+/// The status, the headers in lower case and the body.
 async fn answer(address: SocketAddr, request: &[u8]) -> (u16, String, String) {
     let exchange = async {
         let mut connection = TcpStream::connect(address).await.expect("it listens");
@@ -55,7 +56,7 @@ async fn answer(address: SocketAddr, request: &[u8]) -> (u16, String, String) {
     )
 }
 
-/// A problem as ingest's are.
+/// A problem body like ingest's.
 fn assert_problem(status: u16, (found, head, body): &(u16, String, String)) {
     assert_eq!(*found, status, "{head}");
     assert!(
@@ -90,7 +91,7 @@ async fn what_haproxy_refuses_by_itself_has_a_problem_body() {
         format!("GET /ends HTTP/1.1\r\n{end}"),
         format!("GET / HTTP/1.1\r\n{end}"),
     );
-    // Not those for what HAProxy cannot read: its older versions have a page of their own for it.
+    // Without the errors for unreadable requests: older versions of HAProxy have their own page for those.
     let answers = tokio::join!(
         to("GET / HTTP/1.1\r\nhost: hooks.example.com\r\nconnection: close\r\n\r\n"),
         to(&ended),

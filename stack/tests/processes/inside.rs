@@ -1,4 +1,4 @@
-//! Programs in another root file system, here one that borrows the machine's own programs.
+//! Programs in another root file system; this one borrows the machine's own programs.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 use stack::process::{Inside, Process, Spec};
 use tokio::time::timeout;
 
-/// Empty but for what programs expect. Only root can enter it.
+/// A root with only the folders that programs expect. Only root can enter it.
 fn root_in(folder: &Path) -> Inside {
     let root = folder.join("root");
     for name in [
@@ -42,7 +42,7 @@ async fn a_program_inside_another_root_writes_nothing_there_and_dies_with_the_st
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data");
     fs::create_dir(&data).expect("a folder");
-    // A child of the shell would have no signal, so the last program takes the shell's place.
+    // A child of the shell would get no signal, so the last program replaces the shell.
     let script = "echo $$ > /run/data/pid; id -un; env; touch /forbidden; touch /tmp/allowed; \
                   exec setpriv --dump";
     let mut spec = shell(folder.path(), script).bind(&data, "/run/data");

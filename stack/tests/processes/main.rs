@@ -1,5 +1,5 @@
-//! The stack's own promises, on real processes: what is killed comes back with its data, and
-//! nothing is left behind. Needs Debian's packages; starts its own servers.
+//! The guarantees of the stack, with real processes: killed servers come back with their data, and nothing
+//! is left behind. Needs Debian's packages; starts its own servers.
 
 mod arguments;
 mod confinement;

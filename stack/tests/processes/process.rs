@@ -5,7 +5,7 @@ use stack::process::{Process, Spec};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A shell whose child leaves for a session of its own, as the backends of Postgres do.
+/// A shell whose child moves to a session of its own, as the backends of Postgres do.
 fn family(folder: &Path) -> Spec {
     let script = "setsid sleep 1000 & echo $! > \"$0\"; wait";
     let child = folder.join("child");
@@ -30,7 +30,7 @@ fn child_of(folder: &Path) -> u32 {
     }
 }
 
-/// The letter that `/proc` shows for a process; `None` once it is gone.
+/// The state letter in `/proc` for a process; `None` once it is gone.
 fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat[stat.rfind(')')? + 2..]

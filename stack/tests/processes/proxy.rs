@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 const SOON: Duration = Duration::from_secs(5);
 const LONG_ENOUGH: Duration = Duration::from_millis(200);
 
-/// A server that sends back what it gets, behind a proxy.
+/// An echo server behind a proxy.
 async fn echo_behind_proxy() -> Proxy {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -98,7 +98,7 @@ async fn a_slow_proxy_adds_its_round_trip_and_does_not_add_up() {
     echoed(&mut connection).await.expect("it forwards");
     assert!(started.elapsed() >= ROUND_TRIP, "{:?}", started.elapsed());
 
-    // Bytes that are sent while others travel arrive right behind them.
+    // Bytes that are sent while others are in flight arrive right behind them.
     let started = Instant::now();
     let (mut from, mut to) = connection.split();
     let send = async {

@@ -59,7 +59,7 @@ async fn publish_confirmed(broker: &RabbitMq) {
     assert!(confirm.is_ack());
 }
 
-/// The queue's leader is elected a moment after the start.
+/// The queue's leader is elected shortly after the start.
 async fn get(broker: &RabbitMq) -> Vec<u8> {
     let end = Instant::now() + Duration::from_secs(20);
     loop {

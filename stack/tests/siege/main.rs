@@ -1,5 +1,5 @@
-//! Strangers attack the ingest service, directly and through the proxy as it is shipped. A suite of its
-//! own, as other tests beside it would fare badly.
+//! Attacks on the ingest service, directly and through the proxy with the settings of `deploy/`. It is a
+//! suite of its own, because other tests at the same time would fail.
 
 use std::{fs, time::Duration};
 
@@ -10,12 +10,13 @@ use stack::{
     siege::{self, Attack, Line, Plan},
 };
 
-/// Of good events, answered 2xx.
+/// The share of legitimate events that must be answered 2xx.
 const SHARE: f64 = 0.99;
-/// Half of the good events are answered within this, in milliseconds. It is far more than they take.
+/// Half of the legitimate events must be answered within this time, in milliseconds. They usually need far
+/// less.
 const USUALLY_MS: u64 = 5_000;
 const DURING: Duration = Duration::from_secs(5);
-/// A machine that is busy with other things may be late once; an attack does each time what it does.
+/// A busy machine may be too slow once. An attack that works has its effect every time.
 const TRIES: usize = 3;
 
 fn is_withstood(line: &Line) -> bool {

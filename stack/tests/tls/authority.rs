@@ -1,4 +1,4 @@
-//! An authority of the test's own, and the certificates that it gives out.
+//! A certificate authority of the test's own, and the certificates that it issues.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ impl Files {
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     folder: PathBuf,
-    /// Its own certificate, and its key, which a server may be given by mistake.
+    /// Its own certificate, and its key; a server may be given it by mistake.
     pub(crate) files: Files,
 }
 
@@ -49,12 +49,12 @@ impl Authority {
         }
     }
 
-    /// A certificate for a server at these names, or without any for the client of this name.
+    /// A certificate for a server with these names, or, without names, for the client with this name.
     pub(crate) fn issue(&self, name: &str, hosts: &[&str]) -> Files {
         self.sign(name, params(name, hosts))
     }
 
-    /// As [`Authority::issue`], but good until some years ago.
+    /// The same as [`Authority::issue`], but expired some years ago.
     pub(crate) fn issue_expired(&self, name: &str, hosts: &[&str]) -> Files {
         let mut params = params(name, hosts);
         params.not_after = date_time_ymd(2021, 1, 1);

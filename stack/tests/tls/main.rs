@@ -1,4 +1,4 @@
-//! TLS to both stores and to RabbitMQ's management, with real certificates of an authority that only
+//! TLS to both stores and to RabbitMQ's management API, with real certificates of an authority that only
 //! the test knows.
 
 mod authority;

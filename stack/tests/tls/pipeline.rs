@@ -1,4 +1,4 @@
-//! The whole pipeline over TLS, each service known to both stores by its certificate alone.
+//! The whole pipeline over TLS. Both stores identify each service by its certificate only.
 
 use std::{collections::BTreeSet, path::Path, process::Output, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
     stores::{Broker, Database, Ground},
 };
 
-/// How long anything may take that is waited for, on a busy machine.
+/// The time limit of every wait, long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
 struct World {
@@ -48,7 +48,7 @@ impl World {
         }
     }
 
-    /// Where both stores are, and what a client shows there. Postgres may be behind another port.
+    /// The addresses of both stores, with the client's certificate. Postgres may be behind another port.
     fn settings(
         &self,
         login: &str,
@@ -81,7 +81,7 @@ impl World {
         ]
     }
 
-    /// As the owner of both stores, who has passwords.
+    /// As the owner of both stores, with passwords.
     async fn hookctl(&self, args: &[&str], changes: &[(&str, &str)]) -> Output {
         let owner = self.database.server.owner();
         let login = format!("{}:{}", owner.user, owner.password);
@@ -155,7 +155,7 @@ async fn an_event_passes_through_both_stores_over_tls() {
     doctor(&world).await;
 }
 
-/// Connecting takes several round trips more over TLS than without.
+/// Connecting over TLS takes several more round trips.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut() {
     const ROUND_TRIP: Mode = Mode::Slow(Duration::from_millis(250));
@@ -193,7 +193,7 @@ async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut() {
     }
 }
 
-/// Its commit may come a moment after the answer.
+/// It may be committed shortly after the answer.
 async fn has_receipt(postgres: &mut PgConnection, id: &str) -> bool {
     let end = Instant::now() + Duration::from_secs(2);
     loop {

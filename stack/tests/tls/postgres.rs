@@ -10,7 +10,7 @@ use crate::{
     stores::{Database, Ground},
 };
 
-/// A bad certificate shows within a few round trips; far more, for a busy machine.
+/// A bad certificate is noticed within a few round trips; this is far more, for a busy machine.
 const SOON: Duration = Duration::from_secs(15);
 
 async fn connect(url: &str) -> Result<PgConnection, String> {
@@ -69,7 +69,7 @@ async fn the_server_is_verified_and_knows_a_client_by_its_certificate() {
     for roots in [
         "sslmode=verify-full".to_owned(),
         format!("sslmode=verify-full&sslrootcert={stranger}"),
-        // As libpq does, and sqlx alone does not.
+        // As libpq does; sqlx alone does not.
         format!("sslmode=require&sslrootcert={stranger}"),
     ] {
         refused(&format!("{superuser}?{roots}"), not_trusted).await;
@@ -83,7 +83,7 @@ async fn the_server_is_verified_and_knows_a_client_by_its_certificate() {
     connect(&format!("{other_name}?sslmode=verify-ca&sslrootcert={ca}"))
         .await
         .expect("any name will do");
-    // Of several hosts each is verified for its own name.
+    // Each of several hosts is verified by its own name.
     let several = address(&database, &format!("127.0.0.1:{port},localhost:{port}"));
     for _ in 0..4 {
         connect(&format!("{several}?{full}"))
@@ -123,7 +123,7 @@ async fn by_certificate(ground: &Ground, database: &Database, full: &str) {
     for (client, words) in [(foreign, "UnknownCA"), (expired, "CertificateExpired")] {
         let url = format!("postgres://someone@{place}&{}", shown(&client));
         let error = connect(&url).await.expect_err("refused");
-        // The server closes right after its words, so that they may be lost.
+        // The server closes the connection right after its error message, so the message may be lost.
         let said = error.contains(words) || error.contains("closed the connection");
         assert!(said, "{error:?} does not say {words:?}");
     }
@@ -139,7 +139,7 @@ async fn wrong_servers(ground: &Ground, database: &Database, trusted: &str) {
     ] {
         database.show(ground, files).await;
         let end = Instant::now() + Duration::from_secs(30);
-        // A reload takes a moment.
+        // A reload takes some time.
         loop {
             let error = connect(trusted).await.err().unwrap_or_default();
             if error.contains(words) {
@@ -159,7 +159,7 @@ async fn until_it_speaks_tls(superuser: &str) {
     }
 }
 
-/// Who one is to the server, and the name in the certificate that it has seen.
+/// The user of the connection, and the name in the certificate that the server has seen.
 async fn user_of_tls(url: &str) -> (String, Option<String>) {
     let mut connection = connect(url).await.expect("it is known");
     let (user, name, ssl): (String, Option<String>, bool) = sqlx::query_as(

@@ -17,7 +17,7 @@ use crate::{
     stores::{Broker, Ground},
 };
 
-/// A bad certificate shows within a few round trips; far more, for a busy machine.
+/// A bad certificate is noticed within a few round trips; this is far more, for a busy machine.
 const SOON: Duration = Duration::from_secs(15);
 
 fn url(address: &str, ca: Option<&Files>, client: Option<&Files>) -> BrokerUrl {
@@ -43,14 +43,14 @@ async fn refused(url: &BrokerUrl, words: &str) {
     assert!(error.contains(words), "{error:?} does not say {words:?}");
 }
 
-/// The broker closes right after its words, so that they may be lost.
+/// The broker closes the connection right after its error message, so the message may be lost.
 async fn closed(url: &BrokerUrl, words: &str, without_words: &str) {
     let error = error(url).await;
     let said = error.contains(words) || error.contains(without_words);
     assert!(said, "{error:?} does not say {words:?}");
 }
 
-/// Users and mechanisms of the connections that the broker has.
+/// The users and authentication mechanisms of the broker's connections.
 async fn logins(server: &RabbitMq) -> String {
     let what = [
         "list_connections",
@@ -120,7 +120,7 @@ async fn by_certificate(ground: &Ground, broker: &Broker) -> Files {
     let with_password = format!("amqps://guest:guest@localhost:{port}");
     for (address, login) in [
         (&address, "someone\tEXTERNAL\ttrue"),
-        // The certificate only opens the port, and the password logs in.
+        // The certificate only opens the port; the password is the login.
         (&with_password, "guest\tPLAIN\ttrue"),
     ] {
         let url = url(address, ca, Some(&someone));
@@ -144,7 +144,7 @@ async fn by_certificate(ground: &Ground, broker: &Broker) -> Files {
     someone
 }
 
-/// Its port demands a certificate, and a user with a password all the same.
+/// Its port requires a certificate, and also a user with a password.
 async fn management(ground: &Ground, broker: &Broker, client: &Files) {
     let ca = Some(&ground.authority.files);
     let amqp = format!("amqps://guest:guest@localhost:{}", broker.amqps.port());

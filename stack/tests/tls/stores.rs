@@ -1,4 +1,4 @@
-//! Stores that speak TLS, with a certificate for `localhost` alone.
+//! Stores with TLS, with a certificate for `localhost` only.
 
 use std::{
     fs,
@@ -18,10 +18,10 @@ use stack::{
 
 use crate::authority::{Authority, Files};
 
-/// Where a test's files are, and who signs its certificates. Dropped after the stores.
+/// The folder of a test's files, and the authority that signs its certificates. Dropped after the stores.
 pub(crate) struct Ground {
     pub(crate) authority: Authority,
-    /// Of an authority that has nothing to do with it.
+    /// An unrelated authority.
     pub(crate) stranger: Authority,
     pub(crate) server: Files,
     pub(crate) folder: PathBuf,
@@ -49,8 +49,8 @@ impl Ground {
     }
 }
 
-/// RabbitMQ with a port for AMQP that knows clients by their certificates, and one for its
-/// management that demands one.
+/// RabbitMQ with an AMQP port that authenticates clients by their certificates, and a management port that
+/// requires a certificate.
 pub(crate) struct Broker {
     pub(crate) server: RabbitMq,
     pub(crate) amqps: SocketAddr,
@@ -101,14 +101,14 @@ impl Broker {
     }
 }
 
-/// Postgres whose superuser logs in with a password, and everybody else with a certificate.
+/// Postgres whose superuser logs in with a password, and all others with a certificate.
 pub(crate) struct Database {
     pub(crate) server: Postgres,
     folder: PathBuf,
 }
 
 impl Database {
-    /// It does not speak TLS yet.
+    /// It has no TLS yet.
     pub(crate) async fn start(ground: &Ground) -> Self {
         let folder = ground.base.path().join("postgres");
         let address = ports::free().expect("a port");
@@ -118,10 +118,10 @@ impl Database {
         Self { server, folder }
     }
 
-    /// From now on it shows this certificate.
+    /// From now on the server uses this certificate.
     pub(crate) async fn show(&self, ground: &Ground, files: &Files) {
         let data = self.folder.join("data");
-        // The server reads a key only if no other account may.
+        // The server reads a key only if no other account can.
         let owner = fs::metadata(&data).expect("the data's folder");
         chown(&files.key, Some(owner.uid()), Some(owner.gid())).expect("an owner");
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).expect("a mode");

@@ -1,4 +1,4 @@
-//! The units in `deploy/systemd`, judged by systemd's own tools. systemd itself does not run here.
+//! Checks the units in `deploy/systemd` with systemd's own tools. systemd itself does not run here.
 
 use std::{
     ffi::OsStr,
@@ -7,11 +7,11 @@ use std::{
     process::{Command, Output},
 };
 
-/// As it is where the units are installed.
+/// The path on a host where the units are installed.
 const PROGRAMS: &str = "/usr/local/bin/";
 const PAGES: &str = "/usr/local/share/doc/pleo-webhooks/";
 
-/// `systemd-analyze security` rates from 0 to 10; up to 2 is what it calls well protected.
+/// `systemd-analyze security` rates from 0 to 10; up to 2 means well protected.
 const MOST_EXPOSED: f64 = 2.0;
 
 const UNITS: [&str; 7] = [
@@ -31,7 +31,7 @@ fn workspace() -> PathBuf {
         .to_owned()
 }
 
-/// The units in a folder of their own, with programs and pages that are there.
+/// Copies of the units in a temporary folder, with paths of programs and pages that exist.
 struct Installed(tempfile::TempDir);
 
 impl Installed {
@@ -64,7 +64,7 @@ impl Installed {
         Self(folder)
     }
 
-    /// What `systemd-analyze` says; `None`, loudly, where there is none.
+    /// The output of `systemd-analyze`; without the program prints a warning and returns `None`.
     #[expect(clippy::print_stderr, reason = "a skipped check must be seen")]
     fn analyze(&self, arguments: &[&OsStr]) -> Option<Output> {
         let output = Command::new("systemd-analyze")
@@ -129,7 +129,7 @@ fn a_service_can_do_little_beyond_its_work() {
     }
 }
 
-/// The README promises that what is in hand gets finished.
+/// The documentation promises that unfinished work gets finished.
 #[test]
 fn a_service_gets_longer_to_stop_than_it_takes() {
     for unit in [
@@ -144,7 +144,7 @@ fn a_service_gets_longer_to_stop_than_it_takes() {
             .find_map(|line| line.strip_prefix("TimeoutStopSec="))
             .expect("a time");
         let stop = seconds(stop);
-        // SHUTDOWN_DEADLINE, and what comes after it.
+        // SHUTDOWN_DEADLINE, and time for the rest.
         assert!(stop > 25 + 5, "{stop} s");
         assert!(unit.contains("Restart=always"), "{unit}");
     }

@@ -1,5 +1,5 @@
-// The consumer that a user would write in an afternoon: batches of 500 messages or 5 ms, one statement for each,
-// on conflict do nothing. No retries, no dead letters, one bad event stops it.
+// A simple consumer for comparison: batches of 500 messages or 5 ms, one statement for each, with
+// `on conflict do nothing`. It has no retries and no dead letters; one bad event stops it.
 import { createServer } from "node:http";
 import amqp from "amqplib";
 import pg from "pg";
@@ -66,11 +66,11 @@ await channel.consume(QUEUE, (message) => {
   else timer ??= setTimeout(flush, LINGER_MS);
 });
 
-// As a metrics endpoint would.
+// The count that a metrics endpoint would expose.
 createServer((_, response) => response.end(String(stored))).listen(Number(process.env.PORT), "127.0.0.1");
 
 process.once("SIGTERM", async () => {
-  // The channel first, so that its acknowledgements are sent.
+  // The channel is closed first, so that its acks are sent.
   await channel.close();
   await connection.close();
   await pool.end();

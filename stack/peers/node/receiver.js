@@ -1,5 +1,5 @@
-// The receiver that a user would write in an afternoon: verifies, publishes, and answers once the broker has
-// confirmed. No dedup, no second way for when the broker is away.
+// A simple receiver for comparison: verifies, publishes, and answers after the broker has confirmed. It has
+// no dedup, and no fallback when the broker is away.
 import { createHmac, timingSafeEqual } from "node:crypto";
 import amqp from "amqplib";
 import Fastify from "fastify";

@@ -1,12 +1,12 @@
-# Runs a program inside the Debian in the folder $1. Pairs of paths up to "--", outside and inside,
-# say what else it sees there; the program and its arguments come after that.
+# Runs a program inside the Debian in the folder $1. The pairs of paths up to "--", outside and inside, are
+# made visible there; after that come the program and its arguments.
 #
-# Runs in a mount namespace of its own: what it mounts, nobody else sees, and it is gone with the
-# program. Every step ends in an exec, so that the program keeps the process id.
+# Runs in a mount namespace of its own: its mounts are invisible to others, and disappear with the program.
+# Every step ends in an exec, so that the program keeps the process id.
 set -eu
 root=$1
 shift
-# The Debian is kept for later runs and shared by all, so nobody may write to it.
+# The Debian is kept for later runs and shared by all of them, so nothing may write to it.
 mount --bind "$root" "$root"
 mount -o remount,bind,ro "$root"
 mount -t proc proc "$root/proc"

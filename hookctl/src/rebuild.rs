@@ -32,7 +32,7 @@ use worker::{
 };
 
 use self::{
-    batch::{Named, Writer, count_events, count_rows_without_event, find_not_healthy},
+    batch::{Named, Writer, count_events, count_rows_without_event, find_not_set},
     report::{Change, Totals},
 };
 use crate::{
@@ -58,11 +58,12 @@ const TRIES: usize = 10;
 const REFUSED: &str = "postgres does not take it";
 
 /// Compute the typed tables anew from `events`: rows that are missing, too old or wrong, or whose event
-/// is not healthy any more.
+/// is not healthy any more or another resource's.
 ///
 /// Without --yes it is only shown what would change. Workers may run meanwhile. It can be stopped and
 /// repeated at any time; what was done stays done. It changes no event, and removes a row only if its
-/// event is a dead letter now or was erased, and no other event says what the row should be.
+/// event is a dead letter now, was erased or is another resource's, and no other event says what the row
+/// should be.
 ///
 /// Exit codes: 0 the tables are as the events say, 1 it could not be done, 2 wrong settings, 3 there
 /// is something to write (without --yes), or an event has no row because this version finds a
@@ -154,7 +155,7 @@ struct Rebuild<'a> {
 impl Rebuild<'_> {
     async fn passes(&self, pool: &Pool, table: &Table, totals: &mut Totals) -> anyhow::Result<()> {
         let mut after = self.args.after.clone().unwrap_or_default();
-        let refused = self.replace_not_healthy(pool, table, totals).await?;
+        let refused = self.replace_not_set(pool, table, totals).await?;
         let bar = progress::bar(count_events(pool, table).await?);
         for _ in 0..PASSES {
             bar.reset();
@@ -174,15 +175,16 @@ impl Rebuild<'_> {
         Ok(())
     }
 
-    /// Computes the rows again whose event is not healthy any more, because their sort key would hide the
-    /// other events of their resource. Returns the events whose rows Postgres refuses to replace, and why.
-    async fn replace_not_healthy(
+    /// Computes the rows again whose event is not healthy any more or another resource's: their sort key
+    /// would hide the events of their resource. Returns the events
+    /// whose rows Postgres refuses to replace, and why.
+    async fn replace_not_set(
         &self,
         pool: &Pool,
         table: &Table,
         totals: &mut Totals,
     ) -> anyhow::Result<Vec<(String, String)>> {
-        let found = find_not_healthy(pool, table).await?;
+        let found = find_not_set(pool, table).await?;
         let mut refused = Vec::new();
         let Some(run) = self.run else {
             for (id, _) in &found {

@@ -5,6 +5,7 @@ pub(crate) mod policies;
 mod postgres;
 mod rabbitmq;
 mod record;
+mod sweep_indexes;
 
 pub(crate) use self::postgres::GRANTS;
 
@@ -206,6 +207,9 @@ impl Setup {
         let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
 
         self.migrate(postgres).await?;
+        if self.terms.sweeps_typed_rows() {
+            sweep_indexes::make(postgres).await?;
+        }
         self.make_accounts(postgres, &place, &before, passwords)
             .await?;
         let topology = self.stores.broker.topology();
@@ -339,6 +343,15 @@ impl Setup {
         }
         writeln!(out, "\n{}", postgres::grants(&place, prefix, self.terms))?;
         writeln!(out, "{}", policies::script(prefix))?;
+        if self.terms.sweeps_typed_rows() {
+            writeln!(
+                out,
+                "-- Where there is no such index, each in no transaction:"
+            )?;
+            for statement in sweep_indexes::STATEMENTS {
+                writeln!(out, "{statement};")?;
+            }
+        }
         writeln!(out, "-- In RabbitMQ, after declaring the topology:")?;
         for program in Program::ALL {
             let name = account::name(program, prefix);

@@ -108,10 +108,11 @@ async fn count(
     Ok(counted)
 }
 
+/// Ingest dates the receipt and Postgres the row, by clocks that may disagree a little.
 async fn delays(connection: &mut PgConnection) -> Result<Option<Delays>, sqlx::Error> {
     let (values, events): (Option<Vec<f64>>, i64) = sqlx::query_as(
         "select percentile_disc(array[0.5, 0.99]) within group (order by delay), count(*)
-           from (select extract(epoch from stored_at - received_at)::float8 as delay
+           from (select greatest(extract(epoch from stored_at - received_at), 0)::float8 as delay
                    from events
                   where received_at > now() - interval '1 hour'
                   order by received_at desc

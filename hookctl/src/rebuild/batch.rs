@@ -81,11 +81,12 @@ async fn read_all<T>(
 /// A row by its id and the event that it names.
 pub(super) type Named = (String, String);
 
-/// The rows whose event exists and is not healthy, in the order of the events' ids.
-pub(super) async fn find_not_healthy(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
+/// The rows whose event exists and sets no row, or sets the row of another resource, in the order of the
+/// events' ids.
+pub(super) async fn find_not_set(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
     let query = format!(
         "select t.id, e.webhook_id from {} t join {}.events e on {NAMED}
-          where {} order by e.webhook_id",
+          where {} or e.resource_id is distinct from t.id order by e.webhook_id",
         table.qualified(),
         table.schema(),
         table.not_set_by()
@@ -191,10 +192,10 @@ impl<'a> Writer<'a> {
             .run(async |connection| {
                 let work = async |connection: &mut _| {
                     let ids = batch.iter().map(|event| &*event.webhook_id).collect();
-                    let healthy = self.hold(connection, ids, true).await?;
+                    let held = self.hold(connection, ids).await?;
                     let typed: Vec<&Typed> = batch
                         .iter()
-                        .filter(|event| healthy.contains(&event.webhook_id))
+                        .filter(|event| matches!(held.get(&event.webhook_id), Some(Some(_))))
                         .filter_map(|event| event.typed.as_ref().ok())
                         .collect();
                     self.write_on(connection, &typed).await
@@ -211,8 +212,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Gives these rows, if their event is still not healthy, the newest state of the healthy events of
-    /// their resource, or removes them if there is none. Returns their ids.
+    /// Gives these rows, where their event still does not set them, the newest state of the healthy events
+    /// of their resource, or removes them if there is none. Returns their ids.
     pub(super) async fn replace(
         &self,
         run: &Run,
@@ -254,9 +255,12 @@ impl<'a> Writer<'a> {
         let mut events = setters.clone();
         events.extend(ids.iter().flat_map(|id| survivors.ids(id)));
         lock_events(connection, &events).await?;
-        let setters = self.hold(connection, setters, false).await?;
+        let held = self.hold(connection, setters).await?;
         let mut before = self.table.lock(connection, &ids).await?;
-        before.retain(|_, row| setters.contains(&row.webhook_id));
+        before.retain(|id, row| {
+            let sets = held.get(&row.webhook_id);
+            sets.is_some_and(|resource| resource.as_ref() != Some(id))
+        });
         let mut ids: Vec<&str> = before.keys().map(|id| &**id).collect();
         ids.sort_unstable();
         let recomputing = Recomputing {
@@ -273,23 +277,21 @@ impl<'a> Writer<'a> {
         Ok(ids.into_iter().map(str::to_owned).collect())
     }
 
-    /// Selects from the events those that are healthy, or those that are not. They stay so until the
-    /// transaction ends, because they are locked first, before any typed row and in the order of their ids,
-    /// as in a replay. A trial needs no lock.
+    /// The resource whose row each event sets, `None` for an event that sets none. That stays so until the
+    /// transaction ends, because events are locked first, before any typed row and in the order of their
+    /// ids, as in a replay. A trial needs no lock.
     async fn hold(
         &self,
         connection: &mut PgConnection,
         ids: Vec<&str>,
-        healthy: bool,
-    ) -> Result<HashSet<String>, sqlx::Error> {
+    ) -> Result<HashMap<String, Option<String>>, sqlx::Error> {
         let lock = self.run.map_or("", |_| "for share");
-        let held: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!(
-            "select webhook_id from events e
-              where webhook_id = any($1) and {} <> $2 order by webhook_id {lock}",
+        let held: Vec<(String, Option<String>)> = sqlx::query_as(AssertSqlSafe(format!(
+            "select webhook_id, case when not {} then resource_id end from events e
+              where webhook_id = any($1) order by webhook_id {lock}",
             self.table.not_set_by()
         )))
         .bind(ids)
-        .bind(healthy)
         .fetch_all(connection)
         .await?;
         Ok(held.into_iter().collect())

@@ -43,6 +43,13 @@ pub(super) struct Terms {
     pub(super) retention: RetentionArgs,
 }
 
+impl Terms {
+    /// Which takes indexes of its own.
+    pub(super) fn sweeps_typed_rows(self) -> bool {
+        self.retention.typed_row_retention != Retention::Forever
+    }
+}
+
 /// Where the accounts get their rights.
 #[derive(Debug)]
 pub(super) struct Place {

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use clap::Parser;
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 use shared::{Family, Program, broker, database::Access};
-use sqlx::{ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
 use crate::place::{Place, SOON, text};
@@ -476,4 +476,64 @@ async fn setup_waits_for_a_reader_and_holds_nobody_up(pool: PgPool) {
     .expect("the policies");
     assert_eq!(policies, 2);
     place.clean_up().await;
+}
+
+/// A build that waits for an older transaction holds up no insert; what a build that was cut off has left
+/// is removed.
+#[sqlx::test(migrations = false)]
+async fn indexes_for_a_sweep_are_made_while_events_are_stored(pool: PgPool) {
+    let insert = |id: &str| {
+        format!(
+            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+             values ('{id}', 'unknown', now(), '', '')"
+        )
+    };
+    let place = Place::prepared(&pool).await;
+    place
+        .sql(
+            "create index cut_off on events (resource_id);
+             update pg_index set indisvalid = false where indexrelid = 'cut_off'::regclass",
+        )
+        .await;
+    let mut older = pool.begin().await.expect("a transaction");
+    sqlx::raw_sql(AssertSqlSafe(insert("older")))
+        .execute(&mut *older)
+        .await
+        .expect("an event");
+
+    let flags = ["--event-retention", "400d", "--typed-row-retention", "400d"];
+    let setup = place.set_up(&flags);
+    let release = async {
+        let waits = "select exists (select from pg_stat_activity
+                                     where query like '% index concurrently %'
+                                       and wait_event_type = 'Lock'
+                                       and datname = current_database())";
+        until(&pool, waits).await;
+        place.sql(&insert("meanwhile")).await;
+        older.commit().await.expect("a commit");
+    };
+    let (output, ()) = timeout(SOON, async { tokio::join!(setup, release) })
+        .await
+        .expect("in time");
+    assert!(output.status.success(), "{}", text(&output));
+    let indexes: Vec<String> = sqlx::query_scalar(
+        "select indexrelid::regclass::text from pg_index i
+           join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+          where indrelid = 'events'::regclass and attname = 'resource_id'",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("the catalog");
+    assert_eq!(indexes, ["events_resource_id_idx"]);
+    place.clean_up().await;
+}
+
+async fn until(pool: &PgPool, condition: &'static str) {
+    while !sqlx::query_scalar::<_, bool>(condition)
+        .fetch_one(pool)
+        .await
+        .expect("a condition")
+    {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }

@@ -94,6 +94,30 @@ async fn wiped_tables_are_computed_as_the_workers_wrote_them(pool: PgPool) {
     rebuild(&pool, &[], 0).await;
 }
 
+/// Its event is healthy, and another vendor's.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_copy_of_a_row_under_another_id_is_removed_or_replaced(pool: PgPool) {
+    store_events(&pool, events()).await;
+    let written = rows(&pool).await;
+    sql(
+        &pool,
+        r#"insert into vendors
+           select copy.* from vendors v,
+                  jsonb_populate_record(v, '{"id": "copy"}') as copy where v.id = 'v1';
+           delete from vendors where id = 'v2';
+           insert into vendors
+           select copy.* from vendors v,
+                  jsonb_populate_record(v, '{"id": "v2"}') as copy where v.id = 'v3'"#,
+    )
+    .await;
+    rebuild(&pool, &[], 3).await;
+    let report = rebuild(&pool, &["--yes"], 0).await;
+    let line = report.iter().find(|line| line["table"] == "vendors");
+    assert_eq!(line.expect("a line")["event_not_healthy"], 2, "{report:?}");
+    assert_eq!(rows(&pool).await, written);
+    rebuild(&pool, &[], 0).await;
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn damaged_rows_are_mended_and_no_other_is_touched(pool: PgPool) {
     store_events(&pool, events()).await;

@@ -43,8 +43,8 @@ mod tests {
     proptest! {
         #[test]
         fn keys_compare_as_time_then_rank_then_id(
-            a in (any::<Option<i64>>(), 0_u8..4, "[a-z]{1,3}"),
-            b in (any::<Option<i64>>(), 0_u8..4, "[a-z]{1,3}"),
+            a in (any::<Option<i64>>(), 0_u8..5, "[a-z]{1,3}"),
+            b in (any::<Option<i64>>(), 0_u8..5, "[a-z]{1,3}"),
         ) {
             let key = |(ns, rank, id): &(Option<i64>, u8, String)| {
                 SortKey::new(ns.map(DateTime::from_timestamp_nanos), *rank, id)

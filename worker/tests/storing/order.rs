@@ -162,6 +162,11 @@ async fn the_latest_of_all_times_that_a_state_gives_decides(pool: PgPool) {
             "select count(*) from vendors where name = 'deleted'",
         ),
         (
+            with_time(&vendor("deleted", "DRAFT"), "deletedAt", AT),
+            vendor("older", "ARCHIVED"),
+            "select count(*) from vendors where name = 'deleted'",
+        ),
+        (
             with_time(&vendor("created", "DRAFT"), "createdAt", LATER),
             vendor("older", "DRAFT"),
             "select count(*) from vendors where name = 'created'",

@@ -7,8 +7,8 @@ use crate::place::{hookctl, sql, text};
 /// More dead letters than any batch has.
 const LETTERS: &str = r#"
     insert into events (webhook_id, event_type, company_id, resource_id, received_at, raw,
-                        body_sha256, problem)
-    select 'm' || n, 'v1.vendor.created', 'c1', 'v' || n, now(), body, sha256(body), 'a test'
+                        body_sha256, secret_name, problem)
+    select 'm' || n, 'v1.vendor.created', 'c1', 'v' || n, now(), body, sha256(body), 'stolen', 'a test'
       from generate_series(1, 1200) n
      cross join lateral convert_to(
                format('{"eventType":"v1.vendor.created","data":{"id":"v%s","companyId":"c1",
@@ -56,6 +56,7 @@ async fn no_command_takes_more_rows_at_once_than_a_batch_has(pool: PgPool) {
         (&["dead-letters", "restore", "--all", "--yes"], 1_000),
         (&["dead-letters", "replay", "--rate=100000", "--yes"], 100),
         (&["rebuild", "--yes"], 500),
+        (&["secrets", "distrust", "--secret=stolen", "--yes"], 200),
         (&["erase", "--company=c1", "--yes"], 1_000),
     ] {
         sql(&pool, "truncate taken").await;

@@ -58,12 +58,8 @@ impl Resource for Vendor {
         .map(|(field, time)| (field, Time::of(time)))
     }
 
-<<<<<<< HEAD
-    /// An unknown state counts as between `DRAFT` and `ACTIVE`.
-=======
-    /// A deletion is the last that happens to a vendor, whatever its state is called. A state that this
-    /// version does not know ranks between a draft and an active vendor.
->>>>>>> e6eb875 (hookctl: make a sweep's indexes concurrently, and rebuild rows that name another resource's event)
+    /// A deletion is the last that happens to a vendor, whatever its state says. An unknown state counts as
+    /// between `DRAFT` and `ACTIVE`.
     fn rank(&self) -> u8 {
         match (self.deleted_at, self.state.as_str()) {
             (Some(_), _) => 4,

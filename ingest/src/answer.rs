@@ -10,7 +10,7 @@ use chrono::Utc;
 use serde::Serialize;
 
 use crate::{
-    acceptor::Outcome,
+    batcher::Outcome,
     endpoint::PATH,
     headers::{HeaderError, Stale},
 };

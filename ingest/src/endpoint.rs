@@ -17,8 +17,8 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    acceptor::{Acceptor, Outcome},
     answer::Answer,
+    batcher::{Outcome, Submitter},
     body::Bodies,
     headers::WebhookHeaders,
     metrics::Metrics,
@@ -75,12 +75,12 @@ async fn refuse(
 /// Handles one request.
 async fn receive(
     endpoint: web::Data<Endpoint>,
-    acceptor: web::Data<Acceptor>,
+    submitter: web::Data<Submitter>,
     request: HttpRequest,
     mut payload: web::Payload,
 ) -> HttpResponse<HoldingUnread> {
     let handling = Handling::start(&endpoint.metrics);
-    let answer = endpoint.handle(&request, &mut payload, &acceptor).await;
+    let answer = endpoint.handle(&request, &mut payload, &submitter).await;
     handling.finish(&answer);
     unread::hold(answer.into_response(), payload)
 }
@@ -142,9 +142,9 @@ impl Endpoint {
         &self,
         request: &HttpRequest,
         payload: &mut web::Payload,
-        acceptor: &Acceptor,
+        submitter: &Submitter,
     ) -> Answer {
-        match self.verify_and_settle(request, payload, acceptor).await {
+        match self.verify_and_settle(request, payload, submitter).await {
             Ok(outcome) => Answer::Settled(outcome),
             Err(refusal) => {
                 debug!(outcome = refusal.metric_label(), "refused");
@@ -157,7 +157,7 @@ impl Endpoint {
         &self,
         request: &HttpRequest,
         payload: &mut web::Payload,
-        acceptor: &Acceptor,
+        submitter: &Submitter,
     ) -> Result<Outcome, Answer> {
         let headers = self.read_headers(request)?;
         let signatures = self.verifier.check_form(&headers)?;
@@ -175,7 +175,7 @@ impl Endpoint {
             .in_flight
             .try_acquire()
             .map_err(|_full| Answer::Overloaded)?;
-        Ok(acceptor.accept(event).await)
+        Ok(submitter.submit(event).await)
     }
 
     fn read_headers(&self, request: &HttpRequest) -> Result<WebhookHeaders, Answer> {

@@ -3,12 +3,12 @@
 //! is safe. It does not interpret an event beyond its type.
 //!
 //! The path of a request: [`wire`], [`server`] → [`endpoint`] → [`headers`], [`body`] →
-//! [`verifier`], [`secrets`], [`signature`] → [`acceptor`] → [`settlement`] → [`receipts`] and
+//! [`verifier`], [`secrets`], [`signature`] → [`batcher`] → [`settlement`] → [`receipts`] and
 //! [`publisher`] → [`answer`]. Two background tasks run beside it: [`rotation`] reloads the
 //! secrets, and [`watch`] probes the stores while no events arrive.
 
-pub mod acceptor;
 pub mod answer;
+pub mod batcher;
 pub mod body;
 pub mod breaker;
 pub mod config;

@@ -16,7 +16,7 @@ use anyhow::Context;
 use tokio::net::TcpSocket;
 
 use crate::{
-    acceptor::Entrance,
+    batcher::BatcherHandle,
     config::Config,
     endpoint::{self, Endpoint},
     metrics::Metrics,
@@ -47,7 +47,7 @@ const MIN_FILES: u64 = 1_024;
 pub fn bind(
     config: &Config,
     endpoint: Endpoint,
-    entrance: Entrance,
+    batcher: BatcherHandle,
     metrics: Metrics,
 ) -> anyhow::Result<(Server, SocketAddr)> {
     let listener = listen(config.listen)
@@ -66,7 +66,7 @@ pub fn bind(
     let server = builder.listen("public", listener, move || {
         let app = App::new()
             .app_data(endpoint.clone())
-            .app_data(web::Data::new(entrance.acceptor()))
+            .app_data(web::Data::new(batcher.submitter()))
             .configure(endpoint::routes);
         let (metrics, stopping) = (metrics.clone(), stopping.clone());
         let http = HttpService::build()

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
-    acceptor::{self, Batcher},
+    batcher::{self, Batcher},
     config::Config,
     endpoint::Endpoint,
     metrics::Metrics,
@@ -73,8 +73,8 @@ impl Service {
             breakers: settlement.breakers(),
             metrics: metrics.clone(),
         };
-        let (entrance, batcher) =
-            acceptor::new(settlement, config.batch_size, config.batches_in_flight);
+        let (batcher_handle, batcher) =
+            batcher::new(settlement, config.batch_size, config.batches_in_flight);
         let (private, private_address) = private_port::serve(
             config.process.private_listen(Program::Ingest),
             metrics.service.registry.clone(),
@@ -87,7 +87,7 @@ impl Service {
             config.body_limit,
             config.timestamp_tolerance,
         );
-        let (public, address) = server::bind(config, endpoint, entrance, metrics)?;
+        let (public, address) = server::bind(config, endpoint, batcher_handle, metrics)?;
         Ok(Self {
             public,
             private,

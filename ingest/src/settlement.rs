@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use crate::{
-    acceptor::{Layer, Outcome},
+    batcher::{Layer, Outcome},
     breaker::Permit,
     metrics::Metrics,
     publisher::{PublishError, Publisher},

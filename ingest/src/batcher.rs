@@ -61,13 +61,13 @@ impl Layer {
     }
 }
 
-struct Waiting {
+struct Submission {
     event: AcceptedEvent,
-    reply: Reply,
+    reply_to: ReplyTo,
 }
 
 /// Where a request waits for its outcome.
-struct Reply {
+struct ReplyTo {
     request: oneshot::Sender<Outcome>,
     thread: mpsc::UnboundedSender<Replies>,
 }
@@ -77,22 +77,22 @@ type Replies = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 
 /// A handle to the batcher that all server threads share.
 #[derive(Clone)]
-pub struct Entrance {
-    queue: mpsc::Sender<Waiting>,
+pub struct BatcherHandle {
+    queue: mpsc::Sender<Submission>,
     recent: Recent,
     deadline: Duration,
 }
 
 /// Submits the events of one server thread.
-pub struct Acceptor {
-    entrance: Entrance,
+pub struct Submitter {
+    batcher: BatcherHandle,
     thread: mpsc::UnboundedSender<Replies>,
 }
 
-/// Forms the batches. It ends when every [`Entrance`] and [`Acceptor`] is dropped and every event
-/// is answered.
+/// Forms the batches. It ends when every [`BatcherHandle`] and [`Submitter`] is dropped and every
+/// event is answered.
 pub struct Batcher {
-    queue: mpsc::Receiver<Waiting>,
+    queue: mpsc::Receiver<Submission>,
     recent: Recent,
     settlement: Arc<Settlement>,
     batch_size: usize,
@@ -106,10 +106,10 @@ pub fn new(
     settlement: Settlement,
     batch_size: usize,
     batches_in_flight: usize,
-) -> (Entrance, Batcher) {
+) -> (BatcherHandle, Batcher) {
     let (sender, receiver) = mpsc::channel(batch_size * batches_in_flight);
     let recent = Recent::default();
-    let entrance = Entrance {
+    let handle = BatcherHandle {
         queue: sender,
         recent: recent.clone(),
         deadline: settlement.deadline(),
@@ -122,15 +122,15 @@ pub fn new(
         slots: Arc::new(Semaphore::new(batches_in_flight)),
         slot_count: batches_in_flight,
     };
-    (entrance, batcher)
+    (handle, batcher)
 }
 
-impl Entrance {
-    /// An acceptor for this thread, which must run a `LocalSet`, as actix's threads do.
+impl BatcherHandle {
+    /// A submitter for this thread, which must run a `LocalSet`, as actix's threads do.
     ///
     /// All replies of a batch to this thread come in one message, and a local task passes them on
     /// to the requests. A wake-up of the thread for each reply would be one system call each.
-    pub fn acceptor(&self) -> Acceptor {
+    pub fn submitter(&self) -> Submitter {
         let (thread, mut replies) = mpsc::unbounded_channel::<Replies>();
         tokio::task::spawn_local(async move {
             while let Some(replies) = replies.recv().await {
@@ -140,30 +140,30 @@ impl Entrance {
                 }
             }
         });
-        Acceptor {
-            entrance: self.clone(),
+        Submitter {
+            batcher: self.clone(),
             thread,
         }
     }
 }
 
-impl Acceptor {
+impl Submitter {
     /// Waits until the event is safe, or the deadline has passed.
-    pub async fn accept(&self, event: AcceptedEvent) -> Outcome {
-        let Entrance {
+    pub async fn submit(&self, event: AcceptedEvent) -> Outcome {
+        let BatcherHandle {
             queue,
             recent,
             deadline,
-        } = &self.entrance;
+        } = &self.batcher;
         if recent.get(&event.webhook_id) == Some(event.body_sha256) {
             return Outcome::Duplicate(Layer::Memory);
         }
         let deadline = Instant::now() + *deadline;
         let (request, answer) = oneshot::channel();
         let thread = self.thread.clone();
-        let reply = Reply { request, thread };
+        let reply_to = ReplyTo { request, thread };
         let wait = async {
-            queue.send(Waiting { event, reply }).await.ok()?;
+            queue.send(Submission { event, reply_to }).await.ok()?;
             answer.await.ok()
         };
         // After the deadline the event may still become safe; the sender's retry is then a
@@ -205,12 +205,12 @@ impl Batcher {
 async fn settle(
     settlement: Arc<Settlement>,
     recent: Recent,
-    batch: Vec<Waiting>,
+    batch: Vec<Submission>,
     _slot: OwnedSemaphorePermit,
 ) {
     let (leaders, followers) = split_repetitions(batch);
     let (events, replies): (Vec<_>, Vec<_>) =
-        leaders.into_iter().map(|w| (w.event, w.reply)).unzip();
+        leaders.into_iter().map(|s| (s.event, s.reply_to)).unzip();
     let (outcomes, receipts) = settlement.settle(&events).await;
     for (event, outcome) in events.iter().zip(&outcomes) {
         match outcome {
@@ -224,7 +224,7 @@ async fn settle(
             Outcome::Unavailable => {}
         }
     }
-    let mut answered: Vec<(Reply, Outcome)> = Vec::with_capacity(replies.len());
+    let mut answered: Vec<(ReplyTo, Outcome)> = Vec::with_capacity(replies.len());
     for (follower, leader) in followers {
         let outcome = match outcomes[leader] {
             Outcome::Accepted | Outcome::Duplicate(_) => Outcome::Duplicate(Layer::Batch),
@@ -240,9 +240,9 @@ async fn settle(
 }
 
 /// Sends the replies, in one message for each thread.
-fn send(answered: Vec<(Reply, Outcome)>) {
+fn send(answered: Vec<(ReplyTo, Outcome)>) {
     let mut threads: Vec<(mpsc::UnboundedSender<Replies>, Replies)> = Vec::new();
-    for (Reply { request, thread }, outcome) in answered {
+    for (ReplyTo { request, thread }, outcome) in answered {
         match threads.iter_mut().find(|(t, _)| t.same_channel(&thread)) {
             Some((_, replies)) => replies.push((request, outcome)),
             None => threads.push((thread, vec![(request, outcome)])),
@@ -257,17 +257,20 @@ fn send(answered: Vec<(Reply, Outcome)>) {
 /// Splits off repetitions within the batch: returns the first occurrence of each event, and for
 /// each repetition its reply with the position of that first occurrence. Two bodies under one id
 /// are two events.
-fn split_repetitions(batch: Vec<Waiting>) -> (Vec<Waiting>, Vec<(Reply, usize)>) {
+fn split_repetitions(batch: Vec<Submission>) -> (Vec<Submission>, Vec<(ReplyTo, usize)>) {
     let mut positions: HashMap<(String, [u8; 32]), usize> = HashMap::with_capacity(batch.len());
-    let mut leaders: Vec<Waiting> = Vec::with_capacity(batch.len());
+    let mut leaders: Vec<Submission> = Vec::with_capacity(batch.len());
     let mut followers = Vec::new();
-    for waiting in batch {
-        let event = (waiting.event.webhook_id.clone(), waiting.event.body_sha256);
+    for submission in batch {
+        let event = (
+            submission.event.webhook_id.clone(),
+            submission.event.body_sha256,
+        );
         match positions.entry(event) {
-            Entry::Occupied(leader) => followers.push((waiting.reply, *leader.get())),
+            Entry::Occupied(leader) => followers.push((submission.reply_to, *leader.get())),
             Entry::Vacant(first) => {
                 first.insert(leaders.len());
-                leaders.push(waiting);
+                leaders.push(submission);
             }
         }
     }

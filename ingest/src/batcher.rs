@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{recent::Recent, settlement::Settlement};
+use crate::{recent_ids::RecentIds, settlement::Settlement};
 
 /// The outcome for a verified event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ type Replies = Vec<(oneshot::Sender<Outcome>, Outcome)>;
 #[derive(Clone)]
 pub struct BatcherHandle {
     queue: mpsc::Sender<Submission>,
-    recent: Recent,
+    recent_ids: RecentIds,
     deadline: Duration,
 }
 
@@ -93,7 +93,7 @@ pub struct Submitter {
 /// event is answered.
 pub struct Batcher {
     queue: mpsc::Receiver<Submission>,
-    recent: Recent,
+    recent_ids: RecentIds,
     settlement: Arc<Settlement>,
     batch_size: usize,
     slots: Arc<Semaphore>,
@@ -108,15 +108,15 @@ pub fn new(
     batches_in_flight: usize,
 ) -> (BatcherHandle, Batcher) {
     let (sender, receiver) = mpsc::channel(batch_size * batches_in_flight);
-    let recent = Recent::default();
+    let recent_ids = RecentIds::default();
     let handle = BatcherHandle {
         queue: sender,
-        recent: recent.clone(),
+        recent_ids: recent_ids.clone(),
         deadline: settlement.deadline(),
     };
     let batcher = Batcher {
         queue: receiver,
-        recent,
+        recent_ids,
         settlement: Arc::new(settlement),
         batch_size,
         slots: Arc::new(Semaphore::new(batches_in_flight)),
@@ -152,10 +152,10 @@ impl Submitter {
     pub async fn submit(&self, event: AcceptedEvent) -> Outcome {
         let BatcherHandle {
             queue,
-            recent,
+            recent_ids,
             deadline,
         } = &self.batcher;
-        if recent.get(&event.webhook_id) == Some(event.body_sha256) {
+        if recent_ids.get(&event.webhook_id) == Some(event.body_sha256) {
             return Outcome::Duplicate(Layer::Memory);
         }
         let deadline = Instant::now() + *deadline;
@@ -192,7 +192,7 @@ impl Batcher {
             let batch = std::mem::take(&mut batch);
             tokio::spawn(settle(
                 Arc::clone(&self.settlement),
-                self.recent.clone(),
+                self.recent_ids.clone(),
                 batch,
                 slot,
             ));
@@ -204,7 +204,7 @@ impl Batcher {
 
 async fn settle(
     settlement: Arc<Settlement>,
-    recent: Recent,
+    recent_ids: RecentIds,
     batch: Vec<Submission>,
     _slot: OwnedSemaphorePermit,
 ) {
@@ -215,7 +215,7 @@ async fn settle(
     for (event, outcome) in events.iter().zip(&outcomes) {
         match outcome {
             Outcome::Accepted | Outcome::Duplicate(_) => {
-                recent.insert(event.webhook_id.clone(), event.body_sha256);
+                recent_ids.insert(event.webhook_id.clone(), event.body_sha256);
             }
             Outcome::Conflict => warn!(
                 webhook_id = event.webhook_id,

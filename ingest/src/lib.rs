@@ -17,7 +17,7 @@ pub mod headers;
 pub mod metrics;
 pub mod publisher;
 pub mod receipts;
-pub mod recent;
+pub mod recent_ids;
 pub mod rotation;
 pub mod secrets;
 pub mod server;

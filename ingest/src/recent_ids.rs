@@ -16,7 +16,7 @@ const LIFE: Duration = Duration::from_secs(30);
 
 /// The hashes of bodies by `webhook-id`. Clones share the memory.
 #[derive(Clone)]
-pub struct Recent(Arc<Cache<String, Answered>>);
+pub struct RecentIds(Arc<Cache<String, Answered>>);
 
 #[derive(Clone, Copy)]
 struct Answered {
@@ -24,13 +24,13 @@ struct Answered {
     at: Instant,
 }
 
-impl Default for Recent {
+impl Default for RecentIds {
     fn default() -> Self {
         Self(Arc::new(Cache::new(CAPACITY)))
     }
 }
 
-impl Recent {
+impl RecentIds {
     /// The hash of the body that was answered 2xx under this id.
     pub fn get(&self, webhook_id: &str) -> Option<[u8; 32]> {
         let answered = self.0.get(webhook_id)?;

@@ -27,7 +27,7 @@ const ALLOWED: &str = "POST, OPTIONS";
 #[derive(Debug)]
 pub enum Answer {
     /// The event was verified and went through dedup and publishing.
-    Settled(Outcome),
+    Processed(Outcome),
     /// A webhook header is missing or malformed.
     BadHeaders(HeaderError),
     /// The body ended early or was badly framed.
@@ -101,10 +101,10 @@ impl Answer {
     /// The answer as a metric label.
     pub fn metric_label(&self) -> &'static str {
         match self {
-            Self::Settled(Outcome::Accepted) => "accepted",
-            Self::Settled(Outcome::Duplicate(_)) => "duplicate",
-            Self::Settled(Outcome::Conflict) => "conflict",
-            Self::Settled(Outcome::Unavailable) => "unavailable",
+            Self::Processed(Outcome::Accepted) => "accepted",
+            Self::Processed(Outcome::Duplicate(_)) => "duplicate",
+            Self::Processed(Outcome::Conflict) => "conflict",
+            Self::Processed(Outcome::Unavailable) => "unavailable",
             Self::BadHeaders(_) => "bad_headers",
             Self::BrokenBody => "broken_body",
             Self::SlowBody => "slow_body",
@@ -126,12 +126,12 @@ impl Answer {
     /// an endpoint for them.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Settled(Outcome::Unavailable) | Self::Overloaded | Self::CrowdedOut => {
+            Self::Processed(Outcome::Unavailable) | Self::Overloaded | Self::CrowdedOut => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             // A conflict as well: if it were refused, the sender would retry for a day and then
             // disable the endpoint.
-            Self::Settled(_) => StatusCode::ACCEPTED,
+            Self::Processed(_) => StatusCode::ACCEPTED,
             Self::BadHeaders(_) | Self::BrokenBody | Self::NotHttp => StatusCode::BAD_REQUEST,
             Self::SlowBody | Self::SlowHead => StatusCode::REQUEST_TIMEOUT,
             Self::Stale(_) | Self::WrongSignature => StatusCode::UNAUTHORIZED,
@@ -155,11 +155,11 @@ impl Answer {
     /// A short title, and a detail that says what to do.
     fn explanation(&self) -> Option<(&'static str, String)> {
         Some(match self {
-            Self::Settled(Outcome::Unavailable) => (
+            Self::Processed(Outcome::Unavailable) => (
                 "not stored",
                 "the event could not be made safe just now; send it again".to_owned(),
             ),
-            Self::Settled(_) | Self::Options => return None,
+            Self::Processed(_) | Self::Options => return None,
             Self::Overloaded => ("too many requests at once", "send it again".to_owned()),
             Self::CrowdedOut => (
                 "too large just now",

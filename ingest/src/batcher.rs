@@ -18,7 +18,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{recent_ids::RecentIds, settlement::Settlement};
+use crate::{batch_processor::BatchProcessor, recent_ids::RecentIds};
 
 /// The outcome for a verified event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub struct Submitter {
 pub struct Batcher {
     queue: mpsc::Receiver<Submission>,
     recent_ids: RecentIds,
-    settlement: Arc<Settlement>,
+    processor: Arc<BatchProcessor>,
     batch_size: usize,
     slots: Arc<Semaphore>,
     slot_count: usize,
@@ -103,7 +103,7 @@ pub struct Batcher {
 /// Creates a handle and its batcher. A batch has at most `batch_size` events, and at most
 /// `batches_in_flight` batches are processed at once.
 pub fn new(
-    settlement: Settlement,
+    processor: BatchProcessor,
     batch_size: usize,
     batches_in_flight: usize,
 ) -> (BatcherHandle, Batcher) {
@@ -112,12 +112,12 @@ pub fn new(
     let handle = BatcherHandle {
         queue: sender,
         recent_ids: recent_ids.clone(),
-        deadline: settlement.deadline(),
+        deadline: processor.deadline(),
     };
     let batcher = Batcher {
         queue: receiver,
         recent_ids,
-        settlement: Arc::new(settlement),
+        processor: Arc::new(processor),
         batch_size,
         slots: Arc::new(Semaphore::new(batches_in_flight)),
         slot_count: batches_in_flight,
@@ -190,8 +190,8 @@ impl Batcher {
                 break;
             }
             let batch = std::mem::take(&mut batch);
-            tokio::spawn(settle(
-                Arc::clone(&self.settlement),
+            tokio::spawn(process(
+                Arc::clone(&self.processor),
                 self.recent_ids.clone(),
                 batch,
                 slot,
@@ -202,8 +202,8 @@ impl Batcher {
     }
 }
 
-async fn settle(
-    settlement: Arc<Settlement>,
+async fn process(
+    processor: Arc<BatchProcessor>,
     recent_ids: RecentIds,
     batch: Vec<Submission>,
     _slot: OwnedSemaphorePermit,
@@ -211,7 +211,7 @@ async fn settle(
     let (leaders, followers) = split_repetitions(batch);
     let (events, replies): (Vec<_>, Vec<_>) =
         leaders.into_iter().map(|s| (s.event, s.reply_to)).unzip();
-    let (outcomes, receipts) = settlement.settle(&events).await;
+    let (outcomes, receipts) = processor.process(&events).await;
     for (event, outcome) in events.iter().zip(&outcomes) {
         match outcome {
             Outcome::Accepted | Outcome::Duplicate(_) => {
@@ -236,7 +236,7 @@ async fn settle(
     }
     answered.extend(replies.into_iter().zip(outcomes));
     send(answered);
-    settlement.keep(receipts).await;
+    processor.commit_receipts(receipts).await;
 }
 
 /// Sends the replies, in one message for each thread.

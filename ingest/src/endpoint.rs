@@ -104,7 +104,7 @@ impl<'m> Handling<'m> {
 
     fn finish(mut self, answer: &Answer) {
         self.label = answer.metric_label();
-        if let Answer::Settled(Outcome::Duplicate(layer)) = answer {
+        if let Answer::Processed(Outcome::Duplicate(layer)) = answer {
             self.metrics.duplicate(*layer);
         }
     }
@@ -144,8 +144,8 @@ impl Endpoint {
         payload: &mut web::Payload,
         submitter: &Submitter,
     ) -> Answer {
-        match self.verify_and_settle(request, payload, submitter).await {
-            Ok(outcome) => Answer::Settled(outcome),
+        match self.verify_and_submit(request, payload, submitter).await {
+            Ok(outcome) => Answer::Processed(outcome),
             Err(refusal) => {
                 debug!(outcome = refusal.metric_label(), "refused");
                 refusal
@@ -153,7 +153,7 @@ impl Endpoint {
         }
     }
 
-    async fn verify_and_settle(
+    async fn verify_and_submit(
         &self,
         request: &HttpRequest,
         payload: &mut web::Payload,

@@ -3,11 +3,12 @@
 //! is safe. It does not interpret an event beyond its type.
 //!
 //! The path of a request: [`wire`], [`server`] → [`endpoint`] → [`headers`], [`body`] →
-//! [`verifier`], [`secrets`], [`signature`] → [`batcher`] → [`settlement`] → [`receipts`] and
+//! [`verifier`], [`secrets`], [`signature`] → [`batcher`] → [`batch_processor`] → [`receipts`] and
 //! [`publisher`] → [`answer`]. Two background tasks run beside it: [`rotation`] reloads the
 //! secrets, and [`watch`] probes the stores while no events arrive.
 
 pub mod answer;
+pub mod batch_processor;
 pub mod batcher;
 pub mod body;
 pub mod breaker;
@@ -22,7 +23,6 @@ pub mod rotation;
 pub mod secrets;
 pub mod server;
 pub mod service;
-pub mod settlement;
 pub mod signature;
 pub mod turns;
 pub mod unread;

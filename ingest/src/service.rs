@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    batch_processor::BatchProcessor,
     batcher::{self, Batcher},
     config::Config,
     endpoint::Endpoint,
@@ -18,7 +19,6 @@ use crate::{
     receipts,
     rotation::{self, Rotation},
     server,
-    settlement::Settlement,
     watch::Watch,
 };
 
@@ -60,7 +60,7 @@ impl Service {
             metrics.service.clone(),
             pool.clone(),
         );
-        let settlement = Settlement::new(
+        let processor = BatchProcessor::new(
             pool.clone(),
             publisher.clone(),
             metrics.clone(),
@@ -70,11 +70,11 @@ impl Service {
         let watch = Watch {
             pool,
             publisher,
-            breakers: settlement.breakers(),
+            breakers: processor.breakers(),
             metrics: metrics.clone(),
         };
         let (batcher_handle, batcher) =
-            batcher::new(settlement, config.batch_size, config.batches_in_flight);
+            batcher::new(processor, config.batch_size, config.batches_in_flight);
         let (private, private_address) = private_port::serve(
             config.process.private_listen(Program::Ingest),
             metrics.service.registry.clone(),

@@ -29,31 +29,31 @@ use crate::{
 /// The time for the first step of a trial, when a store failed before. It is short so that the
 /// other store still has time to take the batch. It is enough for four round trips over a long
 /// distance.
-const TRIAL: Duration = Duration::from_secs(1);
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The transaction of [`Settlement::prove`].
-const PROOF: TransactionMode = TransactionMode::write(Durability::Replicated);
+/// The transaction of [`BatchProcessor::is_replicated`].
+const REPLICATION_CHECK: TransactionMode = TransactionMode::write(Durability::Replicated);
 
-/// How long a proof waits for an earlier one. If that one hangs, publishing again is faster.
-const PROOF_TURN: Duration = Duration::from_millis(50);
+/// How long a check waits for an earlier one. If that one hangs, publishing again is faster.
+const REPLICATION_CHECK_WAIT: Duration = Duration::from_millis(50);
 
 /// The time for a commit of receipts alone. Its events are already safe and answered.
-const RECEIPTS_COMMIT: Duration = Duration::from_secs(1);
+const RECEIPTS_COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Processes batches.
-pub struct Settlement {
+/// Decides the outcome of each event of a batch.
+pub struct BatchProcessor {
     pool: Pool,
     publisher: Publisher,
     breakers: Breakers,
-    /// One proof at a time, because each may wait for a standby that is down.
-    proofs: Arc<Semaphore>,
+    /// One check at a time, because each may wait for a standby that is down.
+    replication_checks: Arc<Semaphore>,
     metrics: Metrics,
     deadline: Duration,
     receipt_trust: Duration,
 }
 
 /// The deadlines of a batch's phases. They leave time for the second store if the first one fails.
-struct Schedule {
+struct Deadlines {
     claimed: Instant,
     confirmed: Instant,
     /// Waiting for a connection ends here, because later there is no time to publish.
@@ -62,16 +62,16 @@ struct Schedule {
 }
 
 /// The batch's transaction, and the breaker's permit, which is told whether Postgres worked.
-struct Claimed<'s> {
+struct ClaimTransaction<'s> {
     transaction: DeadlineTransaction,
     permit: Permit<'s>,
 }
 
 /// The uncommitted receipts of a batch.
 #[must_use = "dropped, they are taken back"]
-pub struct Receipts<'s>(Option<Claimed<'s>>);
+pub struct Receipts<'s>(Option<ClaimTransaction<'s>>);
 
-impl Settlement {
+impl BatchProcessor {
     /// `deadline` is the time for a whole batch; `receipt_trust` is explained at
     /// [`receipts::claim`].
     pub fn new(
@@ -85,14 +85,14 @@ impl Settlement {
             pool,
             publisher,
             breakers: Breakers::default(),
-            proofs: Arc::new(Semaphore::new(1)),
+            replication_checks: Arc::new(Semaphore::new(1)),
             metrics,
             deadline,
             receipt_trust,
         }
     }
 
-    /// The breakers that this processing reports to.
+    /// The breakers that batches report to.
     pub fn breakers(&self) -> Breakers {
         self.breakers.clone()
     }
@@ -104,18 +104,18 @@ impl Settlement {
 
     /// Processes events that are distinct by id and body, and returns their outcomes in the same
     /// order. The answers can be sent at once. The returned receipts are then to be
-    /// [committed](Self::keep); a sender does not wait for them.
-    pub async fn settle(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
+    /// [committed](Self::commit_receipts); a sender does not wait for them.
+    pub async fn process(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
         self.metrics.batch_size.observe(events.len() as f64);
         let now = Instant::now();
-        let schedule = Schedule {
+        let deadlines = Deadlines {
             claimed: now + self.deadline * 3 / 10,
             confirmed: now + self.deadline * 6 / 10,
             connected: now + self.deadline * 9 / 10,
             committed: now + self.deadline,
         };
         let all: Vec<&AcceptedEvent> = events.iter().collect();
-        let (claimed, claims) = match self.claim(&all, &schedule).await {
+        let (claimed, claims) = match self.claim(&all, &deadlines).await {
             Some((claimed, claims)) => (Some(claimed), claims),
             None => {
                 self.metrics.without_dedup.inc();
@@ -126,13 +126,13 @@ impl Settlement {
             Some(_) => Receipt::Recorded,
             None => Receipt::Missing,
         };
-        let claims = self.without_unproven(claims).await;
-        let (ours, to_publish) = unsafe_yet(events, &claims);
+        let claims = self.republish_unreplicated(claims).await;
+        let (positions, to_publish) = to_be_published(events, &claims);
         let to_publish: Vec<&AcceptedEvent> = to_publish.iter().map(AsRef::as_ref).collect();
         let confirms = match claimed {
             _ if to_publish.is_empty() => Vec::new(),
-            Some(_) => self.publish(&to_publish, receipt, &schedule).await,
-            None => self.publish_or_spool(&to_publish, &schedule).await,
+            Some(_) => self.publish(&to_publish, receipt, &deadlines).await,
+            None => self.publish_or_spool(&to_publish, &deadlines).await,
         };
 
         let unconfirmed: Vec<&AcceptedEvent> = to_publish
@@ -146,10 +146,10 @@ impl Settlement {
         } else {
             let safe = match claimed {
                 Some(claimed) => {
-                    self.spool_or_publish(claimed, &unconfirmed, &schedule)
+                    self.spool_or_publish(claimed, &unconfirmed, &deadlines)
                         .await
                 }
-                None => self.spool(None, &unconfirmed, receipt, &schedule).await,
+                None => self.spool(None, &unconfirmed, receipt, &deadlines).await,
             };
             report_unconfirmed(&confirms, safe);
             (safe, None)
@@ -163,7 +163,7 @@ impl Settlement {
                 Claim::Conflict => Outcome::Conflict,
             })
             .collect();
-        for (&i, confirm) in ours.iter().zip(&confirms) {
+        for (&i, confirm) in positions.iter().zip(&confirms) {
             if let Err(reason) = confirm
                 && !safe
             {
@@ -177,11 +177,11 @@ impl Settlement {
 
     /// Commits the receipts of a batch. If that fails, no event is lost, because the broker has
     /// them all.
-    pub async fn keep(&self, receipts: Receipts<'_>) {
+    pub async fn commit_receipts(&self, receipts: Receipts<'_>) {
         if let Receipts(Some(mut claimed)) = receipts {
             claimed
                 .transaction
-                .set_deadline(Instant::now() + RECEIPTS_COMMIT);
+                .set_deadline(Instant::now() + RECEIPTS_COMMIT_TIMEOUT);
             claimed.commit().await;
             self.breakers.show(&self.metrics);
         }
@@ -192,17 +192,17 @@ impl Settlement {
     async fn claim(
         &self,
         events: &[&AcceptedEvent],
-        schedule: &Schedule,
-    ) -> Option<(Claimed<'_>, Vec<Claim>)> {
+        deadlines: &Deadlines,
+    ) -> Option<(ClaimTransaction<'_>, Vec<Claim>)> {
         let now = Instant::now();
         let permit = self.breakers.postgres.permit(now)?;
         let begun = if permit.is_trial {
-            schedule.claimed.min(now + TRIAL)
+            deadlines.claimed.min(now + TRIAL_TIMEOUT)
         } else {
-            schedule.claimed
+            deadlines.claimed
         };
         let mut claimed = self.begin(permit, begun).await?;
-        claimed.transaction.set_deadline(schedule.claimed);
+        claimed.transaction.set_deadline(deadlines.claimed);
         let trust = self.receipt_trust;
         let claims = claimed
             .transaction
@@ -218,10 +218,10 @@ impl Settlement {
     }
 
     /// A duplicate that was detected by a row in `events` or the spool is safe only if that row is.
-    /// If this is not proven, the duplicate is published again; the workers absorb it.
-    async fn without_unproven(&self, mut claims: Vec<Claim>) -> Vec<Claim> {
+    /// If it may not be, the duplicate is published again; the workers absorb it.
+    async fn republish_unreplicated(&self, mut claims: Vec<Claim>) -> Vec<Claim> {
         let found = Claim::Duplicate(Layer::Stored);
-        if claims.contains(&found) && !self.prove().await {
+        if claims.contains(&found) && !self.is_replicated().await {
             for claim in claims.iter_mut().filter(|claim| **claim == found) {
                 *claim = Claim::Publish;
             }
@@ -232,21 +232,22 @@ impl Settlement {
     /// Whether everything that Postgres shows now is on the synchronous standby too, if there is
     /// one. After a restart of the primary, commits that were still waiting for the standby are
     /// visible.
-    async fn prove(&self) -> bool {
-        let turn = Arc::clone(&self.proofs).acquire_owned();
-        let Ok(Ok(turn)) = timeout(PROOF_TURN, turn).await else {
+    async fn is_replicated(&self) -> bool {
+        let permit = Arc::clone(&self.replication_checks).acquire_owned();
+        let Ok(Ok(permit)) = timeout(REPLICATION_CHECK_WAIT, permit).await else {
             return false;
         };
-        let deadline = Instant::now() + TRIAL;
-        let proof = async {
-            let mut transaction = DeadlineTransaction::begin(&self.pool, &PROOF, deadline).await?;
-            transaction.keep(turn);
+        let deadline = Instant::now() + TRIAL_TIMEOUT;
+        let check = async {
+            let mut transaction =
+                DeadlineTransaction::begin(&self.pool, &REPLICATION_CHECK, deadline).await?;
+            transaction.keep(permit);
             transaction
                 .run(async |connection| database::make_commit_wait(connection).await)
                 .await?;
             transaction.commit().await
         };
-        match proof.await {
+        match check.await {
             Ok(()) => true,
             Err(error) => {
                 warn!(%error, "duplicates are published again: a failover might lose what is stored");
@@ -255,9 +256,13 @@ impl Settlement {
         }
     }
 
-    async fn begin<'s>(&'s self, permit: Permit<'s>, deadline: Instant) -> Option<Claimed<'s>> {
+    async fn begin<'s>(
+        &'s self,
+        permit: Permit<'s>,
+        deadline: Instant,
+    ) -> Option<ClaimTransaction<'s>> {
         match DeadlineTransaction::begin(&self.pool, &receipts::MODE, deadline).await {
-            Ok(transaction) => Some(Claimed {
+            Ok(transaction) => Some(ClaimTransaction {
                 transaction,
                 permit,
             }),
@@ -275,16 +280,16 @@ impl Settlement {
         &self,
         events: &[&AcceptedEvent],
         receipt: Receipt,
-        schedule: &Schedule,
+        deadlines: &Deadlines,
     ) -> Vec<Result<(), PublishError>> {
         let now = Instant::now();
         let Some(permit) = self.breakers.rabbitmq.permit(now) else {
             return vec![Err(PublishError::LeftAlone); events.len()];
         };
         let deadline = if permit.is_trial {
-            schedule.confirmed.min(now + TRIAL)
+            deadlines.confirmed.min(now + TRIAL_TIMEOUT)
         } else {
-            schedule.confirmed
+            deadlines.confirmed
         };
         self.publish_by(deadline, permit, events, receipt).await
     }
@@ -319,24 +324,24 @@ impl Settlement {
     /// Spools unconfirmed events and commits. Returns true if they are safe in the spool.
     async fn spool(
         &self,
-        claimed: Option<Claimed<'_>>,
+        claimed: Option<ClaimTransaction<'_>>,
         unconfirmed: &[&AcceptedEvent],
         receipt: Receipt,
-        schedule: &Schedule,
+        deadlines: &Deadlines,
     ) -> bool {
         let claimed = match claimed {
             Some(claimed) => Some(claimed),
             // The claim may have failed only because of a lock, so the spool may still work.
             None => {
                 let permit = self.breakers.postgres.last_resort(Instant::now());
-                self.begin(permit, schedule.committed).await
+                self.begin(permit, deadlines.committed).await
             }
         };
         let Some(mut claimed) = claimed else {
             return false;
         };
         let transaction = &mut claimed.transaction;
-        transaction.set_deadline(schedule.committed);
+        transaction.set_deadline(deadlines.committed);
         if let Err(error) = spool_events(&self.pool, transaction, unconfirmed, receipt).await {
             claimed.failed(&error);
             return false;
@@ -349,7 +354,7 @@ impl Settlement {
     }
 }
 
-impl Claimed<'_> {
+impl ClaimTransaction<'_> {
     async fn commit(self) -> bool {
         match self.transaction.commit().await {
             Ok(()) => {
@@ -379,7 +384,7 @@ impl Claimed<'_> {
 
 /// The events that must be published, and their positions. A conflict gets an id of its own, so
 /// that the worker never takes it for the first body's event.
-fn unsafe_yet<'e>(
+fn to_be_published<'e>(
     events: &'e [AcceptedEvent],
     claims: &[Claim],
 ) -> (Vec<usize>, Vec<Cow<'e, AcceptedEvent>>) {

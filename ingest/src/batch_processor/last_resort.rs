@@ -6,25 +6,25 @@ use std::pin::pin;
 use shared::{AcceptedEvent, message::Receipt};
 use tokio::time::{Instant, timeout};
 
-use super::{Claimed, Schedule, Settlement, TRIAL};
+use super::{BatchProcessor, ClaimTransaction, Deadlines, TRIAL_TIMEOUT};
 use crate::publisher::PublishError;
 
-impl Settlement {
+impl BatchProcessor {
     /// Publishes without a claim. If the broker is slow, the events are spooled at the same time,
     /// because the claim may have failed over a lock although Postgres works.
     pub(super) async fn publish_or_spool(
         &self,
         events: &[&AcceptedEvent],
-        schedule: &Schedule,
+        deadlines: &Deadlines,
     ) -> Vec<Result<(), PublishError>> {
-        let mut publishing = pin!(self.publish_at_last(events, schedule));
-        if let Ok(confirms) = timeout(TRIAL, &mut publishing).await {
+        let mut publishing = pin!(self.publish_as_last_resort(events, deadlines));
+        if let Ok(confirms) = timeout(TRIAL_TIMEOUT, &mut publishing).await {
             return confirms;
         }
         tokio::select! {
             confirms = &mut publishing => confirms,
             // Confirms of an abandoned publish are ignored.
-            true = self.spool(None, events, Receipt::Missing, schedule) => {
+            true = self.spool(None, events, Receipt::Missing, deadlines) => {
                 vec![Ok(()); events.len()]
             }
         }
@@ -36,17 +36,17 @@ impl Settlement {
     /// published.
     pub(super) async fn spool_or_publish(
         &self,
-        claimed: Claimed<'_>,
+        claimed: ClaimTransaction<'_>,
         unconfirmed: &[&AcceptedEvent],
-        schedule: &Schedule,
+        deadlines: &Deadlines,
     ) -> bool {
-        let spooling = self.spool(Some(claimed), unconfirmed, Receipt::Recorded, schedule);
+        let spooling = self.spool(Some(claimed), unconfirmed, Receipt::Recorded, deadlines);
         let mut spooling = pin!(spooling);
         let publishing = async {
-            let confirms = self.publish_at_last(unconfirmed, schedule).await;
+            let confirms = self.publish_as_last_resort(unconfirmed, deadlines).await;
             confirms.iter().all(Result::is_ok)
         };
-        match timeout(TRIAL, &mut spooling).await {
+        match timeout(TRIAL_TIMEOUT, &mut spooling).await {
             Ok(true) => true,
             Ok(false) => publishing.await,
             Err(_elapsed) => tokio::select! {
@@ -57,16 +57,16 @@ impl Settlement {
         }
     }
 
-    async fn publish_at_last(
+    async fn publish_as_last_resort(
         &self,
         events: &[&AcceptedEvent],
-        schedule: &Schedule,
+        deadlines: &Deadlines,
     ) -> Vec<Result<(), PublishError>> {
         // If a connection is still being opened, as after a start, waiting for it is better than a
         // refusal.
-        self.publisher.connected(schedule.connected).await;
+        self.publisher.connected(deadlines.connected).await;
         let permit = self.breakers.rabbitmq.last_resort(Instant::now());
-        self.publish_by(schedule.committed, permit, events, Receipt::Missing)
+        self.publish_by(deadlines.committed, permit, events, Receipt::Missing)
             .await
     }
 }

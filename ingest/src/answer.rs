@@ -42,7 +42,7 @@ pub enum Answer {
     TooLarge(usize),
     /// The limit of requests in flight is reached.
     Overloaded,
-    /// Smaller requests took its memory or its turn before it was verified.
+    /// Smaller requests took its memory or its work permit before it was verified.
     CrowdedOut,
     /// The path is not the webhook endpoint.
     WrongPath,

@@ -2,7 +2,7 @@
 //!
 //! Unauthenticated clients can make this expensive, because every key is tried on the whole body.
 //! Expensive verifications run on blocking threads, on half of the processors, so that they do not
-//! delay the threads that serve connections. [`Turns`] decides their order.
+//! delay the threads that serve connections. [`WorkScheduler`] decides their order.
 
 use std::{num::NonZero, sync::Arc, time::Duration};
 
@@ -19,21 +19,21 @@ use crate::{
     metrics::Metrics,
     secrets::Secrets,
     signature::Signatures,
-    turns::Turns,
+    work_scheduler::WorkScheduler,
 };
 
 /// Work up to this size is done inline: about a millisecond of hashing, in the unit of
 /// [`Secrets::work`].
-const AT_ONCE: usize = 1024 * 1024;
+const INLINE_WORK_LIMIT: usize = 1024 * 1024;
 
-/// The longest wait for a turn. After that the service is overloaded and the sender must retry.
-const TURN_WITHIN: Duration = Duration::from_secs(5);
+/// The longest wait for a permit. After that the service is overloaded and the sender must retry.
+const PERMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Verifies the signatures of all requests.
 pub struct Verifier {
     secrets: watch::Receiver<Secrets>,
     metrics: Metrics,
-    turns: Turns,
+    scheduler: WorkScheduler,
 }
 
 /// The secret that verified a request.
@@ -66,7 +66,7 @@ impl Verifier {
             secrets,
             metrics,
             // The other half stays free for the threads that serve connections.
-            turns: Turns::new((processors / 2).max(1)),
+            scheduler: WorkScheduler::new((processors / 2).max(1)),
         }
     }
 
@@ -87,7 +87,7 @@ impl Verifier {
     /// body cannot be evicted.
     ///
     /// # Errors
-    /// If no secret verifies it, if it waited too long for its turn, or if it was evicted.
+    /// If no secret verifies it, if it waited too long for its permit, or if it was evicted.
     pub async fn verify(
         self: &Arc<Self>,
         claim: Claim,
@@ -97,34 +97,34 @@ impl Verifier {
             .secrets
             .borrow()
             .work(&claim.signatures, claim.body.len());
-        let (claim, signer) = if work <= AT_ONCE {
+        let (claim, signer) = if work <= INLINE_WORK_LIMIT {
             memory.keep().map_err(|Full| Answer::CrowdedOut)?;
             let signer = self.signer_of(&claim);
             (claim, signer)
         } else {
-            self.verify_in_turn(claim, work, memory).await?
+            self.verify_as_scheduled(claim, work, memory).await?
         };
         Ok((claim, signer.ok_or(Answer::WrongSignature)?))
     }
 
-    async fn verify_in_turn(
+    async fn verify_as_scheduled(
         self: &Arc<Self>,
         claim: Claim,
         work: usize,
         memory: &mut Share<'_>,
     ) -> Result<(Claim, Option<Signer>), Answer> {
-        let turn = tokio::select! {
+        let permit = tokio::select! {
             biased;
             () = memory.revoked() => return Err(Answer::CrowdedOut),
-            turn = timeout(TURN_WITHIN, self.turns.take(work)) => turn,
+            permit = timeout(PERMIT_TIMEOUT, self.scheduler.acquire(work)) => permit,
         };
-        let turn = turn.map_err(|_elapsed| Answer::CrowdedOut)?;
+        let permit = permit.map_err(|_elapsed| Answer::CrowdedOut)?;
         memory.keep().map_err(|Full| Answer::CrowdedOut)?;
         let this = Arc::clone(self);
-        // The turn moves into the task and so lasts until the work is done, even if the request is
+        // The permit moves into the task and so lasts until the work is done, even if the request is
         // dropped.
         let verifying = spawn_blocking(move || {
-            let _turn = turn;
+            let _permit = permit;
             let signer = this.signer_of(&claim);
             (claim, signer)
         });

@@ -1,6 +1,6 @@
 //! Limits how many expensive verifications run at once and decides which one runs next.
 //!
-//! The next turn goes alternately to the waiter with the least work and to the one that has waited
+//! The next permit goes alternately to the waiter with the least work and to the one that has waited
 //! longest. So small work does not wait behind large work, and large work does not starve, even if
 //! clients send much of both.
 
@@ -11,9 +11,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// The scheduler. Clones share their state.
+/// Gives out work permits. Clones share their state.
 #[derive(Clone, Debug)]
-pub struct Turns(Arc<Mutex<State>>);
+pub struct WorkScheduler(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -24,30 +24,30 @@ struct State {
     /// All waiters by number, the oldest first.
     waiting: BTreeMap<u64, Waiter>,
     /// The same waiters, the one with the least work first.
-    by_work: BTreeSet<Place>,
+    by_work: BTreeSet<WorkAndNumber>,
 }
 
 /// The work and the waiter's number; for equal work the older waiter is first.
-type Place = (usize, u64);
+type WorkAndNumber = (usize, u64);
 
 #[derive(Debug)]
 struct Waiter {
     work: usize,
-    sender: oneshot::Sender<Turn>,
+    sender: oneshot::Sender<WorkPermit>,
 }
 
 /// Permission to work, passed on when it is dropped.
 #[derive(Debug)]
-pub struct Turn(Option<Turns>);
+pub struct WorkPermit(Option<WorkScheduler>);
 
 /// Removes a waiter from the queue if its future is dropped.
-struct Waiting<'t> {
-    turns: &'t Turns,
+struct QueueEntry<'s> {
+    scheduler: &'s WorkScheduler,
     number: u64,
 }
 
-impl Turns {
-    /// At most `at_once` turns are taken at the same time.
+impl WorkScheduler {
+    /// Gives out at most `at_once` permits at the same time.
     pub fn new(at_once: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             free: at_once,
@@ -58,35 +58,37 @@ impl Turns {
         })))
     }
 
-    /// Waits for a turn. `work` is in any unit.
-    pub async fn take(&self, work: usize) -> Turn {
+    /// Waits for a permit. `work` is in any unit.
+    pub async fn acquire(&self, work: usize) -> WorkPermit {
         let (receiver, number) = {
             let mut state = self.lock();
             if state.free > 0 {
                 state.free -= 1;
-                return Turn(Some(self.clone()));
+                return WorkPermit(Some(self.clone()));
             }
             let (sender, receiver) = oneshot::channel();
             (receiver, state.enter(Waiter { work, sender }))
         };
-        let _waiting = Waiting {
-            turns: self,
+        let _entry = QueueEntry {
+            scheduler: self,
             number,
         };
-        receiver.await.expect("who waits is given a turn")
+        receiver
+            .await
+            .expect("a waiter is removed only when it gets a permit")
     }
 
-    /// Gives a turn to the next waiter, or back.
-    fn pass(&self) {
+    /// Gives the permit of finished work to the next waiter, if there is one.
+    fn release(&self) {
         let mut state = self.lock();
         while let Some(waiter) = state.next_waiter() {
-            match waiter.sender.send(Turn(Some(self.clone()))) {
+            match waiter.sender.send(WorkPermit(Some(self.clone()))) {
                 Ok(()) => {
                     state.oldest_is_due = !state.oldest_is_due;
                     return;
                 }
-                // The waiter is gone. Dropping the returned turn would call `pass` again, so it is
-                // emptied first.
+                // The waiter is gone. Dropping the returned permit would call `release`
+                // again, so it is emptied first.
                 Err(mut unwanted) => unwanted.0 = None,
             }
         }
@@ -114,7 +116,7 @@ impl State {
         Some(waiter)
     }
 
-    /// Removes the waiter that gets the next turn.
+    /// Removes the waiter that gets the next permit.
     fn next_waiter(&mut self) -> Option<Waiter> {
         let number = if self.oldest_is_due {
             *self.waiting.first_key_value()?.0
@@ -125,17 +127,17 @@ impl State {
     }
 }
 
-impl Drop for Turn {
+impl Drop for WorkPermit {
     fn drop(&mut self) {
-        if let Some(turns) = self.0.take() {
-            turns.pass();
+        if let Some(scheduler) = self.0.take() {
+            scheduler.release();
         }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueueEntry<'_> {
     fn drop(&mut self) {
-        self.turns.lock().leave(self.number);
+        self.scheduler.lock().leave(self.number);
     }
 }
 
@@ -147,52 +149,55 @@ mod tests {
 
     #[test]
     fn the_least_work_is_done_first() {
-        let turns = Turns::new(1);
-        let turn = turns.take(1).now_or_never().expect("a turn");
-        let (mut large, mut small) = (Box::pin(turns.take(9)), Box::pin(turns.take(3)));
+        let scheduler = WorkScheduler::new(1);
+        let permit = scheduler.acquire(1).now_or_never().expect("a permit");
+        let (mut large, mut small) = (
+            Box::pin(scheduler.acquire(9)),
+            Box::pin(scheduler.acquire(3)),
+        );
         assert!((&mut large).now_or_never().is_none());
         assert!((&mut small).now_or_never().is_none());
-        drop(turn);
+        drop(permit);
         assert!((&mut large).now_or_never().is_none());
-        let turn = (&mut small).now_or_never().expect("its turn");
-        drop(turn);
-        (&mut large).now_or_never().expect("its turn");
+        let permit = (&mut small).now_or_never().expect("its permit");
+        drop(permit);
+        (&mut large).now_or_never().expect("its permit");
     }
 
     #[test]
     fn a_large_one_is_not_starved_while_small_ones_keep_coming() {
-        let turns = Turns::new(1);
+        let scheduler = WorkScheduler::new(1);
         let waiting = |work| {
-            let mut waiting = Box::pin(turns.take(work));
+            let mut waiting = Box::pin(scheduler.acquire(work));
             assert!((&mut waiting).now_or_never().is_none());
             waiting
         };
-        let mut turn = turns.take(1).now_or_never().expect("a turn");
+        let mut permit = scheduler.acquire(1).now_or_never().expect("a permit");
         for _ in 0..3 {
             let large = waiting(9);
             let (first, _second) = (waiting(1), waiting(1));
-            drop(turn);
-            turn = first.now_or_never().expect("the turn of the least work");
+            drop(permit);
+            permit = first.now_or_never().expect("the permit for the least work");
             let _third = waiting(1);
-            drop(turn);
-            turn = large.now_or_never().expect("the turn of the oldest");
+            drop(permit);
+            permit = large.now_or_never().expect("the permit for the oldest");
         }
     }
 
     #[test]
-    fn a_turn_of_whoever_has_left_is_not_lost() {
-        let turns = Turns::new(1);
-        let turn = turns.take(1).now_or_never().expect("a turn");
-        let mut left = Box::pin(turns.take(1));
-        let mut given = Box::pin(turns.take(2));
+    fn a_permit_for_a_dropped_waiter_is_not_lost() {
+        let scheduler = WorkScheduler::new(1);
+        let permit = scheduler.acquire(1).now_or_never().expect("a permit");
+        let mut left = Box::pin(scheduler.acquire(1));
+        let mut given = Box::pin(scheduler.acquire(2));
         assert!((&mut left).now_or_never().is_none());
         assert!((&mut given).now_or_never().is_none());
         drop(left);
-        assert_eq!(turns.lock().waiting.len(), 1);
-        drop(turn);
+        assert_eq!(scheduler.lock().waiting.len(), 1);
+        drop(permit);
         drop(given);
-        turns.take(3).now_or_never().expect("a turn");
-        let state = turns.lock();
+        scheduler.acquire(3).now_or_never().expect("a permit");
+        let state = scheduler.lock();
         assert_eq!((state.waiting.len(), state.by_work.len()), (0, 0));
     }
 }

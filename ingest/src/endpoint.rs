@@ -23,7 +23,7 @@ use crate::{
     headers::WebhookHeaders,
     metrics::Metrics,
     secrets::Secrets,
-    unread::{self, HoldingUnread},
+    unread_body::{self, WithUnreadBody},
     verifier::{Claim, Signer, Verifier},
 };
 
@@ -65,11 +65,11 @@ async fn refuse(
     answer: Answer,
     endpoint: web::Data<Endpoint>,
     unread: web::Payload,
-) -> HttpResponse<HoldingUnread> {
+) -> HttpResponse<WithUnreadBody> {
     let handling = Handling::start(&endpoint.metrics);
     debug!(outcome = answer.metric_label(), "refused");
     handling.finish(&answer);
-    unread::hold(answer.into_response(), unread)
+    unread_body::hold(answer.into_response(), unread)
 }
 
 /// Handles one request.
@@ -78,11 +78,11 @@ async fn receive(
     submitter: web::Data<Submitter>,
     request: HttpRequest,
     mut payload: web::Payload,
-) -> HttpResponse<HoldingUnread> {
+) -> HttpResponse<WithUnreadBody> {
     let handling = Handling::start(&endpoint.metrics);
     let answer = endpoint.handle(&request, &mut payload, &submitter).await;
     handling.finish(&answer);
-    unread::hold(answer.into_response(), payload)
+    unread_body::hold(answer.into_response(), payload)
 }
 
 /// Counts a request, even if its client disconnects before the answer.

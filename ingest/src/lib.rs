@@ -24,7 +24,7 @@ pub mod secrets;
 pub mod server;
 pub mod service;
 pub mod signature;
-pub mod unread;
+pub mod unread_body;
 pub mod verifier;
 pub mod watch;
 pub mod wire;

@@ -17,21 +17,21 @@ use actix_web::{
 };
 
 /// A response body that also holds the rest of the request's body.
-pub struct HoldingUnread {
+pub struct WithUnreadBody {
     answer: BoxBody,
     _unread: Payload,
 }
 
 /// Holds the request's body until the answer is sent. If the body was read to its end, this changes
 /// nothing.
-pub fn hold(response: HttpResponse, unread: Payload) -> HttpResponse<HoldingUnread> {
-    response.map_body(|_head, answer| HoldingUnread {
+pub fn hold(response: HttpResponse, unread: Payload) -> HttpResponse<WithUnreadBody> {
+    response.map_body(|_head, answer| WithUnreadBody {
         answer,
         _unread: unread,
     })
 }
 
-impl MessageBody for HoldingUnread {
+impl MessageBody for WithUnreadBody {
     type Error = <BoxBody as MessageBody>::Error;
 
     fn size(&self) -> BodySize {

@@ -24,7 +24,7 @@ use crate::{
     metrics::Metrics,
     secrets::Secrets,
     unread_body::{self, WithUnreadBody},
-    verifier::{Claim, Signer, Verifier},
+    verifier::{Signer, Verifier, Webhook},
 };
 
 /// The path to configure at Pleo.
@@ -162,14 +162,14 @@ impl Endpoint {
         let headers = self.read_headers(request)?;
         let signatures = self.verifier.check_form(&headers)?;
         let (body, mut memory) = self.bodies.read(request, payload).await?;
-        let claim = Claim {
+        let webhook = Webhook {
             headers,
             signatures,
             body,
             received_at: Utc::now(),
         };
-        let (claim, signer) = self.verifier.verify(claim, &mut memory).await?;
-        let event = event(claim, signer);
+        let (webhook, signer) = self.verifier.verify(webhook, &mut memory).await?;
+        let event = event(webhook, signer);
         // Only after verification: unsigned requests must not take the places of signed ones.
         let _place = self
             .in_flight
@@ -195,13 +195,13 @@ impl Endpoint {
 
 /// A signed body that is not a Pleo event is kept as an event of unknown type. If it were refused,
 /// the sender would retry for a day and then disable the endpoint.
-fn event(claim: Claim, signer: Signer) -> AcceptedEvent {
-    let Claim {
+fn event(webhook: Webhook, signer: Signer) -> AcceptedEvent {
+    let Webhook {
         headers,
         body,
         received_at,
         ..
-    } = claim;
+    } = webhook;
     let event_type = Envelope::parse(&body).map_or_else(|_| EventType::unknown(), |e| e.event_type);
     AcceptedEvent {
         webhook_id: headers.id().to_owned(),

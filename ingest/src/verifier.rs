@@ -47,7 +47,7 @@ pub struct Signer {
 
 /// A complete request whose signature is not verified yet.
 #[derive(Debug)]
-pub struct Claim {
+pub struct Webhook {
     /// Its headers.
     pub headers: WebhookHeaders,
     /// The signatures of these headers, as [`Verifier::check_form`] returned them.
@@ -83,36 +83,36 @@ impl Verifier {
         }
     }
 
-    /// Returns the claim with the secret that verifies it. From the start of the verification the
+    /// Returns the webhook with the secret that verifies it. From the start of the verification the
     /// body cannot be evicted.
     ///
     /// # Errors
     /// If no secret verifies it, if it waited too long for its permit, or if it was evicted.
     pub async fn verify(
         self: &Arc<Self>,
-        claim: Claim,
+        webhook: Webhook,
         memory: &mut Share<'_>,
-    ) -> Result<(Claim, Signer), Answer> {
+    ) -> Result<(Webhook, Signer), Answer> {
         let work = self
             .secrets
             .borrow()
-            .work(&claim.signatures, claim.body.len());
-        let (claim, signer) = if work <= INLINE_WORK_LIMIT {
+            .work(&webhook.signatures, webhook.body.len());
+        let (webhook, signer) = if work <= INLINE_WORK_LIMIT {
             memory.keep().map_err(|Full| Answer::CrowdedOut)?;
-            let signer = self.signer_of(&claim);
-            (claim, signer)
+            let signer = self.signer_of(&webhook);
+            (webhook, signer)
         } else {
-            self.verify_as_scheduled(claim, work, memory).await?
+            self.verify_as_scheduled(webhook, work, memory).await?
         };
-        Ok((claim, signer.ok_or(Answer::WrongSignature)?))
+        Ok((webhook, signer.ok_or(Answer::WrongSignature)?))
     }
 
     async fn verify_as_scheduled(
         self: &Arc<Self>,
-        claim: Claim,
+        webhook: Webhook,
         work: usize,
         memory: &mut Share<'_>,
-    ) -> Result<(Claim, Option<Signer>), Answer> {
+    ) -> Result<(Webhook, Option<Signer>), Answer> {
         let permit = tokio::select! {
             biased;
             () = memory.revoked() => return Err(Answer::CrowdedOut),
@@ -125,8 +125,8 @@ impl Verifier {
         // dropped.
         let verifying = spawn_blocking(move || {
             let _permit = permit;
-            let signer = this.signer_of(&claim);
-            (claim, signer)
+            let signer = this.signer_of(&webhook);
+            (webhook, signer)
         });
         verifying.await.map_err(|error| {
             error!(%error, "a verification ended without a result");
@@ -136,9 +136,9 @@ impl Verifier {
 
     /// The secret that verifies the webhook. It is counted while the list is borrowed, because the
     /// series of removed names are deleted right after the list is replaced.
-    fn signer_of(&self, claim: &Claim) -> Option<Signer> {
+    fn signer_of(&self, webhook: &Webhook) -> Option<Signer> {
         let secrets = self.secrets.borrow();
-        let name = secrets.matching(&claim.signatures, &claim.headers, &claim.body)?;
+        let name = secrets.matching(&webhook.signatures, &webhook.headers, &webhook.body)?;
         self.metrics.secret_matched(name);
         Some(Signer {
             secret_name: name.to_owned(),

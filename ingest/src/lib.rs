@@ -2,7 +2,7 @@
 //! to RabbitMQ (or spools to Postgres while RabbitMQ is down) and answers 2xx only when the event
 //! is safe. It does not interpret an event beyond its type.
 //!
-//! The path of a request: [`wire`], [`server`] → [`endpoint`] → [`headers`], [`body`] →
+//! The path of a request: [`client_stream`], [`server`] → [`endpoint`] → [`headers`], [`body`] →
 //! [`verifier`], [`secrets`], [`signature`] → [`batcher`] → [`batch_processor`] → [`receipts`] and
 //! [`publisher`] → [`answer`]. Two background tasks run beside it: [`rotation`] reloads the
 //! secrets, and [`watch`] probes the stores while no events arrive.
@@ -12,6 +12,7 @@ pub mod batch_processor;
 pub mod batcher;
 pub mod body;
 pub mod breaker;
+pub mod client_stream;
 pub mod config;
 pub mod endpoint;
 pub mod headers;
@@ -27,5 +28,4 @@ pub mod signature;
 pub mod unread_body;
 pub mod verifier;
 pub mod watch;
-pub mod wire;
 pub mod work_scheduler;

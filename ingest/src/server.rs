@@ -17,10 +17,10 @@ use tokio::net::TcpSocket;
 
 use crate::{
     batcher::BatcherHandle,
+    client_stream::ClientStream,
     config::Config,
     endpoint::{self, Endpoint},
     metrics::Metrics,
-    wire::Wire,
 };
 
 /// From a connection's first byte to the end of its headers.
@@ -83,7 +83,7 @@ pub fn bind(
         fn_service(move |stream: TcpStream| {
             let peer = stream.peer_addr().ok();
             ready(Ok::<_, DispatchError>((
-                Wire::new(stream, metrics.clone()),
+                ClientStream::new(stream, metrics.clone()),
                 peer,
             )))
         })

@@ -25,7 +25,7 @@ use crate::{answer::Answer, metrics::Metrics};
 pub const MAX_HEAD: usize = 32 * 1024;
 
 /// A client's TCP stream.
-pub struct Wire {
+pub struct ClientStream {
     stream: TcpStream,
     metrics: Metrics,
     head: Head,
@@ -76,7 +76,7 @@ impl Head {
     }
 }
 
-impl Wire {
+impl ClientStream {
     /// Wraps a new connection.
     pub fn new(stream: TcpStream, metrics: Metrics) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ClientStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -130,7 +130,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ClientStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

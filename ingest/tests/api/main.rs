@@ -15,6 +15,6 @@ mod raw;
 mod rotation;
 mod standard_webhooks;
 mod standby;
-mod strangers;
 mod tenants;
+mod unauthenticated;
 mod webhook;

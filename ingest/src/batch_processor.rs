@@ -284,7 +284,7 @@ impl BatchProcessor {
     ) -> Vec<Result<(), PublishError>> {
         let now = Instant::now();
         let Some(permit) = self.breakers.rabbitmq.permit(now) else {
-            return vec![Err(PublishError::LeftAlone); events.len()];
+            return vec![Err(PublishError::BreakerOpen); events.len()];
         };
         let deadline = if permit.is_trial {
             deadlines.confirmed.min(now + TRIAL_TIMEOUT)
@@ -405,7 +405,7 @@ fn report_unconfirmed(confirms: &[Result<(), PublishError>], safe: bool) {
     let mut errors = confirms.iter().filter_map(|c| c.as_ref().err());
     let events = errors.clone().count();
     match errors.next() {
-        Some(PublishError::LeftAlone) if safe => {}
+        Some(PublishError::BreakerOpen) if safe => {}
         Some(error) if safe => warn!(%error, events, "not confirmed, and spooled instead"),
         Some(error) => error!(%error, events, "neither confirmed nor spooled: answered 503"),
         None => {}

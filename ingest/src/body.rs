@@ -21,14 +21,14 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// memory, and a good sender may have a slow connection.
 const SMALL: usize = 64 * 1024;
 
-/// The minimum rate of a larger body: `LEAST` bytes in each period of `WITHIN`, until the body
-/// ends. TCP retransmits a lost packet within a second or two.
-const LEAST: usize = 16 * 1024;
-const WITHIN: Duration = Duration::from_secs(3);
+/// The minimum rate of a larger body: `MIN_BYTES` bytes in each `PERIOD`, until the body ends. TCP
+/// retransmits a lost packet within a second or two.
+const MIN_BYTES: usize = 16 * 1024;
+const PERIOD: Duration = Duration::from_secs(3);
 
 /// The memory for all bodies together. Good senders' bodies have a few kilobytes and are handled
 /// within milliseconds, so only unsigned bodies can fill it.
-const BUDGET: usize = 64 * 1024 * 1024;
+const MEMORY_BUDGET: usize = 64 * 1024 * 1024;
 
 /// Reads the bodies of all requests.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Bodies {
     /// `limit` is the largest body, in bytes.
     pub fn new(limit: usize) -> Self {
         Self {
-            memory: BodyMemory::new(BUDGET),
+            memory: BodyMemory::new(MEMORY_BUDGET),
             limit,
         }
     }
@@ -97,7 +97,7 @@ impl Pace {
     fn start(announced: Option<usize>, now: Instant) -> Self {
         let end = now + DEADLINE;
         let (next, missing) = if announced.is_some_and(|length| length > SMALL) {
-            (now + WITHIN, LEAST)
+            (now + PERIOD, MIN_BYTES)
         } else {
             (end, SMALL + 1)
         };
@@ -112,8 +112,8 @@ impl Pace {
     fn advance(&mut self, bytes: usize, now: Instant) {
         self.missing = self.missing.saturating_sub(bytes);
         if self.missing == 0 {
-            self.missing = LEAST;
-            self.next = now + WITHIN;
+            self.missing = MIN_BYTES;
+            self.next = now + PERIOD;
         }
     }
 }
@@ -128,12 +128,12 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut pace = Pace::start(Some(SMALL + 1), start);
         assert_eq!(pace.due(), after(3));
-        pace.advance(LEAST - 1, after(2));
+        pace.advance(MIN_BYTES - 1, after(2));
         assert_eq!(pace.due(), after(3));
         pace.advance(1, after(2));
         assert_eq!(pace.due(), after(5));
         for second in 3..10 {
-            pace.advance(LEAST, after(second));
+            pace.advance(MIN_BYTES, after(second));
         }
         assert_eq!(pace.due(), after(10));
     }

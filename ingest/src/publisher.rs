@@ -47,7 +47,7 @@ pub enum PublishError {
     Disconnected,
     /// The breaker is open, so the broker was not asked.
     #[error("RabbitMQ failed a moment ago")]
-    LeftAlone,
+    BreakerOpen,
     /// The broker has a memory or disk alarm and accepts nothing.
     #[error("RabbitMQ blocks publishers (memory or disk alarm)")]
     Blocked,

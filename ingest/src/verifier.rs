@@ -98,7 +98,7 @@ impl Verifier {
             .borrow()
             .work(&webhook.signatures, webhook.body.len());
         let (webhook, signer) = if work <= INLINE_WORK_LIMIT {
-            memory.keep().map_err(|Full| Answer::CrowdedOut)?;
+            memory.pin().map_err(|Full| Answer::CrowdedOut)?;
             let signer = self.signer_of(&webhook);
             (webhook, signer)
         } else {
@@ -119,7 +119,7 @@ impl Verifier {
             permit = timeout(PERMIT_TIMEOUT, self.scheduler.acquire(work)) => permit,
         };
         let permit = permit.map_err(|_elapsed| Answer::CrowdedOut)?;
-        memory.keep().map_err(|Full| Answer::CrowdedOut)?;
+        memory.pin().map_err(|Full| Answer::CrowdedOut)?;
         let this = Arc::clone(self);
         // The permit moves into the task and so lasts until the work is done, even if the request is
         // dropped.

@@ -49,7 +49,7 @@ pub struct Share<'m> {
     bytes: usize,
     revoked: CancellationToken,
     /// Whether it can no longer be evicted.
-    kept: bool,
+    pinned: bool,
 }
 
 impl BodyMemory {
@@ -70,7 +70,7 @@ impl BodyMemory {
             number: shares.next,
             bytes: 0,
             revoked: CancellationToken::new(),
-            kept: false,
+            pinned: false,
         };
         shares.unverified.insert(share.rank(), share.entry());
         share
@@ -125,10 +125,10 @@ impl Share<'_> {
     ///
     /// # Errors
     /// If it was evicted already.
-    pub fn keep(&mut self) -> Result<(), Full> {
+    pub fn pin(&mut self) -> Result<(), Full> {
         let mut shares = self.memory.lock();
         shares.unverified.remove(&self.rank()).ok_or(Full)?;
-        self.kept = true;
+        self.pinned = true;
         Ok(())
     }
 
@@ -149,7 +149,7 @@ impl Drop for Share<'_> {
         let rank = self.rank();
         let mut shares = self.memory.lock();
         // The eviction already subtracted an evicted share.
-        if self.kept || shares.unverified.remove(&rank).is_some() {
+        if self.pinned || shares.unverified.remove(&rank).is_some() {
             shares.used -= self.bytes;
         }
     }
@@ -201,7 +201,7 @@ mod tests {
     fn a_verified_body_keeps_its_memory_and_one_that_has_none_takes_no_harm() {
         let memory = BodyMemory::new(1_000);
         let mut verified = share(&memory, 1_000);
-        verified.keep().expect("still there");
+        verified.pin().expect("still there");
         let empty = memory.share();
         assert_eq!(memory.share().grow(1), Err(Full));
         assert!(!is_revoked(&verified) && !is_revoked(&empty));
@@ -215,7 +215,7 @@ mod tests {
         let mut large = share(&memory, 900);
         let small = share(&memory, 200);
         assert_eq!(large.grow(1), Err(Full));
-        assert_eq!(large.keep(), Err(Full));
+        assert_eq!(large.pin(), Err(Full));
         drop(large);
         assert_eq!(memory.lock().used, 200);
         drop(small);
@@ -233,7 +233,7 @@ mod tests {
                 match bytes {
                     0..100 => shares[index] = memory.share(),
                     // Both results are right.
-                    100..150 => drop(shares[index].keep()),
+                    100..150 => drop(shares[index].pin()),
                     _ => drop(shares[index].grow(bytes)),
                 }
                 prop_assert!(memory.lock().used <= 1_000);

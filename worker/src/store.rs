@@ -71,7 +71,7 @@ enum Written {
     /// The transaction must be rolled back: the resources of the events at these positions belong
     /// to another company. Their rows of `events` were written without that problem, and workers
     /// may not change rows there.
-    Strangers(Vec<usize>),
+    CompanyChanges(Vec<usize>),
 }
 
 /// Stores the batch and returns the results in its order. After an error nothing is stored, unless
@@ -81,11 +81,11 @@ pub(crate) async fn store(
     batch: &[(&Work, &Record)],
     patience: Patience,
 ) -> Result<Vec<Stored>, TransactionError> {
-    let strangers = match in_one_transaction(pool, batch, patience).await? {
+    let company_changes = match in_one_transaction(pool, batch, patience).await? {
         Written::All(stored) => return Ok(stored),
-        Written::Strangers(positions) => positions,
+        Written::CompanyChanges(positions) => positions,
     };
-    let records: Vec<(usize, Record)> = strangers
+    let records: Vec<(usize, Record)> = company_changes
         .into_iter()
         .map(|i| (i, batch[i].1.clone().of_another_company()))
         .collect();
@@ -109,7 +109,7 @@ async fn in_one_transaction(
         .await;
     match stored {
         Ok(Written::All(stored)) => transaction.commit().await.map(|()| Written::All(stored)),
-        Ok(strangers) => transaction.rollback().await.map(|()| strangers),
+        Ok(company_changes) => transaction.rollback().await.map(|()| company_changes),
         Err(error @ TransactionError::Database(_)) => {
             // Postgres answered, so the connection is usable. If the rollback fails, dropping the
             // transaction closes the connection; the first error is the useful one.
@@ -212,11 +212,11 @@ async fn write(
         .filter(|i| new.contains(i))
         .filter_map(|i| batch[i].1.typed.as_ref())
         .collect();
-    let strangers = families::upsert(connection, &typed).await?;
-    if !strangers.is_empty() {
+    let company_changes = families::upsert(connection, &typed).await?;
+    if !company_changes.is_empty() {
         let positions = (0..batch.len())
-            .filter(|i| new.contains(i) && strangers.contains(&*batch[*i].1.webhook_id));
-        return Ok(Written::Strangers(positions.collect()));
+            .filter(|i| new.contains(i) && company_changes.contains(&*batch[*i].1.webhook_id));
+        return Ok(Written::CompanyChanges(positions.collect()));
     }
     insert_missing_receipts(connection, batch, &new).await?;
     let deleted = delete_spooled(connection, batch).await?;

@@ -95,7 +95,7 @@ impl<R: Resource> Row<R> {
         connection: &mut PgConnection,
         mut rows: Vec<&'r Self>,
     ) -> Result<Vec<&'r Self>, sqlx::Error> {
-        let mut strangers = Vec::new();
+        let mut company_changes = Vec::new();
         while !rows.is_empty() {
             let newest = newest(&rows);
             let written = R::upsert(connection, &newest).await?;
@@ -111,12 +111,12 @@ impl<R: Resource> Row<R> {
             if others.is_empty() {
                 break;
             }
-            strangers.extend(others);
+            company_changes.extend(others);
             // A removed row may have been the first of its resource, and so kept a remaining one
             // from being written.
             rows = own;
         }
-        Ok(strangers)
+        Ok(company_changes)
     }
 }
 

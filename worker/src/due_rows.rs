@@ -166,9 +166,9 @@ pub struct Spool {
     pub searching: Arc<Mutex<()>>,
 }
 
-/// The key of a row.
+/// The key and due time of a row.
 #[derive(sqlx::FromRow)]
-struct Found {
+struct RowKey {
     webhook_id: String,
     body_sha256: Vec<u8>,
     due_at: DateTime<Utc>,
@@ -180,14 +180,14 @@ enum Search {
     Planned {
         at: Instant,
     },
-    Running(AbortOnDropHandle<Result<Vec<Found>, TransactionError>>),
+    Running(AbortOnDropHandle<Result<Vec<RowKey>, TransactionError>>),
 }
 
 /// The position at which a search starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Place {
+struct SearchPosition {
     /// It starts at rows with this due time; `None` is the oldest.
-    from: Option<DateTime<Utc>>,
+    due_from: Option<DateTime<Utc>>,
     /// It skips this many rows of that time, which were found before and could not be claimed.
     skip: i64,
 }
@@ -200,7 +200,7 @@ pub struct DueRows {
     /// The due time at which the next claim starts, by Postgres' clock.
     start: Option<DateTime<Utc>>,
     search: Search,
-    place: Place,
+    position: SearchPosition,
 }
 
 impl DueRows {
@@ -212,7 +212,7 @@ impl DueRows {
             spool,
             start: None,
             search: Search::Planned { at: Instant::now() },
-            place: Place::default(),
+            position: SearchPosition::default(),
         }
     }
 
@@ -252,7 +252,7 @@ impl DueRows {
         Ok(rows)
     }
 
-    async fn claim_found(&mut self, found: Vec<Found>) -> Result<Vec<Work>, TransactionError> {
+    async fn claim_found(&mut self, found: Vec<RowKey>) -> Result<Vec<Work>, TransactionError> {
         let keys: (Vec<&str>, Vec<&[u8]>) = found
             .iter()
             .map(|row| (&*row.webhook_id, &*row.body_sha256))
@@ -279,13 +279,17 @@ impl DueRows {
     }
 
     /// Returns the rows of a finished search, and starts a planned one.
-    async fn found(&mut self) -> Option<Vec<Found>> {
+    async fn found(&mut self) -> Option<Vec<RowKey>> {
         let now = Instant::now();
         match &mut self.search {
             Search::Planned { at } => {
                 if *at <= now {
-                    let search =
-                        search(self.spool.clone(), self.kind.search, self.limit, self.place);
+                    let search = search(
+                        self.spool.clone(),
+                        self.kind.search,
+                        self.limit,
+                        self.position,
+                    );
                     self.search = Search::Running(AbortOnDropHandle::new(tokio::spawn(search)));
                 }
                 None
@@ -316,25 +320,25 @@ impl DueRows {
     }
 
     /// Plans the next search after one that found these rows, of which `claimed` could be claimed.
-    fn plan(&mut self, found: &[Found], claimed: &[Work]) {
+    fn plan(&mut self, found: &[RowKey], claimed: &[Work]) {
         let is_full = usize::try_from(self.limit).is_ok_and(|limit| found.len() >= limit);
-        let (place, pause) = match is_full {
-            true => (self.place.after(found, claimed), Duration::ZERO),
-            false => (Place::default(), SEARCH_EVERY),
+        let (position, pause) = match is_full {
+            true => (self.position.after(found, claimed), Duration::ZERO),
+            false => (SearchPosition::default(), SEARCH_EVERY),
         };
-        self.place = place;
+        self.position = position;
         self.search = Search::Planned {
             at: Instant::now() + pause,
         };
     }
 }
 
-impl Place {
+impl SearchPosition {
     /// The position after these rows. Rows of the last due time that were not claimed, because
     /// another replica takes them or a session has locked them, are skipped, so that they do not
     /// hide other rows of the same time.
-    fn after(self, found: &[Found], claimed: &[Work]) -> Self {
-        let Some(from) = found.last().map(|row| row.due_at) else {
+    fn after(self, found: &[RowKey], claimed: &[Work]) -> Self {
+        let Some(due_from) = found.last().map(|row| row.due_at) else {
             return self;
         };
         let claimed: HashSet<_> = claimed
@@ -343,16 +347,16 @@ impl Place {
             .collect();
         let left = found
             .iter()
-            .filter(|row| row.due_at == from)
+            .filter(|row| row.due_at == due_from)
             .filter(|row| !claimed.contains(&(&*row.webhook_id, &*row.body_sha256)))
             .count();
-        let skipped = if self.from == Some(from) {
+        let skipped = if self.due_from == Some(due_from) {
             self.skip
         } else {
             0
         };
         Self {
-            from: Some(from),
+            due_from: Some(due_from),
             skip: skipped + i64::try_from(left).unwrap_or(i64::MAX - skipped),
         }
     }
@@ -362,8 +366,8 @@ async fn search(
     spool: Spool,
     sql: &'static str,
     limit: i64,
-    place: Place,
-) -> Result<Vec<Found>, TransactionError> {
+    position: SearchPosition,
+) -> Result<Vec<RowKey>, TransactionError> {
     let _one_at_a_time = spool.searching.lock().await;
     let deadline = Instant::now() + SEARCH_DEADLINE;
     let searched = async {
@@ -373,8 +377,8 @@ async fn search(
                 sqlx::query_as(sql)
                     .bind(spool.family.name())
                     .bind(limit)
-                    .bind(place.from)
-                    .bind(place.skip)
+                    .bind(position.due_from)
+                    .bind(position.skip)
                     .fetch_all(connection)
                     .await
             })
@@ -429,9 +433,9 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
 mod tests {
     use super::*;
 
-    fn found(ids: &[&str], due_at: DateTime<Utc>) -> Vec<Found> {
+    fn found(ids: &[&str], due_at: DateTime<Utc>) -> Vec<RowKey> {
         ids.iter()
-            .map(|id| Found {
+            .map(|id| RowKey {
                 webhook_id: (*id).to_owned(),
                 body_sha256: Vec::new(),
                 due_at,
@@ -442,11 +446,11 @@ mod tests {
     #[test]
     fn rows_that_cannot_be_claimed_hide_none_of_the_same_time() {
         let due_at = DateTime::UNIX_EPOCH;
-        let first = Place::default().after(&found(&["a", "b"], due_at), &[]);
-        assert_eq!((first.from, first.skip), (Some(due_at), 2));
+        let first = SearchPosition::default().after(&found(&["a", "b"], due_at), &[]);
+        assert_eq!((first.due_from, first.skip), (Some(due_at), 2));
         assert_eq!(first.after(&found(&["c"], due_at), &[]).skip, 3);
         let later = due_at + TimeDelta::seconds(1);
         let next = first.after(&found(&["d"], later), &[]);
-        assert_eq!((next.from, next.skip), (Some(later), 1));
+        assert_eq!((next.due_from, next.skip), (Some(later), 1));
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     persistence::{Abandoned, Hold, Persistence},
     problem,
     record::Record,
-    spool_writer::{Claims, Postponement},
+    spool_writer::{Claims, Deferral},
     work::Work,
 };
 
@@ -28,7 +28,7 @@ const HOLD_LIMIT: Duration = Duration::from_secs(600);
 const NEXT_TRY: Duration = Duration::from_millis(200);
 
 /// After a success, a group needs no rehearsal of its own for this time.
-const WELL_FOR: Duration = Duration::from_secs(1);
+const SUCCESS_VALID_FOR: Duration = Duration::from_secs(1);
 
 /// The number of groups into which a batch with a slow event is divided.
 const SCATTERED_GROUPS: usize = 32;
@@ -41,12 +41,12 @@ pub(crate) enum Task<'t> {
     /// Spool it without parsing it, to be handled alone.
     Isolate(&'t Work),
     /// Spool it for later.
-    PutOff(Postponement<'t>),
+    Defer(Deferral<'t>),
 }
 
 /// Why an event was not stored.
 #[derive(Debug)]
-pub(crate) enum Fate {
+pub(crate) enum Failure {
     /// Postgres refused it, for this reason.
     Refused(String),
     /// Another session has locked a row that it changes.
@@ -55,7 +55,7 @@ pub(crate) enum Fate {
 
 /// The time limit of statements. Later batches wait meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum Timeouts {
     /// For a first attempt.
     Short,
     /// For a part of a batch with slow events.
@@ -91,11 +91,11 @@ impl<'t> Group<'t> {
         }
     }
 
-    fn patience(&self) -> Patience {
+    fn timeouts(&self) -> Timeouts {
         match self.tasks[..] {
-            [Task::Store(work, _)] if work.attempts > 0 => Patience::Long,
-            _ if self.scattered => Patience::Shortest,
-            _ => Patience::Short,
+            [Task::Store(work, _)] if work.attempts > 0 => Timeouts::Long,
+            _ if self.scattered => Timeouts::Shortest,
+            _ => Timeouts::Short,
         }
     }
 
@@ -119,25 +119,25 @@ impl<'t> Group<'t> {
 }
 
 /// Processes one batch.
-pub(crate) struct Run<'r> {
+pub(crate) struct BatchRun<'r> {
     persistence: &'r Persistence,
     claims: &'r Claims<'r>,
     abandon: &'r CancellationToken,
     delays: Box<dyn Iterator<Item = Duration> + Send + Sync>,
     hold: Option<(Hold<'r>, Instant)>,
     claims_renewed_at: Instant,
-    was_well_at: Option<Instant>,
+    last_success_at: Option<Instant>,
     /// Why the last rehearsal failed.
-    ill: String,
+    rehearsal_error: String,
 }
 
 /// The groups still to do, and the events that could not be stored.
-struct Open<'t> {
+struct Progress<'t> {
     groups: VecDeque<Group<'t>>,
-    ended: Vec<(Task<'t>, Fate)>,
+    failures: Vec<(Task<'t>, Failure)>,
 }
 
-impl<'r> Run<'r> {
+impl<'r> BatchRun<'r> {
     pub(crate) fn new(
         persistence: &'r Persistence,
         claims: &'r Claims<'r>,
@@ -150,8 +150,8 @@ impl<'r> Run<'r> {
             delays: Box::new(shared::broker::reconnect_delays()),
             hold: None,
             claims_renewed_at: Instant::now(),
-            was_well_at: None,
-            ill: String::new(),
+            last_success_at: None,
+            rehearsal_error: String::new(),
         }
     }
 
@@ -160,12 +160,12 @@ impl<'r> Run<'r> {
     pub(crate) async fn complete<'t>(
         &mut self,
         tasks: Vec<Task<'t>>,
-    ) -> Result<Vec<(Task<'t>, Fate)>, Abandoned> {
-        let mut open = Open {
+    ) -> Result<Vec<(Task<'t>, Failure)>, Abandoned> {
+        let mut progress = Progress {
             groups: VecDeque::from([Group::new(tasks)]),
-            ended: Vec::new(),
+            failures: Vec::new(),
         };
-        while let Some(mut group) = open.groups.pop_front() {
+        while let Some(mut group) = progress.groups.pop_front() {
             if group.tasks.is_empty() {
                 continue;
             }
@@ -176,32 +176,32 @@ impl<'r> Run<'r> {
                     Ok(rehearsal) => group.history.rehearsal = Some(rehearsal),
                     Err(reason) => {
                         group.rehearse_at = Some(Instant::now());
-                        open.groups.push_front(group);
+                        progress.groups.push_front(group);
                         self.hold(reason).await?;
                         continue;
                     }
                 }
-                if group.history.rehearsal == Some(Rehearsal::Ill) {
+                if group.history.rehearsal == Some(Rehearsal::Failed) {
                     group.history.confirmed = 0;
                     group.rehearse_at = Some(Instant::now());
-                    open.groups.push_front(group);
-                    self.hold(self.ill.clone()).await?;
+                    progress.groups.push_front(group);
+                    self.hold(self.rehearsal_error.clone()).await?;
                     continue;
                 }
             }
             match self
                 .persistence
-                .attempt(&group.tasks, group.patience())
+                .attempt(&group.tasks, group.timeouts())
                 .await
             {
-                Ok(()) => self.note_well(),
+                Ok(()) => self.note_success(),
                 Err(error) => {
                     group.history.failed();
-                    self.failed(group, &error, &mut open).await?;
+                    self.failed(group, &error, &mut progress).await?;
                 }
             }
         }
-        Ok(open.ended)
+        Ok(progress.failures)
     }
 
     /// Carries out the verdict on a failed group.
@@ -209,14 +209,14 @@ impl<'r> Run<'r> {
         &mut self,
         mut group: Group<'t>,
         error: &shared::database::TransactionError,
-        open: &mut Open<'t>,
+        progress: &mut Progress<'t>,
     ) -> Result<(), Abandoned> {
         let class = Class::of(error);
         loop {
             match judge(class, group.size(), &group.history) {
                 // One event may take long, so the others go first.
-                Verdict::Retry if group.size() == Size::One => open.groups.push_back(group),
-                Verdict::Retry => open.groups.push_front(group),
+                Verdict::Retry if group.size() == Size::One => progress.groups.push_back(group),
+                Verdict::Retry => progress.groups.push_front(group),
                 Verdict::Rehearse => {
                     let rehearsal = self.rehearse_group(&group).await;
                     group.history.rehearsal = Some(rehearsal);
@@ -231,31 +231,31 @@ impl<'r> Run<'r> {
                     let mut free = Vec::new();
                     for (task, is_locked) in group.tasks.into_iter().zip(is_locked) {
                         if is_locked {
-                            open.ended.push((task, Fate::Locked));
+                            progress.failures.push((task, Failure::Locked));
                         } else {
                             free.push(task);
                         }
                     }
-                    open.groups.push_front(Group::new(free));
+                    progress.groups.push_front(Group::new(free));
                 }
-                Verdict::Halve => open.groups.extend(group.halves()),
-                Verdict::Scatter => open.groups.extend(group.scattered()),
+                Verdict::Halve => progress.groups.extend(group.halves()),
+                Verdict::Scatter => progress.groups.extend(group.scattered()),
                 Verdict::RehearseLater => {
                     group.rehearse_at = Some(Instant::now() + NEXT_TRY);
-                    open.groups.push_back(group);
+                    progress.groups.push_back(group);
                 }
                 Verdict::Hold => {
-                    open.groups.push_front(group);
+                    progress.groups.push_front(group);
                     self.hold(problem::refusal(error)).await?;
                 }
-                Verdict::PutOff => open
-                    .ended
-                    .extend(group.tasks.into_iter().map(|task| (task, Fate::Locked))),
-                Verdict::Blame => open.ended.extend(
+                Verdict::Defer => progress
+                    .failures
+                    .extend(group.tasks.into_iter().map(|task| (task, Failure::Locked))),
+                Verdict::Blame => progress.failures.extend(
                     group
                         .tasks
                         .into_iter()
-                        .map(|task| (task, Fate::Refused(problem::refusal(error)))),
+                        .map(|task| (task, Failure::Refused(problem::refusal(error)))),
                 ),
             }
             return Ok(());
@@ -264,33 +264,35 @@ impl<'r> Run<'r> {
 
     /// Rehearses for a group. A recent success counts as a rehearsal.
     async fn rehearse_group(&mut self, group: &Group<'_>) -> Rehearsal {
-        let was_well = self.was_well_at.is_some_and(|at| at.elapsed() < WELL_FOR);
-        if was_well && group.size() == Size::Many {
-            return Rehearsal::Well;
+        let succeeded_recently = self
+            .last_success_at
+            .is_some_and(|at| at.elapsed() < SUCCESS_VALID_FOR);
+        if succeeded_recently && group.size() == Size::Many {
+            return Rehearsal::Passed;
         }
-        self.rehearse(group).await.unwrap_or(Rehearsal::Ill)
+        self.rehearse(group).await.unwrap_or(Rehearsal::Failed)
     }
 
     /// Returns an error if Postgres is down.
     async fn rehearse(&mut self, group: &Group<'_>) -> Result<Rehearsal, String> {
         match self.persistence.rehearse(&group.tasks).await {
             Ok(()) => {
-                self.was_well_at = Some(Instant::now());
-                Ok(Rehearsal::Well)
+                self.last_success_at = Some(Instant::now());
+                Ok(Rehearsal::Passed)
             }
             Err(error) if Class::of(&error) == Class::Away => Err(error.to_string()),
             Err(error) => {
-                self.ill = format!(
+                self.rehearsal_error = format!(
                     "a harmless event cannot be stored either: {}",
                     problem::refusal(&error)
                 );
-                Ok(Rehearsal::Ill)
+                Ok(Rehearsal::Failed)
             }
         }
     }
 
-    fn note_well(&mut self) {
-        self.was_well_at = Some(Instant::now());
+    fn note_success(&mut self) {
+        self.last_success_at = Some(Instant::now());
         if self.hold.take().is_some() {
             self.delays = Box::new(shared::broker::reconnect_delays());
             info!(family = %self.persistence.family(), "postgres is back; going on");

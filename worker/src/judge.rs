@@ -85,9 +85,9 @@ pub enum Size {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rehearsal {
     /// A harmless event could be stored.
-    Well,
+    Passed,
     /// A harmless event could not be stored either.
-    Ill,
+    Failed,
 }
 
 /// What is known of a group of events.
@@ -108,8 +108,8 @@ impl History {
     pub fn failed(&mut self) {
         self.failures += 1;
         match self.rehearsal.take() {
-            Some(Rehearsal::Well) => self.confirmed += 1,
-            Some(Rehearsal::Ill) => self.confirmed = 0,
+            Some(Rehearsal::Passed) => self.confirmed += 1,
+            Some(Rehearsal::Failed) => self.confirmed = 0,
             None => {}
         }
     }
@@ -133,7 +133,7 @@ pub enum Verdict {
     /// All events are affected: wait and try again. No attempt is spent.
     Hold,
     /// Defer the event without spending an attempt.
-    PutOff,
+    Defer,
     /// The event is at fault: an attempt is spent.
     Blame,
 }
@@ -169,15 +169,15 @@ pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
         (Class::Suspect, Size::One) if confirmed > 0 => Verdict::Blame,
         (Class::Locked, _) if !history.locks_known => Verdict::FindLocked,
         // No known row is locked, and yet only this event meets a lock.
-        (Class::Locked, Size::One) if confirmed > 0 => Verdict::PutOff,
+        (Class::Locked, Size::One) if confirmed > 0 => Verdict::Defer,
         (_, size) => match (history.rehearsal, size) {
             (None, _) => Verdict::Rehearse,
-            (Some(Rehearsal::Ill), _) => Verdict::Hold,
-            (Some(Rehearsal::Well), Size::Many) if class == Class::Slow => Verdict::Scatter,
-            (Some(Rehearsal::Well), Size::Many) => Verdict::Halve,
+            (Some(Rehearsal::Failed), _) => Verdict::Hold,
+            (Some(Rehearsal::Passed), Size::Many) if class == Class::Slow => Verdict::Scatter,
+            (Some(Rehearsal::Passed), Size::Many) => Verdict::Halve,
             // Its next attempt, from the spool, has more time.
-            (Some(Rehearsal::Well), Size::One) if class == Class::Slow => Verdict::Blame,
-            (Some(Rehearsal::Well), Size::One) => Verdict::Retry,
+            (Some(Rehearsal::Passed), Size::One) if class == Class::Slow => Verdict::Blame,
+            (Some(Rehearsal::Passed), Size::One) => Verdict::Retry,
         },
     }
 }
@@ -227,12 +227,12 @@ mod tests {
         rehearsal: None,
         locks_known: false,
     };
-    const WELL: History = History {
-        rehearsal: Some(Rehearsal::Well),
+    const PASSED: History = History {
+        rehearsal: Some(Rehearsal::Passed),
         ..FIRST
     };
-    const ILL: History = History {
-        rehearsal: Some(Rehearsal::Ill),
+    const FAILED: History = History {
+        rehearsal: Some(Rehearsal::Failed),
         ..FIRST
     };
     const CONFIRMED: History = History {
@@ -260,13 +260,13 @@ mod tests {
         locks_known: true,
         ..CONFIRMED
     };
-    const LOCKS_KNOWN_AND_ILL: History = History {
+    const LOCKS_KNOWN_AND_FAILED: History = History {
         locks_known: true,
-        ..ILL
+        ..FAILED
     };
-    const LOCKS_KNOWN_AND_WELL: History = History {
+    const LOCKS_KNOWN_AND_PASSED: History = History {
         locks_known: true,
-        ..WELL
+        ..PASSED
     };
 
     #[rstest]
@@ -276,32 +276,32 @@ mod tests {
     #[case(Class::Away, Size::One, THRICE, Verdict::Hold)]
     #[case(Class::Locked, Size::Many, FIRST, Verdict::FindLocked)]
     #[case(Class::Locked, Size::Many, LOCKS_KNOWN, Verdict::Rehearse)]
-    #[case(Class::Locked, Size::Many, LOCKS_KNOWN_AND_WELL, Verdict::Halve)]
+    #[case(Class::Locked, Size::Many, LOCKS_KNOWN_AND_PASSED, Verdict::Halve)]
     #[case(Class::Locked, Size::One, FIRST, Verdict::FindLocked)]
     #[case(Class::Locked, Size::One, LOCKS_KNOWN, Verdict::Rehearse)]
-    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_WELL, Verdict::Retry)]
-    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_CONFIRMED, Verdict::PutOff)]
-    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_ILL, Verdict::Hold)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_PASSED, Verdict::Retry)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_CONFIRMED, Verdict::Defer)]
+    #[case(Class::Locked, Size::One, LOCKS_KNOWN_AND_FAILED, Verdict::Hold)]
     #[case(Class::Contention, Size::Many, FIRST, Verdict::Retry)]
     #[case(Class::Contention, Size::Many, EXHAUSTED, Verdict::Rehearse)]
     #[case(Class::Contention, Size::One, FIRST, Verdict::Retry)]
     #[case(Class::Contention, Size::One, EXHAUSTED, Verdict::RehearseLater)]
     #[case(Class::Slow, Size::Many, FIRST, Verdict::Rehearse)]
-    #[case(Class::Slow, Size::Many, WELL, Verdict::Scatter)]
-    #[case(Class::Slow, Size::Many, ILL, Verdict::Hold)]
+    #[case(Class::Slow, Size::Many, PASSED, Verdict::Scatter)]
+    #[case(Class::Slow, Size::Many, FAILED, Verdict::Hold)]
     #[case(Class::Slow, Size::One, FIRST, Verdict::Rehearse)]
-    #[case(Class::Slow, Size::One, WELL, Verdict::Blame)]
-    #[case(Class::Slow, Size::One, ILL, Verdict::Hold)]
+    #[case(Class::Slow, Size::One, PASSED, Verdict::Blame)]
+    #[case(Class::Slow, Size::One, FAILED, Verdict::Hold)]
     #[case(Class::Suspect, Size::Many, FIRST, Verdict::Rehearse)]
-    #[case(Class::Suspect, Size::Many, WELL, Verdict::Halve)]
-    #[case(Class::Suspect, Size::Many, ILL, Verdict::Hold)]
+    #[case(Class::Suspect, Size::Many, PASSED, Verdict::Halve)]
+    #[case(Class::Suspect, Size::Many, FAILED, Verdict::Hold)]
     #[case(Class::Suspect, Size::One, FIRST, Verdict::Rehearse)]
-    #[case(Class::Suspect, Size::One, WELL, Verdict::Retry)]
-    #[case(Class::Suspect, Size::One, ILL, Verdict::Hold)]
+    #[case(Class::Suspect, Size::One, PASSED, Verdict::Retry)]
+    #[case(Class::Suspect, Size::One, FAILED, Verdict::Hold)]
     #[case(Class::Suspect, Size::One, CONFIRMED, Verdict::Blame)]
     #[case(Class::Environment, Size::Many, FIRST, Verdict::Rehearse)]
-    #[case(Class::Environment, Size::Many, WELL, Verdict::Halve)]
-    #[case(Class::Environment, Size::Many, ILL, Verdict::Hold)]
+    #[case(Class::Environment, Size::Many, PASSED, Verdict::Halve)]
+    #[case(Class::Environment, Size::Many, FAILED, Verdict::Hold)]
     #[case(Class::Environment, Size::One, FIRST, Verdict::RehearseLater)]
     #[case(Class::Environment, Size::One, TWICE, Verdict::RehearseLater)]
     #[case(Class::Environment, Size::One, THRICE, Verdict::Blame)]
@@ -323,10 +323,10 @@ mod tests {
         let mut history = History::default();
         for (rehearsal, confirmed) in [
             (None, 0),
-            (Some(Rehearsal::Well), 1),
+            (Some(Rehearsal::Passed), 1),
             (None, 1),
-            (Some(Rehearsal::Well), 2),
-            (Some(Rehearsal::Ill), 0),
+            (Some(Rehearsal::Passed), 2),
+            (Some(Rehearsal::Failed), 0),
         ] {
             history.rehearsal = rehearsal;
             history.failed();
@@ -339,8 +339,8 @@ mod tests {
     /// If rehearsals succeed, an event that is alone is always judged in the end, and a group is
     /// always divided. If they fail, neither happens.
     #[rstest]
-    #[case(Rehearsal::Well)]
-    #[case(Rehearsal::Ill)]
+    #[case(Rehearsal::Passed)]
+    #[case(Rehearsal::Failed)]
     fn the_end_depends_on_the_rehearsals(
         #[values(
             Class::Locked,
@@ -371,8 +371,8 @@ mod tests {
         }
         let is_settled = matches!(
             last,
-            Verdict::PutOff | Verdict::Blame | Verdict::Halve | Verdict::Scatter
+            Verdict::Defer | Verdict::Blame | Verdict::Halve | Verdict::Scatter
         );
-        assert_eq!(is_settled, rehearsal == Rehearsal::Well, "{last:?}");
+        assert_eq!(is_settled, rehearsal == Rehearsal::Passed, "{last:?}");
     }
 }

@@ -20,12 +20,12 @@ use tracing::{error, warn};
 
 use crate::{
     families,
-    groups::{Fate, Patience, Run, Task},
+    groups::{BatchRun, Failure, Task, Timeouts},
     metrics::Metrics,
     problem::Kind,
     record::{Body, Record},
     rehearsal,
-    spool_writer::{self, Claims, Postponement},
+    spool_writer::{self, Claims, Deferral},
     store::{self, Stored},
     work::Work,
 };
@@ -109,7 +109,7 @@ impl Persistence {
             .collect();
         // All claims are renewed while any event is held; stored events have no row any more.
         let claims = Claims::of(&self.pool, batch.iter().map(|(work, _)| work));
-        let mut run = Run::new(self, &claims, abandon);
+        let mut run = BatchRun::new(self, &claims, abandon);
         let tasks = batch.iter().map(|(w, r)| Task::Store(w, r)).collect();
         let rest = run.complete(tasks).await?;
         self.set_aside(&mut run, rest).await
@@ -123,7 +123,7 @@ impl Persistence {
         abandon: &CancellationToken,
     ) -> Result<(), Abandoned> {
         let claims = Claims::of(&self.pool, []);
-        let mut run = Run::new(self, &claims, abandon);
+        let mut run = BatchRun::new(self, &claims, abandon);
         let rest = run
             .complete(batch.iter().map(Task::Isolate).collect())
             .await?;
@@ -134,37 +134,37 @@ impl Persistence {
     /// the spool: locked ones until the lock is released, refused ones until their next attempt.
     async fn set_aside(
         &self,
-        run: &mut Run<'_>,
-        rest: Vec<(Task<'_>, Fate)>,
+        run: &mut BatchRun<'_>,
+        rest: Vec<(Task<'_>, Failure)>,
     ) -> Result<(), Abandoned> {
-        let mut put_off = Vec::new();
+        let mut deferrals = Vec::new();
         let mut simpler = Vec::new();
-        for (task, fate) in &rest {
+        for (task, failure) in &rest {
             let &Task::Store(work, record) = task else {
                 continue;
             };
-            match fate {
-                Fate::Locked => put_off.push(locked(work)),
-                Fate::Refused(reason) => match self.simpler(work, record, reason).await {
+            match failure {
+                Failure::Locked => deferrals.push(locked(work)),
+                Failure::Refused(reason) => match self.simpler(work, record, reason).await {
                     Some(record) => simpler.push((work, record, reason)),
-                    None => put_off.push(refused(work, reason)),
+                    None => deferrals.push(refused(work, reason)),
                 },
             }
         }
         if !simpler.is_empty() {
             let tasks = simpler.iter().map(|(w, r, _)| Task::Store(w, r)).collect();
-            for (task, fate) in run.complete(tasks).await? {
+            for (task, failure) in run.complete(tasks).await? {
                 let Task::Store(work, _) = task else {
                     continue;
                 };
                 let first = simpler.iter().find(|(w, ..)| std::ptr::eq(*w, work));
-                put_off.push(match (fate, first) {
-                    (Fate::Refused(_), Some((.., reason))) => refused(work, reason),
+                deferrals.push(match (failure, first) {
+                    (Failure::Refused(_), Some((.., reason))) => refused(work, reason),
                     _ => locked(work),
                 });
             }
         }
-        self.put_off(run, &put_off).await
+        self.defer(run, &deferrals).await
     }
 
     /// A form of a refused event that Postgres may accept: with its body as bytes if Postgres
@@ -181,20 +181,20 @@ impl Persistence {
         }
     }
 
-    async fn put_off(
+    async fn defer(
         &self,
-        run: &mut Run<'_>,
-        postponements: &[Postponement<'_>],
+        run: &mut BatchRun<'_>,
+        deferrals: &[Deferral<'_>],
     ) -> Result<(), Abandoned> {
-        if postponements.is_empty() {
+        if deferrals.is_empty() {
             return Ok(());
         }
-        for Postponement {
+        for Deferral {
             work,
             attempts,
             delay,
             reason: _,
-        } in postponements
+        } in deferrals
         {
             // The reason is not logged, because Postgres may quote the body.
             warn!(
@@ -205,17 +205,17 @@ impl Persistence {
                 "the event cannot be stored now; trying again later, see webhook_spool"
             );
         }
-        let tasks = postponements.iter().copied().map(Task::PutOff).collect();
+        let tasks = deferrals.iter().copied().map(Task::Defer).collect();
         let rest = run.complete(tasks).await?;
         self.must_be_empty(&rest)?;
-        for _ in postponements {
+        for _ in deferrals {
             self.metrics.deferred();
         }
         Ok(())
     }
 
     /// Events that even the spool refuses stay where they came from.
-    fn must_be_empty(&self, rest: &[(Task<'_>, Fate)]) -> Result<(), Abandoned> {
+    fn must_be_empty(&self, rest: &[(Task<'_>, Failure)]) -> Result<(), Abandoned> {
         if rest.is_empty() {
             return Ok(());
         }
@@ -228,29 +228,29 @@ impl Persistence {
     pub(crate) async fn attempt(
         &self,
         group: &[Task<'_>],
-        patience: Patience,
+        timeouts: Timeouts,
     ) -> Result<(), TransactionError> {
         match group {
-            [Task::Store(..), ..] => self.store(&to_be_stored(group), patience).await,
+            [Task::Store(..), ..] => self.store(&to_be_stored(group), timeouts).await,
             [Task::Isolate(_), ..] => {
                 let works: Vec<&Work> = group
                     .iter()
                     .filter_map(|task| match task {
                         Task::Isolate(work) => Some(*work),
-                        Task::Store(..) | Task::PutOff(_) => None,
+                        Task::Store(..) | Task::Defer(_) => None,
                     })
                     .collect();
                 spool_writer::isolate(&self.pool, self.family, &works).await
             }
-            [Task::PutOff(_), ..] => {
-                let postponements: Vec<Postponement<'_>> = group
+            [Task::Defer(_), ..] => {
+                let deferrals: Vec<Deferral<'_>> = group
                     .iter()
                     .filter_map(|task| match task {
-                        Task::PutOff(postponement) => Some(*postponement),
+                        Task::Defer(deferral) => Some(*deferral),
                         Task::Store(..) | Task::Isolate(_) => None,
                     })
                     .collect();
-                spool_writer::put_off(&self.pool, self.family, &postponements).await
+                spool_writer::defer(&self.pool, self.family, &deferrals).await
             }
             [] => Ok(()),
         }
@@ -284,10 +284,10 @@ impl Persistence {
     async fn store(
         &self,
         rows: &[(&Work, &Record)],
-        patience: Patience,
+        timeouts: Timeouts,
     ) -> Result<(), TransactionError> {
         let started = Instant::now();
-        let stored = store::store(&self.pool, rows, patience).await?;
+        let stored = store::store(&self.pool, rows, timeouts).await?;
         self.metrics.batch_stored(rows.len(), started.elapsed());
         let now = Utc::now();
         for (&(work, record), stored) in rows.iter().zip(stored) {
@@ -315,7 +315,7 @@ fn to_be_stored<'t>(group: &[Task<'t>]) -> Vec<(&'t Work, &'t Record)> {
         .iter()
         .filter_map(|task| match *task {
             Task::Store(work, record) => Some((work, record)),
-            Task::Isolate(_) | Task::PutOff(_) => None,
+            Task::Isolate(_) | Task::Defer(_) => None,
         })
         .collect()
 }
@@ -328,8 +328,8 @@ fn delay(work: &Work) -> Option<Duration> {
 
 /// Defers a refused event to its next attempt. If it is refused even as a dead letter, it stays in
 /// the spool and is not lost.
-fn refused<'w>(work: &'w Work, reason: &'w str) -> Postponement<'w> {
-    Postponement {
+fn refused<'w>(work: &'w Work, reason: &'w str) -> Deferral<'w> {
+    Deferral {
         work,
         reason,
         delay: delay(work).unwrap_or(RETRY_DELAYS[RETRY_DELAYS.len() - 1]),
@@ -337,8 +337,8 @@ fn refused<'w>(work: &'w Work, reason: &'w str) -> Postponement<'w> {
     }
 }
 
-fn locked(work: &Work) -> Postponement<'_> {
-    Postponement {
+fn locked(work: &Work) -> Deferral<'_> {
+    Deferral {
         work,
         reason: "somebody holds a lock on a row that it changes",
         delay: LOCKED_DELAY,

@@ -19,7 +19,7 @@ use crate::{
 /// How often an empty spool is polled.
 const IDLE_POLL: Duration = Duration::from_secs(1);
 
-/// How many refused events are retried together. Each may take as long as `Patience::Long` allows.
+/// How many refused events are retried together. Each may take as long as `Timeouts::Long` allows.
 const REFUSED_TOGETHER: i64 = 32;
 
 /// Reads one family's part of the spool.

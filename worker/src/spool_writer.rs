@@ -31,7 +31,7 @@ const CLAIM: TransactionMode = TransactionMode::write(Durability::Local)
 
 /// An event that is deferred.
 #[derive(Clone, Copy, Debug)]
-pub struct Postponement<'w> {
+pub struct Deferral<'w> {
     /// The event.
     pub work: &'w Work,
     /// Why it was not stored.
@@ -63,24 +63,24 @@ pub async fn isolate(pool: &Pool, family: Family, works: &[&Work]) -> Result<(),
 }
 
 /// Defers events: spools them, or moves the due time of those that are in the spool.
-pub async fn put_off(
+pub async fn defer(
     pool: &Pool,
     family: Family,
-    postponements: &[Postponement<'_>],
+    deferrals: &[Deferral<'_>],
 ) -> Result<(), TransactionError> {
-    let (spooled, new): (Vec<&Postponement<'_>>, Vec<&Postponement<'_>>) = postponements
+    let (spooled, new): (Vec<&Deferral<'_>>, Vec<&Deferral<'_>>) = deferrals
         .iter()
-        .partition(|postponement| postponement.work.source == Source::Spool);
+        .partition(|deferral| deferral.work.source == Source::Spool);
     let entries: Vec<_> = new
         .iter()
-        .map(|postponement| SpoolEntry {
-            event: &postponement.work.event,
+        .map(|deferral| SpoolEntry {
+            event: &deferral.work.event,
             family,
-            receipt: postponement.work.receipt,
-            attempts: postponement.attempts,
+            receipt: deferral.work.receipt,
+            attempts: deferral.attempts,
             claims: 0,
-            delay: postponement.delay,
-            reason: postponement.reason,
+            delay: deferral.delay,
+            reason: deferral.reason,
         })
         .collect();
     write(pool, &SPOOL, async |connection| {
@@ -97,13 +97,13 @@ pub async fn put_off(
 
 async fn update_spooled(
     connection: &mut PgConnection,
-    postponements: &[&Postponement<'_>],
+    deferrals: &[&Deferral<'_>],
 ) -> Result<(), sqlx::Error> {
     fn column<'p, T>(
-        postponements: &[&'p Postponement<'p>],
-        pick: impl Fn(&'p Postponement<'p>) -> T,
+        deferrals: &[&'p Deferral<'p>],
+        pick: impl Fn(&'p Deferral<'p>) -> T,
     ) -> Vec<T> {
-        postponements.iter().map(|p| pick(p)).collect()
+        deferrals.iter().map(|p| pick(p)).collect()
     }
     sqlx::query(concat!(
         "update webhook_spool s
@@ -116,11 +116,11 @@ async fn update_spooled(
           where ",
         free_spooled!()
     ))
-    .bind(column(postponements, |p| p.work.event.webhook_id.as_str()))
-    .bind(column(postponements, |p| &p.work.event.body_sha256[..]))
-    .bind(column(postponements, |p| p.attempts))
-    .bind(column(postponements, |p| p.reason))
-    .bind(column(postponements, |p| p.delay.as_secs_f64()))
+    .bind(column(deferrals, |p| p.work.event.webhook_id.as_str()))
+    .bind(column(deferrals, |p| &p.work.event.body_sha256[..]))
+    .bind(column(deferrals, |p| p.attempts))
+    .bind(column(deferrals, |p| p.reason))
+    .bind(column(deferrals, |p| p.delay.as_secs_f64()))
     .execute(connection)
     .await?;
     Ok(())

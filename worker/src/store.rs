@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::{
     due_rows::free_spooled,
     families::{self, Text, Typed},
-    groups::Patience,
+    groups::Timeouts,
     judge::Class,
     problem,
     record::{Body, Record},
@@ -30,7 +30,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// The message is acknowledged after the commit and is then gone, so the commit must be durable.
 const MODE: TransactionMode = TransactionMode::write(Durability::Replicated);
 
-impl Patience {
+impl Timeouts {
     /// The lock timeout is shorter, so that waiting for a lock is not taken for slowness. Other
     /// workers hold locks for milliseconds.
     const fn mode(self) -> TransactionMode {
@@ -79,9 +79,9 @@ enum Written {
 pub(crate) async fn store(
     pool: &Pool,
     batch: &[(&Work, &Record)],
-    patience: Patience,
+    timeouts: Timeouts,
 ) -> Result<Vec<Stored>, TransactionError> {
-    let company_changes = match in_one_transaction(pool, batch, patience).await? {
+    let company_changes = match in_one_transaction(pool, batch, timeouts).await? {
         Written::All(stored) => return Ok(stored),
         Written::CompanyChanges(positions) => positions,
     };
@@ -94,16 +94,16 @@ pub(crate) async fn store(
         judged[*i].1 = record;
     }
     // The recursion ends, because these records now have no typed row.
-    Box::pin(store(pool, &judged, patience)).await
+    Box::pin(store(pool, &judged, timeouts)).await
 }
 
 async fn in_one_transaction(
     pool: &Pool,
     batch: &[(&Work, &Record)],
-    patience: Patience,
+    timeouts: Timeouts,
 ) -> Result<Written, TransactionError> {
     let deadline = Instant::now() + DEADLINE;
-    let mut transaction = DeadlineTransaction::begin(pool, &patience.mode(), deadline).await?;
+    let mut transaction = DeadlineTransaction::begin(pool, &timeouts.mode(), deadline).await?;
     let stored = transaction
         .run(async |connection| write(connection, batch).await)
         .await;
@@ -123,7 +123,7 @@ async fn in_one_transaction(
 /// Does everything that storing `work` does, including a commit, and leaves nothing behind.
 pub async fn rehearse(pool: &Pool, work: &Work, record: &Record) -> Result<(), TransactionError> {
     let deadline = Instant::now() + DEADLINE;
-    let mode = Patience::Short.mode();
+    let mode = Timeouts::Short.mode();
     let mut transaction = DeadlineTransaction::begin(pool, &mode, deadline).await?;
     transaction.execute("savepoint rehearsal").await?;
     transaction

@@ -321,9 +321,9 @@ async fn many_offenders_cost_their_neighbours_no_second_pass(pool: PgPool) {
                 healthy,
                 "{what}"
             );
-            let put_off = "select count(*) from webhook_spool
+            let deferred = "select count(*) from webhook_spool
                             where webhook_id like 'poison-%' and attempts = 1 and claims = 0";
-            assert_eq!(count(&pool, put_off).await, offenders, "{what}");
+            assert_eq!(count(&pool, deferred).await, offenders, "{what}");
             let failures = count(&pool, "select last_value from failures").await;
             assert!(
                 failures <= enough_failures(offenders, 1_000, raised),

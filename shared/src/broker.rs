@@ -29,9 +29,9 @@ use tokio::{io::Interest, net::TcpStream, time::timeout};
 
 use crate::{
     address::{Address, AddressError, Host, HostName, unknown_parameter},
+    port_protocol::PortProtocol,
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
     reason,
-    spoken::Spoken,
     tls::{Tls, TlsFiles},
 };
 
@@ -333,11 +333,11 @@ async fn or_another(url: &BrokerUrl, cause: Cause, address: SocketAddr) -> Cause
     if !may_be_another || url.uri.scheme == AMQPScheme::AMQPS {
         return cause;
     }
-    match Spoken::at(address).await {
-        Some(spoken @ (Spoken::Postgres | Spoken::Http)) => {
-            Cause::Other(format!("not a RabbitMQ: {}", spoken.who()))
+    match PortProtocol::detect(address).await {
+        Some(protocol @ (PortProtocol::Postgres | PortProtocol::Http)) => {
+            Cause::Other(format!("not a RabbitMQ: {}", protocol.description()))
         }
-        Some(Spoken::Amqp | Spoken::Tls) | None => cause,
+        Some(PortProtocol::Amqp | PortProtocol::Tls) | None => cause,
     }
 }
 

@@ -26,9 +26,9 @@ use crate::{
     address::{
         Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
     },
+    port_protocol::PortProtocol,
     reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
     reason, settings_file,
-    spoken::Spoken,
     tls::{self, Identity, NamedFile},
 };
 
@@ -712,11 +712,11 @@ async fn or_another(cause: Cause, options: &PgConnectOptions) -> Cause {
     if !may_be_another || options.get_socket().is_some() {
         return cause;
     }
-    match Spoken::at((options.get_host(), options.get_port())).await {
-        Some(spoken @ (Spoken::Amqp | Spoken::Http | Spoken::Tls)) => {
-            Cause::Other(format!("not a Postgres server: {}", spoken.who()))
+    match PortProtocol::detect((options.get_host(), options.get_port())).await {
+        Some(protocol @ (PortProtocol::Amqp | PortProtocol::Http | PortProtocol::Tls)) => {
+            Cause::Other(format!("not a Postgres server: {}", protocol.description()))
         }
-        Some(Spoken::Postgres) | None => cause,
+        Some(PortProtocol::Postgres) | None => cause,
     }
 }
 

@@ -21,16 +21,16 @@ const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
 /// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Spoken {
+pub(crate) enum PortProtocol {
     Postgres,
     Amqp,
     Http,
     Tls,
 }
 
-impl Spoken {
+impl PortProtocol {
     /// Connects and detects the protocol; `None` if nothing answers or the answer is unknown.
-    pub(crate) async fn at(address: impl ToSocketAddrs) -> Option<Self> {
+    pub(crate) async fn detect(address: impl ToSocketAddrs) -> Option<Self> {
         let connected = timeout(DEADLINE, TcpStream::connect(address)).await;
         let mut stream = connected.ok()?.ok()?;
         for question in [&SSL_REQUEST[..], END_OF_HEAD] {
@@ -58,7 +58,7 @@ impl Spoken {
     }
 
     /// Says in a message what answers there.
-    pub(crate) const fn who(self) -> &'static str {
+    pub(crate) const fn description(self) -> &'static str {
         match self {
             Self::Postgres => "Postgres answers on this port",
             Self::Amqp => "RabbitMQ answers on this port",
@@ -75,15 +75,15 @@ mod tests {
     #[test]
     fn first_bytes_tell_protocols_apart() {
         for (answer, expected) in [
-            (&b"N"[..], Some(Spoken::Postgres)),
-            (b"S", Some(Spoken::Postgres)),
-            (b"AMQP", Some(Spoken::Amqp)),
-            (b"HTTP", Some(Spoken::Http)),
-            (&[21, 3, 3, 0], Some(Spoken::Tls)),
+            (&b"N"[..], Some(PortProtocol::Postgres)),
+            (b"S", Some(PortProtocol::Postgres)),
+            (b"AMQP", Some(PortProtocol::Amqp)),
+            (b"HTTP", Some(PortProtocol::Http)),
+            (&[21, 3, 3, 0], Some(PortProtocol::Tls)),
             (b"", None),
             (b"SSH-", None),
         ] {
-            assert_eq!(Spoken::read(answer), expected, "{answer:?}");
+            assert_eq!(PortProtocol::read(answer), expected, "{answer:?}");
         }
     }
 }

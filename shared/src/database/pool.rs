@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::{
-    pooler::{Home, Opened},
+    pooler::{Opened, PreparedStatements},
     schema::Schema,
     url::{Access, DatabaseUrl, Role, role},
 };
@@ -64,7 +64,7 @@ struct Idle {
 
 struct Live {
     connection: PgConnection,
-    home: Home,
+    prepared: PreparedStatements,
     generation: u64,
     opened: Instant,
 }
@@ -158,16 +158,21 @@ impl Pool {
             if opened.as_ref().is_err_and(Unreached::is_of_pooler) {
                 pool.distrust(generation);
             }
-            let connected = opened.map(|Opened { connection, home }| PooledConnection {
-                live: Live {
-                    connection,
-                    home,
-                    generation,
-                    opened: Instant::now(),
+            let connected = opened.map(
+                |Opened {
+                     connection,
+                     prepared,
+                 }| PooledConnection {
+                    live: Live {
+                        connection,
+                        prepared,
+                        generation,
+                        opened: Instant::now(),
+                    },
+                    pool,
+                    _place: place,
                 },
-                pool,
-                _place: place,
-            });
+            );
             if let Err(Ok(connection)) = sender.send(connected) {
                 connection.give_back();
             }
@@ -242,8 +247,8 @@ impl PooledConnection {
     }
 
     /// Where its prepared statements are.
-    pub(super) fn home(&self) -> &Home {
-        &self.live.home
+    pub(super) fn prepared(&self) -> &PreparedStatements {
+        &self.live.prepared
     }
 
     /// Reports that this server is no longer the primary, or that a pooler mixes up statements.

@@ -46,40 +46,40 @@ const STATEMENT_DEADLINE: Duration = Duration::from_secs(3);
 /// A new connection and where its prepared statements are.
 pub(super) struct Opened {
     pub(super) connection: PgConnection,
-    pub(super) home: Home,
+    pub(super) prepared: PreparedStatements,
 }
 
 /// Where the prepared statements of a connection are.
-pub(super) struct Home {
-    place: Place,
+pub(super) struct PreparedStatements {
+    scope: Scope,
     /// The server's name for messages.
     label: String,
 }
 
-/// As [`Home`], without the server's name.
+/// As [`PreparedStatements`], without the server's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Scope {
     /// In the backend with this process id.
     Backend(i32),
     /// Wherever the pooler prepares them.
     Pooler,
 }
 
-impl Home {
-    pub(super) fn new(place: Place, label: String) -> Self {
-        Self { place, label }
+impl PreparedStatements {
+    pub(super) fn new(scope: Scope, label: String) -> Self {
+        Self { scope, label }
     }
 
     /// Whether only one backend may be used.
     pub(super) fn is_one_backend(&self) -> bool {
-        matches!(self.place, Place::Backend(_))
+        matches!(self.scope, Scope::Backend(_))
     }
 
     /// The query for the backend of a transaction, whose one row goes to [`check`](Self::check).
-    pub(super) fn question(&self) -> String {
-        match self.place {
-            Place::Backend(_) => "select pg_backend_pid()".to_owned(),
-            Place::Pooler => format!(
+    pub(super) fn backend_query(&self) -> String {
+        match self.scope {
+            Scope::Backend(_) => "select pg_backend_pid()".to_owned(),
+            Scope::Pooler => format!(
                 "select pg_backend_pid(),
                         exists (select from pg_prepared_statements where name = '{FIRST_NAME}')"
             ),
@@ -88,11 +88,11 @@ impl Home {
 
     /// Whether the connection may prepare and run statements on this backend.
     pub(super) fn check(&self, backend: i32, has_first_name: bool) -> Result<(), Unreached> {
-        let is_well = match self.place {
-            Place::Backend(home) => backend == home,
+        let is_well = match self.scope {
+            Scope::Backend(own) => backend == own,
             // If the name exists, the pooler was reconfigured to pass names on since this
             // connection was opened.
-            Place::Pooler => !has_first_name,
+            Scope::Pooler => !has_first_name,
         };
         if is_well {
             return Ok(());
@@ -131,7 +131,7 @@ pub(super) fn cause(sqlstate: Option<&str>, message: &str) -> Option<Cause> {
 pub(super) async fn examine(
     connection: &mut PgConnection,
     schema: &Schema,
-) -> Result<(Role, Place), sqlx::Error> {
+) -> Result<(Role, Scope), sqlx::Error> {
     let mode = TransactionMode::read()
         .lock_timeout(LIMIT)
         .statement_timeout(LIMIT);
@@ -147,11 +147,11 @@ pub(super) async fn examine(
         .fetch_one(connection)
         .await?;
     let (backend, name): (i32, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-    let place = match name.as_deref() {
-        Some(FIRST_NAME) => Place::Backend(backend),
-        _ => Place::Pooler,
+    let scope = match name.as_deref() {
+        Some(FIRST_NAME) => Scope::Backend(backend),
+        _ => Scope::Pooler,
     };
-    Ok((role, place))
+    Ok((role, scope))
 }
 
 /// Prepares statements and ends the transaction. It waits only briefly for locks on their tables,

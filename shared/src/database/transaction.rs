@@ -116,10 +116,10 @@ impl DeadlineTransaction {
             permit: None,
             committing: false,
         };
-        let (backend, has_first_name) = transaction.settle(pool, mode).await?;
+        let (backend, has_first_name) = transaction.begin_on_backend(pool, mode).await?;
         if let Err(error) = transaction
             .connection()
-            .home()
+            .prepared()
             .check(backend, has_first_name)
         {
             transaction.connection().moved();
@@ -137,14 +137,14 @@ impl DeadlineTransaction {
         connection.and_then(PgConnection::server_version_num)
     }
 
-    /// Begins, and returns the answer to [`Home::question`](super::pooler::Home::question).
-    async fn settle(
+    /// Begins, and returns the result of the `backend_query` of the connection.
+    async fn begin_on_backend(
         &mut self,
         pool: &Pool,
         mode: &TransactionMode,
     ) -> Result<(i32, bool), TransactionError> {
         let begin = mode.begin(pool.schema(), self.server_version());
-        let sql = format!("{begin}; {}", self.connection().home().question());
+        let sql = format!("{begin}; {}", self.connection().prepared().backend_query());
         self.run(async |connection| {
             let row = sqlx::raw_sql(AssertSqlSafe(sql))
                 .fetch_one(connection)

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    pooler::{self, Home, Opened},
+    pooler::{self, Opened, PreparedStatements},
     schema::Schema,
 };
 use crate::{
@@ -198,8 +198,11 @@ impl DatabaseUrl {
     /// A pooler that mixes up statements is refused. A single connection may be alone on its
     /// backend and so not notice, so a second one is opened briefly.
     pub async fn connect(&self, name: &str, access: Access) -> Result<PgConnection, Unreached> {
-        let Opened { connection, home } = self.open(name, access, &[]).await?;
-        if home.is_one_backend() {
+        let Opened {
+            connection,
+            prepared,
+        } = self.open(name, access, &[]).await?;
+        if prepared.is_one_backend() {
             match self.open(name, access, &[]).await {
                 Err(error) if error.is_of_pooler() => return Err(error),
                 // The server may have room for only one connection.
@@ -550,10 +553,10 @@ impl Server {
     ) -> Result<(Option<Host>, Opened), Refused> {
         let login = async {
             let mut connection = options.connect().await?;
-            let (role, place) = pooler::examine(&mut connection, session.schema).await?;
-            Ok((role, place, connection))
+            let (role, scope) = pooler::examine(&mut connection, session.schema).await?;
+            Ok((role, scope, connection))
         };
-        let (role, place, mut connection) = match timeout(ATTEMPT_DEADLINE, login).await {
+        let (role, scope, mut connection) = match timeout(ATTEMPT_DEADLINE, login).await {
             Ok(Ok(login)) => login,
             Ok(Err(error)) => return Err(Refused::For(or_another(cause(error), options).await)),
             Err(_elapsed) => {
@@ -569,8 +572,11 @@ impl Server {
         pooler::prepare(&mut connection, session.statements)
             .await
             .map_err(Refused::For)?;
-        let home = Home::new(place, label);
-        let opened = Opened { connection, home };
+        let prepared = PreparedStatements::new(scope, label);
+        let opened = Opened {
+            connection,
+            prepared,
+        };
         match role {
             Role::ReadOnlyByDefault if session.write => Err(Refused::ReadOnlyByDefault(
                 self.host.clone(),

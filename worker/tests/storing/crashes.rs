@@ -25,12 +25,12 @@ use crate::{
 /// A proxy between a worker and Postgres. If Postgres reports that a backend was terminated, the
 /// proxy closes the connection without passing that on. This looks like a crash of the backend,
 /// which a test must not cause in a shared Postgres.
-struct Between {
+struct CrashingProxy {
     pool: Pool,
     lost: Arc<AtomicUsize>,
 }
 
-impl Between {
+impl CrashingProxy {
     /// Each connection also ends after `lives` answers of Postgres.
     async fn new(pool: &PgPool, lives: impl Fn() -> usize + Send + 'static) -> Self {
         let options = (*pool.connect_options()).clone();
@@ -104,9 +104,9 @@ async fn an_event_that_crashes_postgres_ends_as_a_dead_letter_and_its_neighbours
          create trigger crash before insert on vendors for each row execute function crash()",
     )
     .await;
-    let between = Between::new(&pool, || usize::MAX).await;
+    let proxy = CrashingProxy::new(&pool, || usize::MAX).await;
     let batch = batch_with_poison().into_iter().map(work).collect();
-    persistence(&between.pool, Family::Vendor)
+    persistence(&proxy.pool, Family::Vendor)
         .persist(batch, &CancellationToken::new())
         .await
         .expect("not abandoned");
@@ -119,7 +119,7 @@ async fn an_event_that_crashes_postgres_ends_as_a_dead_letter_and_its_neighbours
         .await,
         1
     );
-    let stop = start_spool_reader(&between.pool, Family::Vendor);
+    let stop = start_spool_reader(&proxy.pool, Family::Vendor);
     spend_all_attempts(&pool).await;
     until_count(
         &pool,
@@ -148,14 +148,14 @@ async fn crashes_that_spare_no_event_are_held_against_none(pool: PgPool) {
          create trigger crash before insert on vendors for each row execute function crash()",
     )
     .await;
-    let between = Between::new(&pool, || usize::MAX).await;
+    let proxy = CrashingProxy::new(&pool, || usize::MAX).await;
     let batch: Vec<_> = (0..10).map(|i| work(vendor(&format!("m{i}")))).collect();
-    let persistence = persistence(&between.pool, Family::Vendor);
+    let persistence = persistence(&proxy.pool, Family::Vendor);
     let task =
         tokio::spawn(async move { persistence.persist(batch, &CancellationToken::new()).await });
     // Three failures until an event is alone, and then more than are needed to blame one.
     let deadline = Instant::now() + SOON;
-    while between.lost() < 9 {
+    while proxy.lost() < 9 {
         assert!(Instant::now() < deadline, "tried again and again");
         sleep(Duration::from_millis(20)).await;
     }
@@ -178,8 +178,8 @@ async fn crashes_that_spare_no_event_are_held_against_none(pool: PgPool) {
 /// Most transactions succeed, and so do probes right after a lost connection.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_postgres_that_is_lost_again_and_again_blames_no_event(pool: PgPool) {
-    let between = Between::new(&pool, || rand::random_range(5..200)).await;
-    let persistence = persistence(&between.pool, Family::Vendor);
+    let proxy = CrashingProxy::new(&pool, || rand::random_range(5..200)).await;
+    let persistence = persistence(&proxy.pool, Family::Vendor);
     let mut expected = 0;
     for round in 0..100 {
         let size = if round % 2 == 0 { 50 } else { 1 };
@@ -192,7 +192,7 @@ async fn a_postgres_that_is_lost_again_and_again_blames_no_event(pool: PgPool) {
             .await
             .expect("not abandoned");
     }
-    assert!(between.lost() > 0, "no connection was lost");
+    assert!(proxy.lost() > 0, "no connection was lost");
     assert_eq!(
         count(
             &pool,

@@ -95,13 +95,13 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
     let mut tasks = JoinSet::new();
     tasks.spawn(consumer.run(stop.clone(), abandon.clone()));
     tasks.spawn(spool_reader.run(stop.clone(), abandon.clone()));
-    let mut looks = start_looks(family, config, pool, &metrics, watch);
+    let mut background = start_background_tasks(family, config, pool, &metrics, watch);
     // If one part ends, stop the whole worker: a restart is better than running without that part.
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
         Some(ended) = tasks.join_next() => bail!("a part of the worker ended: {ended:?}"),
-        Some(ended) = looks.join_next() => bail!("a part of the worker ended: {ended:?}"),
+        Some(ended) = background.join_next() => bail!("a part of the worker ended: {ended:?}"),
         ended = &mut private => bail!("the private port failed: {ended:?}"),
     }
     let drained = timeout(config.process.shutdown_deadline, all(&mut tasks)).await;
@@ -117,29 +117,29 @@ pub async fn run(family: Family, config: &Config, stop: CancellationToken) -> an
 
 /// Starts the background tasks that measure and sweep. They hold no event, so they may be cancelled
 /// at any point.
-fn start_looks(
+fn start_background_tasks(
     family: Family,
     config: &Config,
     pool: Pool,
     metrics: &Metrics,
     watch: Option<QueueWatch>,
 ) -> JoinSet<()> {
-    let mut looks = JoinSet::new();
-    looks.spawn(spool_state::measure(pool.clone(), metrics.clone(), family));
+    let mut background = JoinSet::new();
+    background.spawn(spool_state::measure(pool.clone(), metrics.clone(), family));
     if let Some(watch) = watch {
-        looks.spawn(watch.run());
+        background.spawn(watch.run());
     }
     if family == Family::Other {
-        looks.spawn(Ledger::new(pool.clone(), &metrics.service).run());
+        background.spawn(Ledger::new(pool.clone(), &metrics.service).run());
         let housekeeping = Housekeeping::new(
             pool,
             &metrics.service,
             config.receipt_retention,
             config.retention,
         );
-        looks.spawn(housekeeping.run());
+        background.spawn(housekeeping.run());
     }
-    looks
+    background
 }
 
 /// The watch on the queue's policies, if RabbitMQ's management is configured.

@@ -20,7 +20,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const PROBLEM_TYPE: &str = "application/problem+json";
 
-/// The methods of the webhook endpoint.
 const ALLOWED: &str = "POST, OPTIONS";
 
 /// An answer to one request.

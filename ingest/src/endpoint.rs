@@ -72,7 +72,6 @@ async fn refuse(
     unread_body::hold(answer.into_response(), unread)
 }
 
-/// Handles one request.
 async fn receive(
     endpoint: web::Data<Endpoint>,
     submitter: web::Data<Submitter>,

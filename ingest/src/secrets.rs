@@ -174,7 +174,6 @@ impl Secrets {
     }
 }
 
-/// Parses the words after a key.
 fn tied_companies<'t>(words: impl Iterator<Item = &'t str>) -> anyhow::Result<Option<Companies>> {
     let ids: Option<Vec<&str>> = words.map(|word| word.strip_prefix(COMPANY)).collect();
     let Some(ids) = ids else {

@@ -101,7 +101,6 @@ impl WorkScheduler {
 }
 
 impl State {
-    /// Adds a waiter and returns its number.
     fn enter(&mut self, waiter: Waiter) -> u64 {
         let number = self.next;
         self.next += 1;
@@ -116,7 +115,6 @@ impl State {
         Some(waiter)
     }
 
-    /// Removes the waiter that gets the next permit.
     fn next_waiter(&mut self) -> Option<Waiter> {
         let number = if self.oldest_is_due {
             *self.waiting.first_key_value()?.0

@@ -6,7 +6,6 @@ use std::{convert::Infallible, fmt, time::Duration};
 use sqlx::PgConnection;
 use tokio::time::sleep;
 
-/// The interval between two queries for the holders of the lock.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A session that holds a lock, with what our role may see of it.

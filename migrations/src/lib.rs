@@ -138,7 +138,6 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
     Ok(by_session.filter(|_| by_search.is_none()))
 }
 
-/// The result of an attempt.
 enum Attempt {
     /// One migration was applied; there may be more.
     Applied,

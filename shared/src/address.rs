@@ -211,7 +211,6 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Parses `host:port,host:port`.
 fn parse_hosts(text: &str) -> Result<Vec<Host>, AddressError> {
     text.split(',').map(parse_host).collect()
 }
@@ -232,7 +231,6 @@ fn parse_host(text: &str) -> Result<Host, AddressError> {
     })
 }
 
-/// Parses a port.
 pub(crate) fn parse_port(text: &str) -> Result<u16, AddressError> {
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     match text.parse() {

@@ -112,7 +112,6 @@ impl BrokerUrl {
         })
     }
 
-    /// Whether the address itself has a password.
     pub(crate) fn has_password(&self) -> bool {
         self.has_password
     }

@@ -71,7 +71,6 @@ pub(crate) fn partition(events: &[&AcceptedEvent]) -> Vec<Vec<usize>> {
     messages
 }
 
-/// Packs events into a message's body.
 pub(crate) fn pack(events: &[&AcceptedEvent]) -> Vec<u8> {
     let entries: Vec<Entry<'_>> = events.iter().map(|event| Entry::from(*event)).collect();
     rmp_serde::to_vec_named(&entries).expect("names, texts, numbers and bytes can be written")

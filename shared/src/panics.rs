@@ -19,7 +19,6 @@ static COUNTER: LazyLock<IntCounter> = LazyLock::new(|| {
         .expect("the metric's name is valid")
 });
 
-/// The counter of this process's panics.
 pub(crate) fn counter() -> IntCounter {
     COUNTER.clone()
 }

@@ -19,7 +19,6 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// Most web servers answer only after an empty line.
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 
-/// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PortProtocol {
     Postgres,

@@ -21,10 +21,8 @@ use crate::{
     tls,
 };
 
-/// The time to resolve a name.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 
-/// The time to open a TCP connection.
 pub(crate) const TCP_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The time for everything up to the login at one address: enough for 11 round trips of 250 ms and
@@ -192,7 +190,6 @@ pub(crate) async fn resolve(host: &HostName, port: u16) -> Result<Vec<SocketAddr
     Ok(addresses)
 }
 
-/// Opens a TCP connection.
 pub(crate) async fn tcp(address: SocketAddr) -> Result<TcpStream, Cause> {
     match timeout(TCP_DEADLINE, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|error| Cause::from(&error)),

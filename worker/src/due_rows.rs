@@ -55,7 +55,6 @@ const SEARCH: TransactionMode = TransactionMode::read()
 /// The pause between two rounds of searching.
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
 
-/// The pause after a failed search.
 const SEARCH_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// A row's due time is the start of the transaction that writes it, and the row becomes visible at
@@ -183,7 +182,6 @@ enum Search {
     Running(AbortOnDropHandle<Result<Vec<RowKey>, TransactionError>>),
 }
 
-/// The position at which a search starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct SearchPosition {
     /// It starts at rows with this due time; `None` is the oldest.

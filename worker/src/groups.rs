@@ -118,7 +118,6 @@ impl<'t> Group<'t> {
     }
 }
 
-/// Processes one batch.
 pub(crate) struct BatchRun<'r> {
     persistence: &'r Persistence,
     claims: &'r Claims<'r>,
@@ -127,7 +126,6 @@ pub(crate) struct BatchRun<'r> {
     hold: Option<(Hold<'r>, Instant)>,
     claims_renewed_at: Instant,
     last_success_at: Option<Instant>,
-    /// Why the last rehearsal failed.
     rehearsal_error: String,
 }
 
@@ -299,7 +297,6 @@ impl<'r> BatchRun<'r> {
         }
     }
 
-    /// Waits for Postgres, with backoff.
     async fn hold(&mut self, reason: String) -> Result<(), Abandoned> {
         let since = match &self.hold {
             Some((_, since)) => *since,

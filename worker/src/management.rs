@@ -33,7 +33,6 @@ use ureq::{
 /// The deadline of a request to one node, including connecting.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// The time to connect to one node.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The time until the head of an answer. A node under load needs a second or two to count its
@@ -283,7 +282,6 @@ fn private_key(key: &PrivateKeyDer<'_>) -> PrivateKey<'static> {
     PrivateKey::from_pem(pem.as_bytes()).expect("what was just written as PEM")
 }
 
-/// Why a node did not answer.
 fn reason(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "no such host".to_owned(),

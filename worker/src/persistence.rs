@@ -39,7 +39,6 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(3_600),
 ];
 
-/// The delay of an event with a locked row.
 const LOCKED_DELAY: Duration = Duration::from_secs(2);
 
 /// The batch was abandoned before it was stored, so it must not be acknowledged.
@@ -224,7 +223,6 @@ impl Persistence {
         Err(Abandoned)
     }
 
-    /// Runs one transaction for a group.
     pub(crate) async fn attempt(
         &self,
         group: &[Task<'_>],

@@ -16,7 +16,6 @@ use crate::{
     persistence::{Abandoned, Persistence},
 };
 
-/// How often an empty spool is polled.
 const IDLE_POLL: Duration = Duration::from_secs(1);
 
 /// How many refused events are retried together. Each may take as long as `Timeouts::Long` allows.

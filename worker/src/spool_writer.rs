@@ -16,7 +16,6 @@ use crate::{
     work::{Source, Work},
 };
 
-/// The deadline of a transaction.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A spool row may be an event's only copy.

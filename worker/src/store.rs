@@ -240,7 +240,6 @@ async fn write(
     Ok(Written::All(stored))
 }
 
-/// A row of `events`.
 struct EventRow<'a> {
     work: &'a Work,
     record: &'a Record,

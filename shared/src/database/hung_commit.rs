@@ -14,13 +14,11 @@ use tracing::warn;
 
 use super::pool::{Pool, PooledConnection};
 
-/// How often the backend's state is queried.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// The time for a query, including a login over a long distance.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The time to close the connection properly.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// One query at a time, on a connection outside the pool, because all of the pool's may be waiting.

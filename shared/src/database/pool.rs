@@ -35,7 +35,6 @@ const TRUST_IDLE: Duration = Duration::from_secs(1);
 /// The time for that test.
 const TRY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// An idle connection is closed after this time.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A connection is replaced after this time, so that Postgres frees the session's memory.

@@ -56,7 +56,7 @@ pub(super) struct PreparedStatements {
     label: String,
 }
 
-/// As [`PreparedStatements`], without the server's name.
+/// The backends that have the prepared statements of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     /// In the backend with this process id.

@@ -159,7 +159,6 @@ impl DatabaseUrl {
         (!remote.is_empty()).then_some((mode, remote))
     }
 
-    /// Whether the address itself has a password.
     pub(crate) fn has_password(&self) -> bool {
         self.has_password
     }

@@ -160,12 +160,10 @@ pub(super) fn column<'r, R, T>(rows: &[&'r Row<R>], pick: impl Fn(&'r R) -> T) -
     rows.iter().map(|row| pick(&row.resource)).collect()
 }
 
-/// The rows' sort keys.
 pub(super) fn sort_keys<'r, R>(rows: &[&'r Row<R>]) -> Vec<&'r [u8]> {
     rows.iter().map(|row| row.sort_key.as_bytes()).collect()
 }
 
-/// The ids of the rows' events.
 pub(super) fn webhook_ids<'r, R>(rows: &[&'r Row<R>]) -> Vec<&'r str> {
     rows.iter().map(|row| row.webhook_id.as_str()).collect()
 }

@@ -148,7 +148,7 @@ impl BatcherHandle {
 }
 
 impl Submitter {
-    /// Waits until the event is safe, or the deadline has passed.
+    /// Submits an event and waits for its outcome until the deadline.
     pub async fn submit(&self, event: AcceptedEvent) -> Outcome {
         let BatcherHandle {
             queue,

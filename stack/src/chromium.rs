@@ -9,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use crate::base;
+use crate::data_folder;
 use crate::packages::install_if_permitted;
 use crate::ports;
 use crate::process::{Process, Spec};
@@ -68,7 +68,7 @@ impl Driver {
             is_installed(),
             "missing: chromium; install with: sudo apt-get install -y chromium chromium-driver"
         );
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let address = ports::free()?;
         let mut spec = Spec::new("chromedriver", DRIVER)
             .args([format!("--port={}", address.port())])

@@ -27,7 +27,7 @@ use self::balancer::Behind;
 pub use self::brokers::{Brokers, PartitionHandling};
 pub use self::database::{Database, Replication, other};
 use self::network::Link;
-use self::node::Ground;
+use self::node::Folders;
 use crate::postgres;
 use crate::stores::Hosts;
 
@@ -85,18 +85,18 @@ impl Cluster {
         }
         let disks = folder.join("disks");
         fs::create_dir_all(&disks)?;
-        let ground = Ground {
+        let folders = Folders {
             root,
             disks: &disks,
             logs,
         };
         let (brokers, database) = tokio::try_join!(
-            Brokers::start(ground, &brokers, &hosts),
-            Database::start(ground, etcd[0], &servers, &hosts, replication)
+            Brokers::start(folders, &brokers, &hosts),
+            Database::start(folders, etcd[0], &servers, &hosts, replication)
         )?;
         let (queues, servers) = (brokers.addresses(), database.addresses());
         let balancer = |index: usize, port, behind| {
-            Balancer::start(ground, balancers[index], &hosts, port, behind)
+            Balancer::start(folders, balancers[index], &hosts, port, behind)
         };
         let primary = Behind::Primary(&servers);
         Ok(Self {

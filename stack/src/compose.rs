@@ -5,6 +5,7 @@
 //! cannot get them, that is no fault of the repository, so a run may be skipped. [`Ready::check`] then
 //! tests everything that `docs/deploying.md` promises, and fails at the first check that does not hold.
 
+mod checklist;
 mod confinement;
 mod console;
 mod container;
@@ -14,11 +15,10 @@ mod kill;
 mod load;
 mod monitoring;
 mod passwords;
+mod project;
 mod readme;
 mod rounds;
 mod shell;
-mod site;
-mod trial;
 
 use std::fs;
 use std::path::Path;
@@ -26,15 +26,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use self::checklist::Checklist;
 use self::engine::Engine;
 use self::images::Images;
+use self::project::{Project, Tool};
 use self::shell::Shell;
-use self::site::{Site, Tool};
-use self::trial::Trial;
-use crate::base::Base;
+use crate::data_folder::DataFolder;
 use crate::progress::{Progress, note};
 
-pub use self::trial::Report;
+pub use self::checklist::Report;
 
 /// The name of the built image, unless another image is given.
 const IMAGE: &str = "pleo-webhooks-trial";
@@ -66,14 +66,14 @@ pub struct Ready {
 /// # Errors
 /// When this machine cannot get one of them; the message says why.
 pub async fn prepare(
-    base: &Base,
+    base: &DataFolder,
     workspace: &Path,
     settings: &Settings,
     progress: Progress,
 ) -> Result<Ready> {
     let started = Instant::now();
     let engine = Engine::find_or_start(base, settings.own_engine, progress).await?;
-    Site::sweep(&engine.shell).await?;
+    Project::sweep(&engine.shell).await?;
     let images = Images::find_or_make(&engine.shell, base, workspace, progress).await?;
     let mut shell = engine.shell.clone();
     let version = match plugin(&shell).await {
@@ -104,7 +104,7 @@ impl Ready {
     /// Names the check that does not hold, and shows the state of the containers.
     pub async fn check(
         self,
-        base: &Base,
+        base: &DataFolder,
         workspace: &Path,
         settings: &Settings,
         progress: Progress,
@@ -114,13 +114,13 @@ impl Ready {
             shell = shell.env(name, value);
         }
         let image = settings.image.as_deref().unwrap_or(IMAGE);
-        let mut site = Site::clone(base, workspace, shell, image).await?;
-        let mut trial = Trial::new(progress);
-        if let Err(error) = self.rounds(&mut site, &mut trial, settings).await {
-            note(&site.describe().await);
+        let mut project = Project::clone(base, workspace, shell, image).await?;
+        let mut checklist = Checklist::new(progress);
+        if let Err(error) = self.rounds(&mut project, &mut checklist, settings).await {
+            note(&project.describe().await);
             return Err(error);
         }
-        drop(site);
+        drop(project);
         self.engine.tidy().await;
         let used = vec![
             format!("Docker {}, Compose {}", self.engine.version, self.compose),
@@ -135,16 +135,21 @@ impl Ready {
         if !self.has_old {
             left_out.push("docker-compose 1.29, which is not installed".to_owned());
         }
-        Ok(trial.report(used, left_out, self.started.elapsed()))
+        Ok(checklist.report(used, left_out, self.started.elapsed()))
     }
 
-    async fn rounds(&self, site: &mut Site, trial: &mut Trial, settings: &Settings) -> Result<()> {
-        rounds::as_cloned::run(site, trial, settings.image.is_some()).await?;
-        rounds::own_secrets::run(site, trial).await?;
+    async fn rounds(
+        &self,
+        project: &mut Project,
+        checklist: &mut Checklist,
+        settings: &Settings,
+    ) -> Result<()> {
+        rounds::as_cloned::run(project, checklist, settings.image.is_some()).await?;
+        rounds::own_secrets::run(project, checklist).await?;
         if self.has_old {
-            site.tool = Tool::Old;
-            fs::remove_file(site.folder.join(".env")).context("there is no .env")?;
-            rounds::old_compose::run(site, trial).await?;
+            project.tool = Tool::Old;
+            fs::remove_file(project.folder.join(".env")).context("there is no .env")?;
+            rounds::old_compose::run(project, checklist).await?;
         }
         Ok(())
     }

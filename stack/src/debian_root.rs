@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{Gid, Uid, geteuid};
 
-use crate::base;
+use crate::data_folder;
 use crate::packages::install_if_permitted;
 use crate::process::{Inside, Process, Spec};
 use crate::progress::Progress;
@@ -117,11 +117,11 @@ impl DebianRoot {
     /// When there is none, or we are not root.
     pub fn find(release: Release) -> Result<Self> {
         ensure_root()?;
-        let place = Place::of(release)?;
-        let lock = place.lock()?;
+        let location = Location::of(release)?;
+        let lock = location.lock()?;
         lock.lock_shared().context(CANNOT_LOCK)?;
         let name = release.name();
-        place.open(lock)?.with_context(|| {
+        location.open(lock)?.with_context(|| {
             format!("there is no Debian root {name} yet; cargo stack test --stores {name} makes it")
         })
     }
@@ -133,33 +133,33 @@ impl DebianRoot {
     /// When we are not root or it cannot be made; the message says why.
     pub async fn find_or_make(release: Release, progress: Progress) -> Result<Self> {
         ensure_root()?;
-        let place = Place::of(release)?;
-        let lock = lock(place.lock()?, Use::Shared, progress).await?;
-        if place.is_current(release) {
-            return place.open(lock)?.context(GONE);
+        let location = Location::of(release)?;
+        let lock = lock(location.lock()?, Use::Shared, progress).await?;
+        if location.is_current(release) {
+            return location.open(lock)?.context(GONE);
         }
         let lock = match lock.try_lock() {
             Ok(()) => lock,
             Err(TryLockError::Error(error)) => return Err(error).context(CANNOT_LOCK),
             // Another process uses the outdated root, so it is good enough.
-            Err(TryLockError::WouldBlock) if place.made_at().is_some() => {
+            Err(TryLockError::WouldBlock) if location.made_at().is_some() => {
                 let lock = self::lock(lock, Use::Shared, progress).await?;
-                return place.open(lock)?.context(GONE);
+                return location.open(lock)?.context(GONE);
             }
             Err(TryLockError::WouldBlock) => self::lock(lock, Use::Exclusive, progress).await?,
         };
         // Another process may have made it meanwhile.
-        if !place.is_current(release) {
-            match place.make(release, progress).await {
-                Err(error) if place.made_at().is_some() => {
+        if !location.is_current(release) {
+            match location.make(release, progress).await {
+                Err(error) if location.made_at().is_some() => {
                     progress.say(&format!("… keeping an older {}: {error:#}", release.name()));
                 }
                 made => made?,
             }
-            place.sweep_unused();
+            location.sweep_unused();
         }
         let lock = self::lock(lock, Use::Shared, progress).await?;
-        place.open(lock)?.context(GONE)
+        location.open(lock)?.context(GONE)
     }
 
     /// Its folder.
@@ -193,17 +193,17 @@ impl DebianRoot {
 
 /// The path of a root, whether it exists or not.
 #[derive(Debug)]
-struct Place {
+struct Location {
     folder: PathBuf,
     path: PathBuf,
     data: PathBuf,
 }
 
-impl Place {
+impl Location {
     fn of(release: Release) -> Result<Self> {
-        let data = base::parent()?;
+        let data = data_folder::parent()?;
         let folder = data.join("debian");
-        base::create(&folder)?;
+        data_folder::create(&folder)?;
         let mut hasher = DefaultHasher::new();
         (MAKE, release.recipe()).hash(&mut hasher);
         let name = format!("{}-{:08x}", release.name(), hasher.finish() >> 32);

@@ -8,7 +8,7 @@ pub mod machine;
 mod report;
 mod schedule;
 mod sender;
-mod site;
+mod system;
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub use self::report::{Recoveries, Report};
 use self::schedule::Step;
 pub use self::schedule::{Incident, Schedule};
 pub use self::sender::{Refusal, Sender, Sent};
-pub use self::site::{AnyFault, Site};
+pub use self::system::{AnyFault, System};
 use crate::progress::Progress;
 
 /// This includes spool rows whose claim expired twice, each time after 60 s.
@@ -58,7 +58,7 @@ pub struct Course {
 /// A system under load, with incidents.
 #[derive(Debug)]
 pub struct Drill<S> {
-    site: S,
+    system: S,
     sender: Sender,
     pool: PgPool,
     seed: u64,
@@ -70,18 +70,18 @@ pub struct Drill<S> {
     report: Report,
 }
 
-impl<S: Site> Drill<S> {
+impl<S: System> Drill<S> {
     /// Puts the system under load.
     ///
     /// # Errors
     /// When one of the system's addresses is invalid.
-    pub fn start(site: S, settings: Settings, progress: Progress) -> Result<Self> {
+    pub fn start(system: S, settings: Settings, progress: Progress) -> Result<Self> {
         let pool = PgPoolOptions::new()
             .acquire_timeout(Duration::from_secs(5))
-            .connect_lazy(&site.database_url())?;
-        let sender = Sender::start(settings.seed, settings.rate, &site.webhook_urls())?;
+            .connect_lazy(&system.database_url())?;
+        let sender = Sender::start(settings.seed, settings.rate, &system.webhook_urls())?;
         Ok(Self {
-            site,
+            system,
             sender,
             pool,
             seed: settings.seed,
@@ -122,19 +122,19 @@ impl<S: Site> Drill<S> {
             .faults
             .iter()
             .map(|(fault, ..)| *fault)
-            .filter(|fault| self.site.can(*fault))
+            .filter(|fault| self.system.can(*fault))
             .collect();
         for (time, step) in incident.steps() {
             sleep_until(began + time).await;
             match step {
-                Step::Begin(fault) | Step::End(fault) if !self.site.can(fault) => {}
+                Step::Begin(fault) | Step::End(fault) if !self.system.can(fault) => {}
                 Step::Begin(fault) => self
-                    .site
+                    .system
                     .begin(fault, faults.len() == 1)
                     .await
                     .with_context(|| format!("cannot begin {fault}"))?,
                 Step::End(fault) => self
-                    .site
+                    .system
                     .end(fault)
                     .await
                     .with_context(|| format!("cannot end {fault}"))?,
@@ -157,7 +157,7 @@ impl<S: Site> Drill<S> {
             course.recovery.as_secs_f64()
         );
         self.progress.say(&line);
-        let failures = self.site.failures();
+        let failures = self.system.failures();
         for failure in &failures {
             self.progress.say(failure);
         }
@@ -170,7 +170,7 @@ impl<S: Site> Drill<S> {
             recoveries.incidents += 1;
             recoveries.longest = recoveries.longest.max(course.recovery);
         }
-        if self.site.must_refuse(&faults) {
+        if self.system.must_refuse(&faults) {
             self.excuses.push((began, Instant::now()));
         }
         Ok(course)
@@ -210,7 +210,7 @@ impl<S: Site> Drill<S> {
         let step = self.progress.step("letting everything come to rest");
         let deadline = Instant::now() + DRAINED_WITHIN;
         let sent = self.sender.finish(S::RECOVERED_WITHIN).await;
-        let audit = audit::audit(&self.site, &self.pool, self.seed, deadline).await?;
+        let audit = audit::audit(&self.system, &self.pool, self.seed, deadline).await?;
         let mut report = self.report;
         report.missing = sent
             .accepted
@@ -235,7 +235,7 @@ impl<S: Site> Drill<S> {
             .map(|refusal| refusal.answered - refusal.sent)
             .max()
             .unwrap_or_default();
-        report.failures.extend(self.site.failures());
+        report.failures.extend(self.system.failures());
         report.failures.dedup();
         report.seed = self.seed;
         report.sent = sent;
@@ -252,7 +252,7 @@ impl<S: Site> Drill<S> {
 
     /// Every service is ready, and new events of every kind pass through each replica and are stored.
     async fn recovered(&self) {
-        while self.site.ready(S::RECOVERED_WITHIN).await.is_err() {
+        while self.system.ready(S::RECOVERED_WITHIN).await.is_err() {
             sleep(Duration::from_millis(200)).await;
         }
         let canaries = self.sender.canaries().await;
@@ -260,7 +260,7 @@ impl<S: Site> Drill<S> {
     }
 
     fn look_at_memory(&mut self) {
-        for process in self.site.services() {
+        for process in self.system.services() {
             let most = self
                 .report
                 .memory_mib

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 
-use crate::base;
+use crate::data_folder;
 use crate::packages::install_if_permitted;
 use crate::ports;
 use crate::process::{Process, Spec};
@@ -50,7 +50,7 @@ impl HaProxy {
             Path::new(PROGRAM).exists(),
             "missing: haproxy; install with: sudo apt-get install -y haproxy"
         );
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let (address, behind_terminator, health) = (ports::free()?, ports::free()?, ports::free()?);
         let config = folder.join("haproxy.cfg");
         let text = render(address, behind_terminator, health, public, private)?;

@@ -4,11 +4,11 @@
 //! starts, kills, freezes and restarts real processes. It has no logic of the pipeline.
 
 pub mod accounts;
-pub mod base;
 pub mod bench;
 pub mod chromium;
 pub mod cluster;
 pub mod compose;
+pub mod data_folder;
 pub mod debian_root;
 pub mod drill;
 pub mod haproxy;

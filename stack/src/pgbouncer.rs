@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use crate::base;
+use crate::data_folder;
 use crate::packages::Packages;
 use crate::postgres::{ACCOUNT, give};
 use crate::process::{Process, Spec};
@@ -48,7 +48,7 @@ impl PgBouncer {
     /// # Errors
     /// When the program is missing or does not print its version.
     pub async fn version(packages: &Packages, folder: &Path) -> Result<Version> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let log = folder.join("version.log");
         let spec = packages.spec("pgbouncer", Path::new("/").join(PROGRAM));
         let process = Process::spawn(spec.args(["--version"]).log(&log))?;
@@ -70,7 +70,7 @@ impl PgBouncer {
         logins: &[Login],
         settings: Settings,
     ) -> Result<Self> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let (users, config) = (folder.join("users.txt"), folder.join("pgbouncer.ini"));
         let lines = logins
             .iter()

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 pub(crate) use self::data::{ACCOUNT, give};
 use self::data::{ROLE, initialise, password, spawn};
-use crate::base;
+use crate::data_folder;
 use crate::packages::Packages;
 use crate::process::Process;
 use crate::stores::Login;
@@ -57,7 +57,7 @@ impl Postgres {
         address: SocketAddr,
         durability: Durability,
     ) -> Result<Self> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let password = password(folder, packages)?;
         if !folder.join("data").exists() {
             initialise(folder, packages, durability).await?;

@@ -18,7 +18,7 @@ use self::settings::Settings;
 use crate::packages::Packages;
 use crate::process::Process;
 use crate::stores::Login;
-use crate::{base, ports};
+use crate::{data_folder, ports};
 
 /// A start takes about 9 s on two cores, and several times that when they are busy.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -98,7 +98,7 @@ impl RabbitMq {
         address: SocketAddr,
         configuration: impl Into<Configuration>,
     ) -> Result<Self> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let (mapper, mapper_address) = start_mapper(packages, folder)?;
         let configuration = configuration.into();
         let mut broker = Self::spawn(

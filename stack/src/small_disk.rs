@@ -9,7 +9,7 @@ use nix::fcntl::posix_fallocate;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
-use crate::base;
+use crate::data_folder;
 
 /// A mounted file system in memory; dropping it removes it with all its files.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl SmallDisk {
     /// # Errors
     /// When we may not mount; only root may.
     pub fn mount(folder: &Path, bytes: u64) -> Result<Self> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let options = format!("size={bytes},mode=0711");
         mount(
             Some("tmpfs"),

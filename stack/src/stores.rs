@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 
-use crate::base::Base;
+use crate::data_folder::DataFolder;
 use crate::packages::Packages;
 use crate::ports;
 use crate::postgres::{self, Durability, Postgres};
@@ -106,7 +106,7 @@ impl Stores {
     /// When one does not come up; the other is killed then.
     pub async fn start(
         packages: &Packages,
-        base: &Base,
+        base: &DataFolder,
         addresses: Addresses,
         durability: Durability,
     ) -> Result<Self> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use stack::{
-    base::Base,
     chromium::{self, Driver},
+    data_folder::DataFolder,
 };
 use tokio::time::{Instant, sleep};
 
@@ -30,7 +30,7 @@ pub(crate) struct Browser {
     client: Client,
     session: String,
     _driver: Driver,
-    _base: Base,
+    _base: DataFolder,
 }
 
 impl Browser {
@@ -41,7 +41,7 @@ impl Browser {
             eprintln!("SKIPPED: there is no Chromium; apt-get install chromium chromium-driver");
             return None;
         }
-        let base = Base::temporary().expect("a folder");
+        let base = DataFolder::temporary().expect("a folder");
         let folder = base.folder("chromium").expect("a folder");
         let driver = Driver::start(&folder).await.expect("the driver starts");
         let mut options = json!({"args": driver.arguments("profile").expect("a folder")});

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use shared::Family;
 use sqlx::PgPool;
 use stack::{
-    base::Base,
+    data_folder::DataFolder,
     packages::Packages,
     ports,
     postgres::{Durability, Postgres},
@@ -29,13 +29,13 @@ const NO_BROKER: &str = "amqp://127.0.0.1:1/%2f";
 struct Server {
     pool: PgPool,
     _postgres: Postgres,
-    _base: Base,
+    _base: DataFolder,
 }
 
 impl Server {
     async fn start() -> Self {
         let packages = Packages::find().expect("the packages");
-        let base = Base::temporary().expect("a folder");
+        let base = DataFolder::temporary().expect("a folder");
         let postgres = Postgres::start(
             &packages,
             &base.path().join("postgres"),

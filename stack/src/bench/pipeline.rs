@@ -16,7 +16,7 @@ use super::load::{Load, Outcome, Pace};
 use super::request::{PREFIX, Requests};
 use super::{FILL_FOR, USUAL, grown};
 use crate::accounts::Accounts;
-use crate::base::Base;
+use crate::data_folder::DataFolder;
 use crate::packages::Packages;
 use crate::postgres::Durability;
 use crate::process::Process;
@@ -53,7 +53,7 @@ pub(super) struct Pipeline {
     accepted: u64,
     /// Those of them that are known to be stored.
     stored: u64,
-    _base: Base,
+    _base: DataFolder,
 }
 
 /// The result of a load while a worker stored.
@@ -97,7 +97,7 @@ impl Pipeline {
         programs: Programs,
         folder: &Path,
     ) -> Result<Self> {
-        let base = Base::temporary()?;
+        let base = DataFolder::temporary()?;
         let mut stores =
             Stores::start(packages, &base, Addresses::free()?, Durability::Full).await?;
         let pool = PgPool::connect_lazy(&stores.database_url())?;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use stack::base::{self, Base};
 use stack::bench::{self, Plan};
+use stack::data_folder::{self, DataFolder};
 use stack::packages::Packages;
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
@@ -50,7 +50,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let ended = signals.unless_stopped(bench(args)).await;
-    base::sweep_abandoned()?;
+    data_folder::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
     }
@@ -68,7 +68,7 @@ async fn bench(args: &Args) -> Result<ExitCode> {
         // The load generator has to be optimised as well.
         return measuring::run_built(&programs).await;
     }
-    let base = Base::temporary()?;
+    let base = DataFolder::temporary()?;
     let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
     let folder = args.outputs.logs(&base)?;
     let plan = Plan {

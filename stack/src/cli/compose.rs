@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use stack::base::{self, Base};
 use stack::compose::{self, Settings};
+use stack::data_folder::{self, DataFolder};
 use stack::progress::{Progress, note};
 
 use super::signals::Signals;
@@ -28,7 +28,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let ended = signals.unless_stopped(compose(args)).await;
-    base::sweep_abandoned()?;
+    data_folder::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
     }
@@ -36,7 +36,7 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
 
 async fn compose(args: &Args) -> Result<ExitCode> {
     let progress = Progress::Shown;
-    let base = Base::temporary()?;
+    let base = DataFolder::temporary()?;
     let workspace = super::workspace()?;
     let settings = Settings {
         image: args.image.clone(),

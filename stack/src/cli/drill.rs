@@ -10,9 +10,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use stack::base::{self, Base};
+use stack::data_folder::{self, DataFolder};
 use stack::drill::machine::{self, Machine};
-use stack::drill::{Drill, Incident, Schedule, Settings, Site};
+use stack::drill::{Drill, Incident, Schedule, Settings, System};
 use stack::packages::Packages;
 use stack::programs::{Profile, Programs, Scope};
 use stack::progress::Progress;
@@ -67,7 +67,7 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     } else {
         signals.unless_stopped(on_one_machine(args)).await
     };
-    base::sweep_abandoned()?;
+    data_folder::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
     }
@@ -76,7 +76,7 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
 async fn on_one_machine(args: &Args) -> Result<ExitCode> {
     let progress = Progress::Shown;
     let faults = args.faults(machine::Fault::all())?;
-    let base = Base::temporary()?;
+    let base = DataFolder::temporary()?;
     let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
     let programs = args.programs(progress).await?;
     let settings = args.settings(progress);
@@ -116,7 +116,7 @@ impl Args {
         self.only.iter().map(|name| name.parse()).collect()
     }
 
-    async fn hold<S: Site>(
+    async fn hold<S: System>(
         &self,
         mut drill: Drill<S>,
         seed: u64,

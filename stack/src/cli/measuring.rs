@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use stack::base::Base;
+use stack::data_folder::DataFolder;
 use stack::process::{Process, Spec};
 use stack::programs::Programs;
 
@@ -26,7 +26,7 @@ pub(super) struct Outputs {
 
 impl Outputs {
     /// Where the services' logs go: the given folder, or one that is deleted with `base`.
-    pub(super) fn logs(&self, base: &Base) -> Result<PathBuf> {
+    pub(super) fn logs(&self, base: &DataFolder) -> Result<PathBuf> {
         match &self.logs {
             Some(logs) => {
                 fs::create_dir_all(logs)?;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use stack::base::{self, Base};
+use stack::data_folder::{self, DataFolder};
 use stack::haproxy;
 use stack::packages::Packages;
 use stack::programs::{Profile, Programs, Scope};
@@ -30,7 +30,7 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let ended = signals.unless_stopped(besiege(args)).await;
-    base::sweep_abandoned()?;
+    data_folder::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
     }
@@ -50,7 +50,7 @@ async fn besiege(args: &Args) -> Result<ExitCode> {
         return measuring::run_built(&programs).await;
     }
     rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files")?;
-    let base = Base::temporary()?;
+    let base = DataFolder::temporary()?;
     let apt = base.path().join("apt.log");
     let packages = Packages::find_or_install(&apt, progress).await?;
     haproxy::install(&apt, progress).await?;

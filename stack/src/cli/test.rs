@@ -4,8 +4,8 @@ use std::process::ExitCode;
 use std::{env, thread};
 
 use anyhow::{Context, Result};
-use stack::base::{self, Base};
 use stack::chromium;
+use stack::data_folder::{self, DataFolder};
 use stack::debian_root::Release;
 use stack::haproxy;
 use stack::packages::{self, Monitoring, Packages, STORES};
@@ -38,16 +38,16 @@ const TESTS_PER_PROCESSOR: usize = 2;
 const RUNNER: &str = r#"target."cfg(unix)".runner = ["setpriv", "--pdeathsig", "KILL", "--"]"#;
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
-    let base = Base::temporary()?;
+    let base = DataFolder::temporary()?;
     let ended = signals.unless_stopped(test(args, &base)).await;
     // Interrupted tests could not clean up after themselves.
-    base::sweep_abandoned()?;
+    data_folder::sweep_abandoned()?;
     match ended? {
         Ok(code) | Err(code) => Ok(code),
     }
 }
 
-async fn test(args: &Args, base: &Base) -> Result<ExitCode> {
+async fn test(args: &Args, base: &DataFolder) -> Result<ExitCode> {
     let progress = Progress::Shown;
     let workspace = super::workspace()?;
     let apt = base.path().join("apt.log");

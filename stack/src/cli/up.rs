@@ -12,7 +12,7 @@ use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
 use sqlx::PgPool;
 use stack::accounts::Accounts;
-use stack::base::Base;
+use stack::data_folder::DataFolder;
 use stack::packages::Packages;
 use stack::ports;
 use stack::postgres::Durability;
@@ -68,7 +68,7 @@ struct Running {
 }
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
-    let base = Base::persistent(args.dir.as_deref(), &super::workspace()?)?;
+    let base = DataFolder::persistent(args.dir.as_deref(), &super::workspace()?)?;
     if args.fresh {
         base.wipe()?;
     }
@@ -87,7 +87,7 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     })
 }
 
-async fn start(args: &Args, base: &Base) -> Result<Running> {
+async fn start(args: &Args, base: &DataFolder) -> Result<Running> {
     let progress = Progress::Shown;
     let logs = base.folder("logs")?;
     let packages = Packages::find_or_install(&logs.join("apt.log"), progress).await?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::database::PATRONI;
 use super::network::Link;
-use super::node::{File, Ground, Node, Setup};
+use super::node::{File, Folders, Node, Setup};
 
 const CONFIG: &str = "/etc/haproxy/haproxy.cfg";
 const DEFAULTS: &str = "\
@@ -41,7 +41,7 @@ pub struct Balancer {
 impl Balancer {
     /// It uses the same port as the servers behind it.
     pub(super) fn start(
-        ground: Ground<'_>,
+        folders: Folders<'_>,
         link: Link,
         hosts: &str,
         port: u16,
@@ -59,7 +59,7 @@ impl Balancer {
                 .into(),
             env: Vec::new(),
         };
-        let mut node = Node::new(ground, link, hosts, setup)?;
+        let mut node = Node::new(folders, link, hosts, setup)?;
         node.boot()?;
         Ok(Self { node, port })
     }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::network::Link;
-use super::node::{File, Ground, Node, Setup};
+use super::node::{File, Folders, Node, Setup};
 use super::rest;
 use crate::rabbitmq::{self, COUNT_MESSAGES};
 
@@ -51,7 +51,7 @@ pub struct Brokers {
 }
 
 impl Brokers {
-    pub(super) async fn start(ground: Ground<'_>, links: &[Link], hosts: &str) -> Result<Self> {
+    pub(super) async fn start(folders: Folders<'_>, links: &[Link], hosts: &str) -> Result<Self> {
         let nodes = links.iter().map(|link| {
             let file = |path, text: &str, owner| File {
                 path,
@@ -78,7 +78,7 @@ impl Brokers {
                     ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", VM_ARGS.to_owned()),
                 ],
             };
-            Node::new(ground, *link, hosts, setup)
+            Node::new(folders, *link, hosts, setup)
         });
         let mut brokers = Self {
             nodes: nodes.collect::<Result<_>>()?,

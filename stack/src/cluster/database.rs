@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::network::Link;
-use super::node::{File, Ground, Node, Setup};
+use super::node::{File, Folders, Node, Setup};
 use super::rest;
 use crate::stores::Login;
 
@@ -39,7 +39,7 @@ pub struct Database {
 
 impl Database {
     pub(super) async fn start(
-        ground: Ground<'_>,
+        folders: Folders<'_>,
         etcd: Link,
         links: &[Link],
         hosts: &str,
@@ -49,9 +49,9 @@ impl Database {
             user: "pleo".to_owned(),
             password: format!("{:032x}", rand::random::<u128>()),
         };
-        let mut etcd = Node::new(ground, etcd, hosts, etcd_setup(etcd))?;
+        let mut etcd = Node::new(folders, etcd, hosts, etcd_setup(etcd))?;
         etcd.boot()?;
-        let bin = newest_bin(ground)?;
+        let bin = newest_bin(folders)?;
         let mut nodes = Vec::new();
         for link in links {
             let config = patroni_config(*link, etcd.link(), &bin, &owner, replication);
@@ -65,7 +65,7 @@ impl Database {
                 command: vec!["/usr/bin/patroni".to_owned(), "/etc/patroni.yml".to_owned()],
                 env: vec![("HOME", "/var/lib/postgresql".to_owned())],
             };
-            nodes.push(Node::new(ground, *link, hosts, setup)?);
+            nodes.push(Node::new(folders, *link, hosts, setup)?);
         }
         let mut database = Self {
             nodes,
@@ -257,8 +257,8 @@ fn etcd_setup(link: Link) -> Setup {
 }
 
 /// The programs of the newest Postgres in the root.
-fn newest_bin(ground: Ground<'_>) -> Result<String> {
-    let versions = std::fs::read_dir(ground.root.join("usr/lib/postgresql"))?;
+fn newest_bin(folders: Folders<'_>) -> Result<String> {
+    let versions = std::fs::read_dir(folders.root.join("usr/lib/postgresql"))?;
     let newest = versions
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())

@@ -41,7 +41,7 @@ done
 
 /// The folders that machines are made from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ground<'a> {
+pub(super) struct Folders<'a> {
     /// The Debian that every disk starts from; it stays unchanged.
     pub(super) root: &'a Path,
     /// Where the disks are.
@@ -86,14 +86,14 @@ pub(super) struct Node {
 
 impl Node {
     /// A machine with a new disk that is not running yet. `hosts` names the others.
-    pub(super) fn new(ground: Ground<'_>, link: Link, hosts: &str, setup: Setup) -> Result<Self> {
+    pub(super) fn new(folders: Folders<'_>, link: Link, hosts: &str, setup: Setup) -> Result<Self> {
         let node = Self {
             link,
             setup,
             hosts: hosts.to_owned(),
-            lower: ground.root.to_owned(),
-            disk: ground.disks.join(link.name),
-            log: ground.logs.join(format!("{}.log", link.name)),
+            lower: folders.root.to_owned(),
+            disk: folders.disks.join(link.name),
+            log: folders.logs.join(format!("{}.log", link.name)),
             process: None,
         };
         node.format()?;

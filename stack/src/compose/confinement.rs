@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use super::site::Site;
+use super::project::Project;
 
 /// These write outside their volumes: RabbitMQ its configuration, Grafana various files.
 const WRITING: [&str; 2] = ["rabbitmq", "grafana"];
@@ -54,10 +54,10 @@ struct Network {
 ///
 /// # Errors
 /// Names the first container that has too many rights, and which.
-pub(super) async fn holds(site: &Site) -> Result<()> {
-    for container in site.containers().await? {
+pub(super) async fn holds(project: &Project) -> Result<()> {
+    for container in project.containers().await? {
         let service = &*container.service;
-        let inspected = site.docker(&["inspect", &container.id]).await?;
+        let inspected = project.docker(&["inspect", &container.id]).await?;
         let inspected: Vec<Inspected> = serde_json::from_str(&inspected)?;
         let Inspected {
             host_config,
@@ -68,7 +68,7 @@ pub(super) async fn holds(site: &Site) -> Result<()> {
             .with_context(|| container.name.clone())?;
         let mut goes_out = false;
         for name in network_settings.networks.keys() {
-            let network = site.docker(&["network", "inspect", name]).await?;
+            let network = project.docker(&["network", "inspect", name]).await?;
             let networks: Vec<Network> = serde_json::from_str(&network)?;
             goes_out |= networks.iter().any(Network::leads_out);
         }

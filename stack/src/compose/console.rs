@@ -7,7 +7,7 @@ use hookctl::sample::VENDOR;
 use reqwest::{Client, redirect::Policy};
 use tokio::time::{Instant, sleep};
 
-use super::site::Site;
+use super::project::Project;
 
 /// The console reads the users file every five seconds. After five failures a name has to wait for a
 /// minute.
@@ -19,11 +19,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When one of the two fails.
-pub(super) async fn shows_events(site: &Site, name: &str, password: &str) -> Result<()> {
-    let cookie = sign_in(site, name, password).await?;
+pub(super) async fn shows_events(project: &Project, name: &str, password: &str) -> Result<()> {
+    let cookie = sign_in(project, name, password).await?;
     let url = format!(
         "http://{}/events?type={}",
-        site.published.console, VENDOR.event_type
+        project.published.console, VENDOR.event_type
     );
     let page = client()?.get(&url).header("cookie", cookie).send().await?;
     let (status, page) = (page.status(), page.text().await?);
@@ -36,8 +36,8 @@ pub(super) async fn shows_events(site: &Site, name: &str, password: &str) -> Res
 ///
 /// # Errors
 /// When it does not.
-pub(super) async fn asks_for_a_user(site: &Site) -> Result<()> {
-    let url = format!("http://{}/", site.published.console);
+pub(super) async fn asks_for_a_user(project: &Project) -> Result<()> {
+    let url = format!("http://{}/", project.published.console);
     let page = Client::builder().timeout(ANSWER_WITHIN).build()?;
     let page = page.get(&url).send().await?.text().await?;
     ensure!(page.contains("There is no user yet"), "it shows {page}");
@@ -45,8 +45,8 @@ pub(super) async fn asks_for_a_user(site: &Site) -> Result<()> {
 }
 
 /// Waits until the sign-in is accepted, and returns the cookie.
-async fn sign_in(site: &Site, name: &str, password: &str) -> Result<String> {
-    let url = format!("http://{}/sign-in", site.published.console);
+async fn sign_in(project: &Project, name: &str, password: &str) -> Result<String> {
+    let url = format!("http://{}/sign-in", project.published.console);
     let deadline = Instant::now() + SIGNED_IN_WITHIN;
     loop {
         let answer = client()?

@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use tokio::time::{Instant, sleep};
 
 use super::shell::Shell;
-use crate::base::{self, Base};
+use crate::data_folder::{self, DataFolder};
 use crate::debian_root::Release;
 use crate::packages::install_if_permitted;
 use crate::process::{Process, Spec};
@@ -44,7 +44,11 @@ impl Engine {
     ///
     /// # Errors
     /// When there is none and we may not start one.
-    pub(super) async fn find_or_start(base: &Base, own: bool, progress: Progress) -> Result<Self> {
+    pub(super) async fn find_or_start(
+        base: &DataFolder,
+        own: bool,
+        progress: Progress,
+    ) -> Result<Self> {
         if !own {
             let shell = Shell::default();
             if let Ok(version) = version(&shell).await {
@@ -71,9 +75,9 @@ impl Engine {
         Ok(engine)
     }
 
-    async fn start(base: &Base) -> Result<Self> {
-        let data = base::parent()?.join("engine");
-        base::create(&data)?;
+    async fn start(base: &DataFolder) -> Result<Self> {
+        let data = data_folder::parent()?.join("engine");
+        data_folder::create(&data)?;
         let lock = File::create(data.join("lock")).context("cannot lock the engine's data")?;
         lock.try_lock()
             .context("another run uses the engine's data")?;

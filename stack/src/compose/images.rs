@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::shell::Shell;
-use crate::base::Base;
+use crate::data_folder::DataFolder;
 use crate::debian_root::{DebianRoot, Release};
 use crate::progress::Progress;
 
@@ -52,7 +52,7 @@ impl Images {
     /// When neither is possible.
     pub(super) async fn find_or_make(
         shell: &Shell,
-        base: &Base,
+        base: &DataFolder,
         workspace: &Path,
         progress: Progress,
     ) -> Result<Self> {
@@ -86,7 +86,7 @@ impl Images {
     pub(super) async fn plugins(
         &self,
         shell: &Shell,
-        base: &Base,
+        base: &DataFolder,
         workspace: &Path,
     ) -> Result<PathBuf> {
         let root = self.root.as_ref().context("Compose is not installed")?;
@@ -102,7 +102,7 @@ impl Images {
 
 async fn stand_ins(
     shell: &Shell,
-    base: &Base,
+    base: &DataFolder,
     workspace: &Path,
     progress: Progress,
 ) -> Result<Images> {
@@ -153,7 +153,7 @@ async fn build(shell: &Shell, workspace: &Path, debian: &str, target: &str) -> R
 }
 
 /// The build image has the toolchain that compiled this program, and its downloaded crates.
-async fn rust(shell: &Shell, base: &Base, workspace: &Path) -> Result<String> {
+async fn rust(shell: &Shell, base: &DataFolder, workspace: &Path) -> Result<String> {
     const SEND: &str = "tar -C \"$0\" -chf - --exclude=./toolchain/share --exclude=./registry/src . \
                         | docker build --quiet --build-arg DEBIAN=pleo-stand-in/base --tag \"$1\" -";
     let tag = "pleo-stand-in/rust";

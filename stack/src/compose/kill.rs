@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use tokio::time::{Instant, sleep};
 
 use super::container::Container;
-use super::site::Site;
+use super::project::Project;
 
 const RESTARTS_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -15,8 +15,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 ///
 /// # Errors
 /// When it cannot be killed, or does not come back.
-pub(super) async fn kill(site: &Site, container: &Container) -> Result<()> {
-    let before = state(site, container).await?;
+pub(super) async fn kill(project: &Project, container: &Container) -> Result<()> {
+    let before = state(project, container).await?;
     // A container sees the machine's processes only with the right options, and the engine may be on
     // another machine.
     let kill = format!("kill -9 {}", before.pid);
@@ -26,13 +26,13 @@ pub(super) async fn kill(site: &Site, container: &Container) -> Result<()> {
         "0",
         "--entrypoint",
         "sh",
-        &site.image,
+        &project.image,
         "-c",
         &kill,
     ]);
-    site.docker(&args).await?;
+    project.docker(&args).await?;
     let deadline = Instant::now() + RESTARTS_WITHIN;
-    while state(site, container).await?.restarts <= before.restarts {
+    while state(project, container).await?.restarts <= before.restarts {
         ensure!(
             Instant::now() < deadline,
             "{} was not started again",
@@ -47,9 +47,9 @@ pub(super) async fn kill(site: &Site, container: &Container) -> Result<()> {
 ///
 /// # Errors
 /// When that takes too long.
-pub(super) async fn until_healthy(site: &Site, container: &Container) -> Result<()> {
+pub(super) async fn until_healthy(project: &Project, container: &Container) -> Result<()> {
     let deadline = Instant::now() + RESTARTS_WITHIN;
-    while state(site, container).await?.health != "healthy" {
+    while state(project, container).await?.health != "healthy" {
         ensure!(
             Instant::now() < deadline,
             "{} is not healthy again",
@@ -66,9 +66,9 @@ struct State {
     health: String,
 }
 
-async fn state(site: &Site, container: &Container) -> Result<State> {
+async fn state(project: &Project, container: &Container) -> Result<State> {
     let format = "{{.State.Pid}} {{.RestartCount}} {{.State.Health.Status}}";
-    let out = site
+    let out = project
         .docker(&["inspect", "--format", format, &container.id])
         .await?;
     let mut fields = out.split_whitespace();

@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::site::Site;
+use super::project::Project;
 
 /// Events per second: enough that each kill hits some in flight.
 const RATE: u32 = 20;
@@ -83,7 +83,7 @@ impl Load {
     ///
     /// # Errors
     /// When an accepted event is missing or stored twice, or anything is left in the spool or a queue.
-    pub(super) async fn settle(self, site: &Site) -> Result<usize> {
+    pub(super) async fn settle(self, project: &Project) -> Result<usize> {
         self.stop.cancel();
         self.deliveries.close();
         let finished = timeout(FINISH_WITHIN, self.deliveries.wait()).await;
@@ -98,9 +98,9 @@ impl Load {
         let deadline = Instant::now() + STORED_WITHIN;
         loop {
             let query = format!("select webhook_id from events where webhook_id like '{prefix}%'");
-            let rows = site.sql(&query).await?;
+            let rows = project.sql(&query).await?;
             let stored: BTreeSet<String> = rows.iter().cloned().collect();
-            let left = site
+            let left = project
                 .count("select (select count(*) from unstored_receipts) + (select count(*) from webhook_spool)")
                 .await?;
             if stored == accepted && rows.len() == accepted.len() && left == 0 {

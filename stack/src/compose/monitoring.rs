@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::site::Site;
+use super::project::Project;
 
 /// Prometheus scrapes and evaluates its rules four times a minute.
 const SOON: Duration = Duration::from_secs(120);
@@ -26,9 +26,9 @@ const JOBS: [&str; 6] = [
 ///
 /// # Errors
 /// Names targets that are down, and jobs without a target.
-pub(super) async fn targets_are_up(site: &Site) -> Result<usize> {
+pub(super) async fn targets_are_up(project: &Project) -> Result<usize> {
     eventually(async || {
-        let found = prometheus(site, "targets", &[]).await?;
+        let found = prometheus(project, "targets", &[]).await?;
         let targets = found["activeTargets"].as_array().context("no targets")?;
         let down: Vec<String> = targets
             .iter()
@@ -50,9 +50,9 @@ pub(super) async fn targets_are_up(site: &Site) -> Result<usize> {
 ///
 /// # Errors
 /// Names the rules and metrics that fail.
-pub(super) async fn rules_work(site: &Site) -> Result<usize> {
+pub(super) async fn rules_work(project: &Project) -> Result<usize> {
     eventually(async || {
-        let found = prometheus(site, "rules", &[]).await?;
+        let found = prometheus(project, "rules", &[]).await?;
         let groups = found["groups"].as_array().context("no groups")?;
         let rules: Vec<&Value> = groups
             .iter()
@@ -74,7 +74,7 @@ pub(super) async fn rules_work(site: &Site) -> Result<usize> {
         {
             for rule in group["rules"].as_array().context("no rules")? {
                 let name = rule["name"].as_str().context("a rule without a name")?;
-                ensure!(series(site, name).await? > 0, "there is no {name}");
+                ensure!(series(project, name).await? > 0, "there is no {name}");
             }
         }
         Ok(rules.len())
@@ -86,9 +86,9 @@ pub(super) async fn rules_work(site: &Site) -> Result<usize> {
 ///
 /// # Errors
 /// When it does not arrive.
-pub(super) async fn alert_arrives(site: &Site, name: &str) -> Result<()> {
+pub(super) async fn alert_arrives(project: &Project, name: &str) -> Result<()> {
     eventually(async || {
-        let url = format!("http://{}/api/v2/alerts", site.published.alertmanager);
+        let url = format!("http://{}/api/v2/alerts", project.published.alertmanager);
         let alerts = get(&url).await?;
         let alerts = alerts.as_array().context("no alerts")?;
         let alert = alerts
@@ -107,9 +107,9 @@ pub(super) async fn alert_arrives(site: &Site, name: &str) -> Result<()> {
 ///
 /// # Errors
 /// When it does not.
-pub(super) async fn until_series(site: &Site, expression: &str, wanted: usize) -> Result<()> {
+pub(super) async fn until_series(project: &Project, expression: &str, wanted: usize) -> Result<()> {
     eventually(async || {
-        let found = series(site, expression).await?;
+        let found = series(project, expression).await?;
         ensure!(
             found >= wanted,
             "{found} instead of {wanted} of {expression}"
@@ -119,13 +119,13 @@ pub(super) async fn until_series(site: &Site, expression: &str, wanted: usize) -
     .await
 }
 
-async fn series(site: &Site, expression: &str) -> Result<usize> {
-    let found = prometheus(site, "query", &[("query", expression)]).await?;
+async fn series(project: &Project, expression: &str) -> Result<usize> {
+    let found = prometheus(project, "query", &[("query", expression)]).await?;
     Ok(found["result"].as_array().context("no result")?.len())
 }
 
-async fn prometheus(site: &Site, path: &str, query: &[(&str, &str)]) -> Result<Value> {
-    let url = format!("http://{}/api/v1/{path}", site.published.prometheus);
+async fn prometheus(project: &Project, path: &str, query: &[(&str, &str)]) -> Result<Value> {
+    let url = format!("http://{}/api/v1/{path}", project.published.prometheus);
     let url = reqwest::Url::parse_with_params(&url, query)?;
     Ok(get(url.as_str()).await?["data"].take())
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::site::Site;
+use super::project::Project;
 
 /// Shorter ones would be found everywhere.
 const SHORTEST: usize = 8;
@@ -19,10 +19,10 @@ const READ: &str = "cat /proc/1/environ || exit 1
 ///
 /// # Errors
 /// Names the container with a password, and where it is.
-pub(super) async fn are_nowhere(site: &Site, secrets: &Path) -> Result<usize> {
+pub(super) async fn are_nowhere(project: &Project, secrets: &Path) -> Result<usize> {
     let passwords = read(secrets)?;
     ensure!(passwords.len() >= 8, "only {} passwords", passwords.len());
-    let containers = site.containers().await?;
+    let containers = project.containers().await?;
     for container in &containers {
         let pid = format!("container:{}", container.id);
         let mut environments = vec!["run", "--rm", "--cap-add", "SYS_PTRACE", "--pid", &pid];
@@ -33,16 +33,16 @@ pub(super) async fn are_nowhere(site: &Site, secrets: &Path) -> Result<usize> {
             "0",
             "--entrypoint",
             "sh",
-            &site.image,
+            &project.image,
         ]);
         environments.extend(["-c", READ]);
-        let inspect = site.docker(&["inspect", &container.id]).await?;
-        let logs = site
+        let inspect = project.docker(&["inspect", &container.id]).await?;
+        let logs = project
             .line(&format!("docker logs {} 2>&1", container.id))
             .await?;
         let running = container.status.starts_with("Up");
         let processes = match running {
-            true => site.docker(&environments).await?,
+            true => project.docker(&environments).await?,
             false => String::new(),
         };
         ensure!(

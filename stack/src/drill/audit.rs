@@ -8,7 +8,7 @@ use sqlx::{PgPool, Row};
 use tokio::time::{Instant, sleep};
 
 use super::event::{self, Kind};
-use super::site::Site;
+use super::system::System;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -57,7 +57,7 @@ pub struct Audit {
 /// # Errors
 /// When a store does not answer.
 pub(super) async fn audit(
-    site: &impl Site,
+    system: &impl System,
     pool: &PgPool,
     seed: u64,
     deadline: Instant,
@@ -70,7 +70,7 @@ pub(super) async fn audit(
     };
     let (spooled, queued) = loop {
         let spooled = count("select count(*) from webhook_spool").await?;
-        let queued = site.queued().await?;
+        let queued = system.queued().await?;
         if spooled == 0 && queued == 0 || Instant::now() > deadline {
             break (spooled, queued);
         }

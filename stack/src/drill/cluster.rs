@@ -11,10 +11,10 @@ use anyhow::{Context, Result};
 use tokio::time::{sleep, timeout};
 
 pub use self::fault::{Fault, Part, Replica};
-use super::site::{AnyFault, Site};
+use super::system::{AnyFault, System};
 use crate::accounts::Accounts;
-use crate::base::{self, Base};
 use crate::cluster::{Brokers, Cluster, PartitionHandling, Replication, other};
+use crate::data_folder::{self, DataFolder};
 use crate::process::Process;
 use crate::programs::Programs;
 use crate::rabbitmq;
@@ -55,7 +55,7 @@ pub struct Clustered {
     primary: usize,
     cluster: Cluster,
     replication: Replication,
-    _base: Base,
+    _base: DataFolder,
 }
 
 impl Clustered {
@@ -65,10 +65,10 @@ impl Clustered {
     /// # Errors
     /// When something does not come up.
     pub async fn start(programs: Programs, settings: Settings<'_>) -> Result<Self> {
-        let base = Base::temporary()?;
+        let base = DataFolder::temporary()?;
         let logs = match settings.logs {
             Some(logs) => {
-                base::create(logs)?;
+                data_folder::create(logs)?;
                 logs.to_owned()
             }
             None => base.folder("logs")?,
@@ -104,7 +104,7 @@ impl Clustered {
             let service = launcher.start_at(replica.program, &replica.to_string(), listen)?;
             services.insert(replica, service);
         }
-        let mut site = Self {
+        let mut system = Self {
             services,
             away: Vec::new(),
             brokers: Vec::new(),
@@ -113,9 +113,9 @@ impl Clustered {
             replication,
             _base: base,
         };
-        site.ready(READY_WITHIN).await?;
-        site.brokers_whole().await?;
-        Ok(site)
+        system.ready(READY_WITHIN).await?;
+        system.brokers_whole().await?;
+        Ok(system)
     }
 
     async fn brokers_whole(&mut self) -> Result<()> {
@@ -213,7 +213,7 @@ fn receipt_trust(replication: Replication) -> &'static str {
     }
 }
 
-impl Site for Clustered {
+impl System for Clustered {
     type Fault = Fault;
 
     // The same as on one machine, plus the lease of a primary that is lost once more.

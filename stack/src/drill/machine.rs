@@ -15,9 +15,9 @@ use tokio::time::{sleep, timeout};
 
 pub use self::fault::{Alarm, Fault, Part, RoundTrip, Store};
 use super::event::BUSY_VENDOR;
-use super::site::{AnyFault, Site};
+use super::system::{AnyFault, System};
 use crate::accounts::Accounts;
-use crate::base::{self, Base};
+use crate::data_folder::{self, DataFolder};
 use crate::packages::Packages;
 use crate::postgres::Durability;
 use crate::process::Process;
@@ -57,10 +57,10 @@ pub struct Machine {
     proxies: BTreeMap<Store, Proxy>,
     stores: Stores,
     disk: Option<SmallDisk>,
-    _base: Base,
+    _base: DataFolder,
 }
 
-impl Site for Machine {
+impl System for Machine {
     type Fault = Fault;
 
     // The longest wait in the services is the lease of a spool row that a killed worker had claimed: 60 s.
@@ -219,10 +219,10 @@ impl Machine {
         programs: Programs,
         logs: Option<&Path>,
     ) -> Result<Self> {
-        let base = Base::temporary()?;
+        let base = DataFolder::temporary()?;
         let logs = match logs {
             Some(logs) => {
-                base::create(logs)?;
+                data_folder::create(logs)?;
                 logs.to_owned()
             }
             None => base.folder("logs")?,
@@ -257,7 +257,7 @@ impl Machine {
                 services.insert(part, launcher.start(program, part.name())?);
             }
         }
-        let site = Self {
+        let system = Self {
             services,
             away: Vec::new(),
             failures: Vec::new(),
@@ -267,9 +267,9 @@ impl Machine {
             disk,
             _base: base,
         };
-        site.ready(READY_WITHIN).await?;
-        site.stores.rabbitmq.settle().await;
-        Ok(site)
+        system.ready(READY_WITHIN).await?;
+        system.stores.rabbitmq.settle().await;
+        Ok(system)
     }
 
     async fn alarm(&self, alarm: Alarm, watermark: [&str; 2], disk_limit: &str) -> Result<()> {

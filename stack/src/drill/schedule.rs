@@ -7,7 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::site::AnyFault;
+use super::system::AnyFault;
 
 /// Incidents in a hundred in which a second fault starts during the first.
 const DOUBLE: u32 = 40;

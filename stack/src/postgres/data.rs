@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::{chown, geteuid};
 
 use super::Durability;
-use crate::base;
+use crate::data_folder;
 use crate::packages::Packages;
 use crate::process::{Process, Spec};
 
@@ -56,7 +56,7 @@ pub(super) async fn initialise(
     if fresh.exists() {
         fs::remove_dir_all(&fresh).with_context(|| format!("cannot delete {}", fresh.display()))?;
     }
-    base::create(&fresh)?;
+    data_folder::create(&fresh)?;
     give(&fresh, 0o700, packages)?;
     let mut spec = as_account(packages, "initdb", folder)
         .args([

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::data::{ROLE, as_account, give, spawn};
 use super::{Postgres, READY_WITHIN};
-use crate::base;
+use crate::data_folder;
 use crate::process::Process;
 
 /// The name by which the primary knows the standby.
@@ -23,7 +23,7 @@ impl Postgres {
     /// # Errors
     /// When the copy cannot be made, or with the end of the standby's log when it does not come up.
     pub async fn standby(&self, folder: &Path, address: SocketAddr) -> Result<Self> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let data = folder.join("data");
         let source = format!(
             "host={} port={} user={ROLE} password={} application_name={NAME}",
@@ -31,7 +31,7 @@ impl Postgres {
             self.address.port(),
             self.password
         );
-        base::create(&data)?;
+        data_folder::create(&data)?;
         give(&data, 0o700, &self.packages)?;
         let copy = as_account(&self.packages, "pg_basebackup", folder)
             .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use super::{Plugins, RabbitMq, start_mapper, started_once};
 use crate::packages::Packages;
 use crate::process::Process;
-use crate::{base, ports};
+use crate::{data_folder, ports};
 
 /// The cluster's nodes, all on loopback. The others have joined the first one.
 #[derive(Debug)]
@@ -25,13 +25,13 @@ impl Cluster {
     /// # Errors
     /// When one does not come up or does not join.
     pub async fn start(packages: &Packages, folder: &Path, size: usize) -> Result<Self> {
-        base::create(folder)?;
+        data_folder::create(folder)?;
         let (mapper, mapper_address) = start_mapper(packages, folder)?;
         let cookie = format!("{:032x}", rand::random::<u128>());
         let mut nodes = Vec::new();
         for number in 1..=size {
             let folder = folder.join(format!("node-{number}"));
-            base::create(&folder)?;
+            data_folder::create(&folder)?;
             give_cookie(&folder, &cookie).context("cannot write the cookie")?;
             let name = format!("stack-{number}@localhost");
             nodes.push(RabbitMq::spawn(

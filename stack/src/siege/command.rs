@@ -8,7 +8,7 @@ use shared::Program;
 
 use super::{Attack, Entrance, Line, Report, Target, besiege, secrets};
 use crate::accounts::Accounts;
-use crate::base::Base;
+use crate::data_folder::DataFolder;
 use crate::haproxy::HaProxy;
 use crate::packages::Packages;
 use crate::postgres::Durability;
@@ -42,7 +42,7 @@ pub async fn run(
     progress: Progress,
 ) -> Result<Report> {
     let step = progress.step("starting the stores");
-    let base = Base::temporary()?;
+    let base = DataFolder::temporary()?;
     let stores = Stores::start(packages, &base, Addresses::free()?, Durability::Full).await?;
     let accounts = Accounts::random();
     accounts.set_up(&programs, &stores, folder).await?;

@@ -2,6 +2,6 @@
 
 mod links;
 mod metrics;
-mod place;
+mod pipeline;
 mod queries;
 mod settings;

@@ -6,7 +6,7 @@ use shared::{Family, Program};
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
 
-use crate::place::{Place, SOON};
+use crate::pipeline::{Pipeline, SOON};
 
 const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 
@@ -125,13 +125,13 @@ fn exposed(text: &str) -> Metrics {
 
 #[sqlx::test(migrations = false)]
 async fn every_metric_is_documented_and_every_documented_metric_is_there(pool: PgPool) {
-    let place = Place::new(&pool).await;
+    let pipeline = Pipeline::new(&pool).await;
     for program in Program::ALL {
         let documented = documented(program);
         let deadline = Instant::now() + SOON;
         // Some exist only after the first connection to a store.
         loop {
-            let exposed = exposed(&place.metrics(program).await);
+            let exposed = exposed(&pipeline.metrics(program).await);
             if exposed == documented {
                 break;
             }
@@ -143,7 +143,7 @@ async fn every_metric_is_documented_and_every_documented_metric_is_there(pool: P
             sleep(std::time::Duration::from_millis(200)).await;
         }
     }
-    place.clean_up().await;
+    pipeline.clean_up().await;
 }
 
 fn difference(exposed: &Metrics, documented: &Metrics) -> String {

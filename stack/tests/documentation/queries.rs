@@ -9,7 +9,7 @@ use ingest::secrets::DEVELOPMENT_SECRET;
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::time::{Instant, sleep};
 
-use crate::place::{Place, SOON};
+use crate::pipeline::{Pipeline, SOON};
 
 const DOCUMENT: &str = include_str!("../../../docs/queries.md");
 
@@ -84,9 +84,9 @@ fn events() -> Vec<String> {
 }
 
 /// Sends the events and waits until all are stored.
-async fn fill(place: &Place, pool: &PgPool) {
+async fn fill(pipeline: &Pipeline, pool: &PgPool) {
     let events = events();
-    let url = place.webhook_url();
+    let url = pipeline.webhook_url();
     for body in &events {
         let id = sample::new_webhook_id();
         let answer = delivery::post(&url, DEVELOPMENT_SECRET, &id, body)
@@ -111,8 +111,8 @@ async fn fill(place: &Place, pool: &PgPool) {
 
 #[sqlx::test(migrations = false)]
 async fn every_query_of_the_cookbook_runs_and_finds_something(pool: PgPool) {
-    let place = Place::new(&pool).await;
-    fill(&place, &pool).await;
+    let pipeline = Pipeline::new(&pool).await;
+    fill(&pipeline, &pool).await;
     let queries: Vec<&str> = DOCUMENT
         .split("```sql\n")
         .skip(1)
@@ -128,5 +128,5 @@ async fn every_query_of_the_cookbook_runs_and_finds_something(pool: PgPool) {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    place.clean_up().await;
+    pipeline.clean_up().await;
 }

@@ -10,7 +10,7 @@ use hookctl::sample::{EXPORT_JOB, VENDOR, new_webhook_id};
 use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
 use stack::accounts::Accounts;
-use stack::base::Base;
+use stack::data_folder::DataFolder;
 use stack::packages::{Monitoring, Packages};
 use stack::postgres::Durability;
 use stack::programs::Programs;
@@ -77,7 +77,7 @@ async fn answer(prometheus: &Prometheus, expression: &str) -> Vec<Sample> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_expression_of_every_rule_and_panel_returns_data() {
-    let base = Base::temporary().expect("a folder");
+    let base = DataFolder::temporary().expect("a folder");
     let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
     let monitoring = Monitoring::find().expect("Prometheus is installed");
     let addresses = Addresses::free().expect("free ports");

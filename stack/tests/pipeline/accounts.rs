@@ -10,15 +10,15 @@ use shared::{Family, Program};
 
 use tokio::time::timeout;
 
-use crate::world::{SOON, World, count, post, send, until_count};
+use crate::pipeline::{Pipeline, SOON, count, post, send, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_run_under_their_own_accounts_which_may_come_after_them() {
-    let mut world = World::unprepared().await;
-    world.launcher = world.launcher.clone().under(world.accounts());
+    let mut pipeline = Pipeline::unprepared().await;
+    pipeline.launcher = pipeline.launcher.clone().under(pipeline.accounts());
     let services: Vec<_> = Program::ALL
         .into_iter()
-        .map(|program| world.start(program, program.name()))
+        .map(|program| pipeline.start(program, program.name()))
         .collect();
     let url = services[0].webhook_url();
     let refused = loop {
@@ -31,7 +31,7 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
     };
     assert_eq!(refused, Outcome::Refused(503));
 
-    world.set_up().await;
+    pipeline.set_up().await;
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
@@ -39,13 +39,13 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
     send(&url, &VENDOR).await;
     let answer = post(&url, "msg_1", "{}").await;
     assert_eq!(answer.outcome, Outcome::Accepted, "{answer:?}");
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from events", 3).await;
     until_count(&pool, "select count(*) from export_jobs", 1).await;
     until_count(&pool, "select count(*) from vendors", 1).await;
 
     let accounts: BTreeSet<String> = Program::ALL
-        .map(|program| world.accounts().login(program).user)
+        .map(|program| pipeline.accounts().login(program).user)
         .into();
     // All programs of the pipeline name their connections; the connections of this test have no name.
     let connected: Vec<String> = sqlx::query_scalar(
@@ -67,7 +67,7 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
         0,
         "each uses its own"
     );
-    let connected = world
+    let connected = pipeline
         .stores
         .rabbitmq
         .ctl(&["list_connections", "user"])
@@ -84,15 +84,15 @@ async fn services_run_under_their_own_accounts_which_may_come_after_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_console_shows_every_page_under_its_own_account() {
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
-    let vendors = world.start(Program::Worker(Family::Vendor), "vendor-worker");
-    let console = world.start(Program::Console, "console");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
+    let vendors = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let console = pipeline.start(Program::Console, "console");
     for service in [&ingest, &vendors, &console] {
         service.ready(SOON).await.expect("ready");
     }
     send(&ingest.webhook_url(), &VENDOR).await;
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from vendors", 1).await;
     let id: String = sqlx::query_scalar("select webhook_id from events")
         .fetch_one(&pool)
@@ -131,14 +131,14 @@ async fn the_console_shows_every_page_under_its_own_account() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_grant_holds_its_family_until_it_is_given() {
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
-    let vendors = world.start(Program::Worker(Family::Vendor), "vendor-worker");
-    let jobs = world.start(Program::Worker(Family::ExportJob), "export-job-worker");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
+    let vendors = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let jobs = pipeline.start(Program::Worker(Family::ExportJob), "export-job-worker");
     for service in [&ingest, &vendors, &jobs] {
         service.ready(SOON).await.expect("ready");
     }
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     sqlx::raw_sql(r#"revoke insert on events from "pleo-vendor-worker""#)
         .execute(&pool)
         .await
@@ -178,18 +178,18 @@ async fn a_missing_grant_holds_its_family_until_it_is_given() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn under_their_accounts_services_spool_and_store_without_rabbitmq() {
-    let world = World::new().await;
-    let services = Program::ALL.map(|program| world.start(program, program.name()));
+    let pipeline = Pipeline::new().await;
+    let services = Program::ALL.map(|program| pipeline.start(program, program.name()));
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
-    let rabbitmq = &world.stores.rabbitmq;
+    let rabbitmq = &pipeline.stores.rabbitmq;
     rabbitmq.ctl(&["stop_app"]).await.expect("it stops");
     send(&services[0].webhook_url(), &EXPORT_JOB).await;
     send(&services[0].webhook_url(), &VENDOR).await;
     let answer = post(&services[0].webhook_url(), "msg_1", "{}").await;
     assert_eq!(answer.outcome, Outcome::Accepted, "{answer:?}");
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from events", 3).await;
     until_count(&pool, "select count(*) from webhook_spool", 0).await;
     until_count(&pool, "select count(*) from export_jobs", 1).await;

@@ -6,14 +6,14 @@ use lapin::{Connection, ConnectionProperties};
 use serde_json::Value;
 use shared::topology::{Declare, Sight, Topology};
 use stack::{
-    base::Base,
+    data_folder::DataFolder,
     packages::Packages,
     programs::Programs,
     rabbitmq::{Cluster, RabbitMq},
 };
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::world::SOON;
+use crate::pipeline::SOON;
 
 /// The verdict of each check, and its finding.
 type Findings = BTreeMap<String, (String, String)>;
@@ -67,7 +67,7 @@ async fn until_found(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_sees_how_the_queues_lie_on_a_cluster() {
-    let base = Base::temporary().expect("a folder");
+    let base = DataFolder::temporary().expect("a folder");
     let packages = Packages::find().expect("RabbitMQ is installed");
     let programs = Programs::find().expect("hookctl is built");
     let hookctl = programs.hookctl();

@@ -6,7 +6,7 @@ use shared::{Family, Program};
 use stack::drill::{Kind, Sender, kind};
 use tokio::time::{Instant, sleep};
 
-use crate::world::{SOON, World, count, post, until_count};
+use crate::pipeline::{Pipeline, SOON, count, post, until_count};
 
 fn send_to(url: String) -> Sender {
     Sender::start(1, 100, &[url]).expect("a sender")
@@ -27,12 +27,12 @@ async fn accepting_again(sender: &Sender, after: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_dies_between_delivery_and_commit_loses_nothing() {
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
-    let mut worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
+    let mut worker = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
     ingest.ready(SOON).await.expect("ready");
     worker.ready(SOON).await.expect("ready");
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
 
     // A lock blocks the commit, so the worker has unacked deliveries.
     let mut lock = pool.begin().await.expect("a transaction");
@@ -67,11 +67,11 @@ async fn a_worker_that_dies_between_delivery_and_commit_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other_anything() {
     const NEIGHBOURS: i64 = 20;
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
     let url = ingest.webhook_url();
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     // A worker that stores the poison message hangs until this test kills it.
     sqlx::raw_sql(
         "create function stop() returns trigger language plpgsql as
@@ -95,7 +95,7 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
         assert!(answer.outcome.is_safe(), "{answer:?}");
     }
 
-    let mut worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let mut worker = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
     let mut kills = 0;
     while count(&pool, "select count(*) from dead_letters").await == 0 {
         until_count(
@@ -140,12 +140,12 @@ async fn an_event_that_stops_its_worker_ends_as_a_dead_letter_and_costs_no_other
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_makes_postgres_crash_is_set_aside_and_holds_up_no_other() {
-    let world = World::new().await;
-    let services = Program::ALL.map(|program| world.start(program, program.name()));
+    let pipeline = Pipeline::new().await;
+    let services = Program::ALL.map(|program| pipeline.start(program, program.name()));
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     sqlx::raw_sql(
         "create function crash() returns trigger language plpgsql security definer as
            $$ begin

@@ -8,7 +8,7 @@ use stack::haproxy::HaProxy;
 
 use crate::{
     crowd::{address, answer, open, signed},
-    world::{SOON, World, post},
+    pipeline::{Pipeline, SOON, post},
 };
 
 /// The published ports of docker-compose.yml.
@@ -22,13 +22,13 @@ const ADDRESSES: [&str; 5] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_development_secret_the_proxy_serves_only_this_host() {
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
     let [public, private] =
         [ingest.webhook_url(), ingest.private_url("/livez")].map(|url| address(&url));
     for (development, expected) in [("true", "HTTP/1.1 403"), ("false", "HTTP/1.1 202")] {
-        let folder = world.folder().join(format!("haproxy-{development}"));
+        let folder = pipeline.folder().join(format!("haproxy-{development}"));
         let environment = [("DEVELOPMENT", development)];
         let proxy = HaProxy::start_with(&folder, public, private, &environment)
             .await

@@ -4,7 +4,7 @@ use hookctl::delivery::{self, Outcome};
 use ingest::secrets::DEVELOPMENT_SECRET;
 use shared::Program;
 
-use crate::world::{SOON, World, post, until_count};
+use crate::pipeline::{Pipeline, SOON, post, until_count};
 
 /// A marker in every body that is sent.
 const MARKER: &str = "m4rk3r";
@@ -19,16 +19,16 @@ const REFUSE_ONCE: &str = "
 
 #[tokio::test(flavor = "multi_thread")]
 async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
-    let mut world = World::new().await;
-    world.launcher = world.launcher.clone().env("LOG", "trace");
+    let mut pipeline = Pipeline::new().await;
+    pipeline.launcher = pipeline.launcher.clone().env("LOG", "trace");
     let services: Vec<_> = Program::ALL
         .into_iter()
-        .map(|program| world.start(program, program.name()))
+        .map(|program| pipeline.start(program, program.name()))
         .collect();
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     sqlx::raw_sql(REFUSE_ONCE)
         .execute(&pool)
         .await
@@ -58,7 +58,7 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         }
     }
     // A message that the broker returns.
-    world
+    pipeline
         .stores
         .rabbitmq
         .ctl(&["delete_queue", "pleo.other"])
@@ -85,7 +85,7 @@ async fn neither_bodies_nor_secrets_are_logged_at_any_level() {
         let log = std::fs::read_to_string(service.process().log().expect("a log")).expect("text");
         assert!(log.contains("TRACE"), "the level was asked for");
         assert!(log.contains("stopping signal"), "no line is lost");
-        let login = world.accounts().login(service.program());
+        let login = pipeline.accounts().login(service.program());
         for hidden in [
             MARKER,
             marker_bytes,

@@ -19,7 +19,7 @@ use crate::{
         GoodSender, address, answer, drip, open, peak_memory, raise_file_limit, signed,
         signed_head, until_cut,
     },
-    world::{SOON, World, post},
+    pipeline::{Pipeline, SOON, post},
 };
 
 const CROWD: usize = 5_000;
@@ -29,13 +29,13 @@ const MEMORY_MIB: u64 = 400;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn past_the_in_flight_limit_the_answer_is_a_fast_503_and_it_recovers_by_itself() {
-    let mut world = World::new().await;
-    world.launcher = world.launcher.clone().env("IN_FLIGHT_LIMIT", "8");
-    let ingest = world.start(Program::Ingest, "ingest");
+    let mut pipeline = Pipeline::new().await;
+    pipeline.launcher = pipeline.launcher.clone().env("IN_FLIGHT_LIMIT", "8");
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
     let address = address(&ingest.webhook_url());
-    world.stores.postgres.pause().expect("frozen");
-    world.stores.rabbitmq.pause().expect("frozen");
+    pipeline.stores.postgres.pause().expect("frozen");
+    pipeline.stores.rabbitmq.pause().expect("frozen");
 
     let connections = open(address, 40, |number| {
         signed(&format!("msg_{number}")).into_bytes()
@@ -63,8 +63,8 @@ async fn past_the_in_flight_limit_the_answer_is_a_fast_503_and_it_recovers_by_it
         "less than the events that hang: {slowest:?}"
     );
 
-    world.stores.postgres.resume().expect("thawed");
-    world.stores.rabbitmq.resume().expect("thawed");
+    pipeline.stores.postgres.resume().expect("thawed");
+    pipeline.stores.rabbitmq.resume().expect("thawed");
     let deadline = Instant::now() + SOON;
     for number in 0..40 {
         let id = format!("msg_{number}");
@@ -79,8 +79,8 @@ async fn past_the_in_flight_limit_the_answer_is_a_fast_503_and_it_recovers_by_it
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_silent_connections_shut_no_good_sender_out() {
     raise_file_limit(CROWD);
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
     let url = ingest.webhook_url();
     let good = GoodSender::start(&url);
@@ -95,8 +95,8 @@ async fn thousands_of_silent_connections_shut_no_good_sender_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_are_cut_off_and_shut_no_good_sender_out() {
     raise_file_limit(CROWD);
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
     let url = ingest.webhook_url();
     let address = address(&url);
@@ -136,9 +136,9 @@ async fn slow_clients_are_cut_off_and_shut_no_good_sender_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_burst_each_event_is_stored_or_refused_with_a_time_to_come_back() {
     raise_file_limit(CROWD);
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
-    let worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
+    let worker = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
     ingest.ready(SOON).await.expect("ready");
     worker.ready(SOON).await.expect("ready");
 
@@ -161,7 +161,7 @@ async fn of_a_burst_each_event_is_stored_or_refused_with_a_time_to_come_back() {
     within_memory(&ingest);
 
     assert!(!accepted.is_empty());
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     // The ledger is not enough: events that were accepted while Postgres was slow may have no receipt.
     let deadline = Instant::now() + SOON;
     loop {

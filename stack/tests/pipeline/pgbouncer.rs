@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{SOON, World, count, post, until_count};
+use crate::pipeline::{Pipeline, SOON, count, post, until_count};
 
 /// The first version that supports prepared statements.
 const FIT: Version = (1, 21);
@@ -51,49 +51,49 @@ struct Front {
 }
 
 impl Front {
-    async fn new(world: &World, settings: impl FnOnce(Version) -> Settings) -> Self {
+    async fn new(pipeline: &Pipeline, settings: impl FnOnce(Version) -> Settings) -> Self {
         let packages = Packages::find().expect("Postgres is installed");
-        let folder = world.folder().join("pgbouncer");
+        let folder = pipeline.folder().join("pgbouncer");
         let version = PgBouncer::version(&packages, &folder).await;
         let version = version.expect("pgbouncer is installed: cargo stack test does that");
         let address = ports::free().expect("a free port");
-        let postgres = world.stores.postgres.address();
-        let logins = Self::logins(world);
+        let postgres = pipeline.stores.postgres.address();
+        let logins = Self::logins(pipeline);
         let settings = settings(version);
         let bouncer = PgBouncer::start(&packages, &folder, address, postgres, &logins, settings);
         Self {
             bouncer: bouncer.await.expect("pgbouncer comes up"),
-            hosts: Hosts::one(address, world.stores.addresses().amqp),
+            hosts: Hosts::one(address, pipeline.stores.addresses().amqp),
             packages,
             folder,
             version,
         }
     }
 
-    fn logins(world: &World) -> Vec<stack::stores::Login> {
-        let accounts = Program::ALL.map(|program| world.accounts().login(program));
-        let owner = world.stores.postgres.owner();
+    fn logins(pipeline: &Pipeline) -> Vec<stack::stores::Login> {
+        let accounts = Program::ALL.map(|program| pipeline.accounts().login(program));
+        let owner = pipeline.stores.postgres.owner();
         [owner].into_iter().chain(accounts).collect()
     }
 
     /// Replaces it by another one.
-    async fn replace(&mut self, world: &World, settings: Settings) {
+    async fn replace(&mut self, pipeline: &Pipeline, settings: Settings) {
         self.bouncer.kill();
-        let (address, postgres) = (self.bouncer.address(), world.stores.postgres.address());
-        let (packages, folder, logins) = (&self.packages, &self.folder, Self::logins(world));
+        let (address, postgres) = (self.bouncer.address(), pipeline.stores.postgres.address());
+        let (packages, folder, logins) = (&self.packages, &self.folder, Self::logins(pipeline));
         let bouncer = PgBouncer::start(packages, folder, address, postgres, &logins, settings);
         self.bouncer = bouncer.await.expect("pgbouncer comes up");
     }
 
-    fn database_url(&self, world: &World) -> String {
-        self.hosts.database_url(&world.stores.postgres.owner())
+    fn database_url(&self, pipeline: &Pipeline) -> String {
+        self.hosts.database_url(&pipeline.stores.postgres.owner())
     }
 
-    async fn hookctl(&self, world: &World, arguments: &[&str]) -> (Option<i32>, String) {
-        let mut command = world.hookctl();
+    async fn hookctl(&self, pipeline: &Pipeline, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = pipeline.hookctl();
         command
             .args(arguments)
-            .env("DATABASE_URL", self.database_url(world));
+            .env("DATABASE_URL", self.database_url(pipeline));
         let ended = timeout(SOON, command.kill_on_drop(true).output()).await;
         let Output {
             status,
@@ -104,8 +104,8 @@ impl Front {
         (status.code(), text)
     }
 
-    fn start_all(&self, world: &World) -> Vec<Service> {
-        let launcher = world.launcher.clone().under(world.accounts());
+    fn start_all(&self, pipeline: &Pipeline) -> Vec<Service> {
+        let launcher = pipeline.launcher.clone().under(pipeline.accounts());
         let launcher = launcher.through(self.hosts.clone());
         let start = |program: Program| launcher.start(program, program.name());
         Program::ALL
@@ -160,10 +160,10 @@ impl Load {
     }
 
     /// Stops, and waits until every accepted event is stored.
-    async fn until_stored(self, world: &World) {
+    async fn until_stored(self, pipeline: &Pipeline) {
         self.stop.cancel();
         self.tasks.join_all().await;
-        let (pool, ids) = (world.pool().await, self.accepted.lock().await.clone());
+        let (pool, ids) = (pipeline.pool().await, self.accepted.lock().await.clone());
         let deadline = Instant::now() + SOON * 2;
         loop {
             let stored: i64 =
@@ -211,13 +211,13 @@ fn skips(version: Version) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_pipeline_works_behind_pgbouncer_and_outlives_restarts_of_both() {
-    let mut world = World::unprepared().await;
-    let mut front = Front::new(&world, |_| TRANSACTION).await;
+    let mut pipeline = Pipeline::unprepared().await;
+    let mut front = Front::new(&pipeline, |_| TRANSACTION).await;
     if skips(front.version) {
         return;
     }
-    world.set_up_by(&front.database_url(&world)).await;
-    let services = front.start_all(&world);
+    pipeline.set_up_by(&front.database_url(&pipeline)).await;
+    let services = front.start_all(&pipeline);
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
@@ -226,38 +226,38 @@ async fn the_pipeline_works_behind_pgbouncer_and_outlives_restarts_of_both() {
 
     front.bouncer.restart().await.expect("pgbouncer");
     load.go_on().await;
-    world.stores.postgres.restart().await.expect("postgres");
+    pipeline.stores.postgres.restart().await.expect("postgres");
     load.go_on().await;
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
     load.go_on().await;
-    load.until_stored(&world).await;
+    load.until_stored(&pipeline).await;
     let sessions = "select count(*) from pg_stat_activity
                      where backend_type = 'client backend' and usename = 'pleo-ingest'";
-    let sessions = count(&world.pool().await, sessions).await;
+    let sessions = count(&pipeline.pool().await, sessions).await;
     assert!((1..=POOL_SIZE.into()).contains(&sessions), "{sessions}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hookctl_works_behind_pgbouncer() {
-    let world = World::unprepared().await;
-    let front = Front::new(&world, |_| TRANSACTION).await;
+    let pipeline = Pipeline::unprepared().await;
+    let front = Front::new(&pipeline, |_| TRANSACTION).await;
     if skips(front.version) {
         return;
     }
     // The second time there is nothing to migrate.
     for _ in 0..2 {
-        world.set_up_by(&front.database_url(&world)).await;
+        pipeline.set_up_by(&front.database_url(&pipeline)).await;
     }
-    let services = front.start_all(&world);
+    let services = front.start_all(&pipeline);
     let url = services[0].webhook_url();
     services[0].ready(SOON).await.expect("ready");
     for (id, body) in [("msg_1", EXPORT_JOB.body), ("msg_2", "{}")] {
         let answer = post(&url, id, body).await;
         assert!(answer.outcome.is_safe(), "{answer:?}");
     }
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from events", 2).await;
     sqlx::query("update export_jobs set company_id = 'wrong'")
         .execute(&pool)
@@ -277,15 +277,15 @@ async fn hookctl_works_behind_pgbouncer() {
         (&["reconcile"], 0, ""),
     ];
     for (arguments, code, words) in cases {
-        let (ended, text) = front.hookctl(&world, arguments).await;
+        let (ended, text) = front.hookctl(&pipeline, arguments).await;
         assert_eq!(ended, Some(code), "{arguments:?}: {text}");
         assert!(text.contains(words), "{arguments:?}: {text}");
     }
     let mended = "select count(*) from export_jobs where company_id <> 'wrong'";
     assert_eq!(count(&pool, mended).await, 1);
-    let mut tail = world.hookctl();
+    let mut tail = pipeline.hookctl();
     tail.arg("tail")
-        .env("DATABASE_URL", front.database_url(&world));
+        .env("DATABASE_URL", front.database_url(&pipeline));
     let mut tail = tail.stdout(Stdio::piped()).kill_on_drop(true).spawn();
     let output = tail.as_mut().expect("hookctl runs").stdout.take();
     let mut lines = BufReader::new(output.expect("it is piped")).lines();
@@ -299,7 +299,7 @@ async fn hookctl_works_behind_pgbouncer() {
     };
     timeout(SOON, shown).await.expect("it is shown");
 
-    let (_, text) = front.hookctl(&world, &["doctor", "--json"]).await;
+    let (_, text) = front.hookctl(&pipeline, &["doctor", "--json"]).await;
     let postgres = finding(&text, "postgres");
     assert_eq!(postgres["verdict"], "ok", "{text}");
     assert_eq!(finding(&text, "schema")["verdict"], "ok", "{text}");
@@ -325,11 +325,11 @@ fn unfit(version: Version) -> Settings {
 async fn one_that_mixes_up_statements_is_told_and_costs_no_event() {
     const REMEDY: &str = "max_prepared_statements above 0";
 
-    let world = World::unprepared().await;
-    world.set_up().await;
-    let mut front = Front::new(&world, unfit).await;
+    let pipeline = Pipeline::unprepared().await;
+    pipeline.set_up().await;
+    let mut front = Front::new(&pipeline, unfit).await;
     for _ in 0..2 {
-        let (code, text) = front.hookctl(&world, &["doctor", "--json"]).await;
+        let (code, text) = front.hookctl(&pipeline, &["doctor", "--json"]).await;
         assert_eq!(code, Some(3), "{text}");
         let postgres = finding(&text, "postgres");
         for part in ["found", "remedy"] {
@@ -337,11 +337,11 @@ async fn one_that_mixes_up_statements_is_told_and_costs_no_event() {
             assert!(said.contains(REMEDY), "{text}");
         }
     }
-    let (code, text) = front.hookctl(&world, &["dead-letters", "list"]).await;
+    let (code, text) = front.hookctl(&pipeline, &["dead-letters", "list"]).await;
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains(REMEDY), "{text}");
 
-    let services = front.start_all(&world);
+    let services = front.start_all(&pipeline);
     services[0].ready(SOON).await.expect("RabbitMQ is enough");
     let load = Load::start(&services[0].webhook_url());
     for service in &services {
@@ -355,31 +355,31 @@ async fn one_that_mixes_up_statements_is_told_and_costs_no_event() {
         pool_size: 20,
         max_prepared_statements: None,
     };
-    front.replace(&world, session).await;
+    front.replace(&pipeline, session).await;
     load.go_on().await;
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
-    load.until_stored(&world).await;
-    world.stores.stop().await.expect("a stop");
+    load.until_stored(&pipeline).await;
+    pipeline.stores.stop().await.expect("a stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statement_mode_is_told() {
     const REMEDY: &str = "set pool_mode to transaction";
 
-    let world = World::unprepared().await;
-    world.set_up().await;
+    let pipeline = Pipeline::unprepared().await;
+    pipeline.set_up().await;
     let statement = Settings {
         pool_mode: "statement",
         ..TRANSACTION
     };
-    let front = Front::new(&world, |_| statement).await;
-    let (code, text) = front.hookctl(&world, &["doctor", "--json"]).await;
+    let front = Front::new(&pipeline, |_| statement).await;
+    let (code, text) = front.hookctl(&pipeline, &["doctor", "--json"]).await;
     assert_eq!(code, Some(3), "{text}");
     let found = finding(&text, "postgres")["found"].to_string();
     assert!(found.contains(REMEDY), "{text}");
-    for service in front.start_all(&world) {
+    for service in front.start_all(&pipeline) {
         until_said(&service, REMEDY).await;
     }
 }

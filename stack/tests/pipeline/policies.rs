@@ -5,12 +5,12 @@ use serde_json::json;
 use shared::{Family, Program, broker::BrokerUrl};
 use tokio::time::{Instant, sleep};
 
-use crate::world::{SOON, World};
+use crate::pipeline::{Pipeline, SOON};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_shows_a_policy_that_lets_its_queue_drop_messages() {
-    let world = World::new().await;
-    let owner = world.stores.owner_urls().expect("addresses");
+    let pipeline = Pipeline::new().await;
+    let owner = pipeline.stores.owner_urls().expect("addresses");
     let broker = BrokerUrl::parse(&owner.amqp).expect("an address");
     let management = Management::new(&owner.management, &broker).expect("an address");
     let policy = json!({"pattern": "^pleo\\.", "definition": {"message-ttl": 3_600_000}});
@@ -28,7 +28,7 @@ async fn a_worker_shows_a_policy_that_lets_its_queue_drop_messages() {
         sleep(std::time::Duration::from_millis(100)).await;
     }
 
-    let worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let worker = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
     worker.ready(SOON).await.expect("ready");
     let deadline = Instant::now() + SOON;
     loop {

@@ -6,7 +6,7 @@ use shared::Program;
 use stack::service::Service;
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::world::{SOON, World, post, until_count};
+use crate::pipeline::{Pipeline, SOON, post, until_count};
 
 /// The status and body of `/readyz`.
 async fn readiness(service: &Service) -> (u16, Value) {
@@ -50,12 +50,12 @@ fn of_each_queue(function: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_confirms_nothing_shows_before_an_event_comes() {
-    let world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
     let (_, body) = until_rabbitmq_is(&ingest, true).await;
     assert_eq!(body.get("note"), None, "{body}");
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
 
     let watermark = "set_vm_memory_high_watermark";
     let [stop, restart] = ["stop_server", "restart_server"].map(of_each_queue);
@@ -64,7 +64,7 @@ async fn a_broker_that_confirms_nothing_shows_before_an_event_comes() {
         ("no quorum", ["eval", &stop], ["eval", &restart]),
     ];
     for (number, (fault, begin, end)) in faults.into_iter().enumerate() {
-        let broker = &world.stores.rabbitmq;
+        let broker = &pipeline.stores.rabbitmq;
         broker.ctl(&begin).await.expect("a fault");
         let (status, body) = until_rabbitmq_is(&ingest, false).await;
         assert_eq!(status, 200, "{fault}: Postgres takes events: {body}");
@@ -88,16 +88,16 @@ async fn the_log_says_spooled_only_where_postgres_takes_events() {
     const SPOOLED: &str = "RabbitMQ is away; events are spooled in Postgres meanwhile";
     const REFUSED: &str = "RabbitMQ is away, and Postgres takes no event either";
 
-    let mut world = World::new().await;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let mut pipeline = Pipeline::new().await;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
-    world.stores.postgres.kill();
-    world.stores.rabbitmq.kill();
+    pipeline.stores.postgres.kill();
+    pipeline.stores.rabbitmq.kill();
     until_logged(&ingest, REFUSED).await;
     let log = ingest.process().log_tail(1_000);
     assert!(!log.contains(SPOOLED), "{log}");
 
-    world.stores.postgres.restart().await.expect("postgres");
+    pipeline.stores.postgres.restart().await.expect("postgres");
     until_logged(&ingest, SPOOLED).await;
     ingest.stop(SOON).await.expect("a stop in time");
 }

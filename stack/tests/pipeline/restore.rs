@@ -11,19 +11,19 @@ use sqlx::{Connection, PgConnection};
 use stack::{packages::Packages, process::Process, service::Service, stores::DATABASE};
 use tokio::time::{Instant, sleep};
 
-use crate::world::{SOON, World, post, until_count};
+use crate::pipeline::{Pipeline, SOON, post, until_count};
 
 /// A script of `deploy/`, as an operator runs it beside the server, with client programs of the server's
 /// version.
-async fn script(world: &World, name: &str, file: &Path) -> (bool, String) {
+async fn script(pipeline: &Pipeline, name: &str, file: &Path) -> (bool, String) {
     let packages = Packages::find().expect("Postgres is installed");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .expect("the workspace");
     // Stores of another Debian see the data folders but not the sources.
-    let script = world.folder().join(name);
+    let script = pipeline.folder().join(name);
     std::fs::copy(workspace.join("deploy").join(name), &script).expect("a copy");
-    let log = world
+    let log = pipeline
         .folder()
         .join(format!("{name}-{:016x}.log", rand::random::<u64>()));
     let path = format!("{}:/usr/bin:/bin", packages.postgres.display());
@@ -31,7 +31,7 @@ async fn script(world: &World, name: &str, file: &Path) -> (bool, String) {
         .spec(name, script)
         .args([file])
         .env("PATH", path)
-        .env("DATABASE_URL", world.stores.database_url())
+        .env("DATABASE_URL", pipeline.stores.database_url())
         .log(&log);
     let process = Process::spawn(spec).expect("the script runs");
     let status = process.wait().await;
@@ -40,8 +40,8 @@ async fn script(world: &World, name: &str, file: &Path) -> (bool, String) {
 }
 
 /// The exit code and output of `hookctl reconcile`.
-async fn reconcile(world: &World) -> (Option<i32>, String) {
-    let mut command = world.hookctl();
+async fn reconcile(pipeline: &Pipeline) -> (Option<i32>, String) {
+    let mut command = pipeline.hookctl();
     let output = command
         .args(["reconcile", "--missing-after=1s", "--json"])
         .output()
@@ -54,10 +54,10 @@ async fn reconcile(world: &World) -> (Option<i32>, String) {
 
 /// The report of `hookctl reconcile` once it exits with this code: the queue figures of RabbitMQ's
 /// management API are some seconds old.
-async fn reconciled(world: &World, expected: i32) -> String {
+async fn reconciled(pipeline: &Pipeline, expected: i32) -> String {
     let deadline = Instant::now() + SOON;
     loop {
-        let (code, report) = reconcile(world).await;
+        let (code, report) = reconcile(pipeline).await;
         if code == Some(expected) {
             return report;
         }
@@ -66,10 +66,10 @@ async fn reconciled(world: &World, expected: i32) -> String {
     }
 }
 
-async fn start(world: &World, programs: &[Program]) -> Vec<Service> {
+async fn start(pipeline: &Pipeline, programs: &[Program]) -> Vec<Service> {
     let mut services = Vec::new();
     for &program in programs {
-        services.push(world.start(program, program.name()));
+        services.push(pipeline.start(program, program.name()));
     }
     for service in &services {
         service.ready(SOON).await.expect("ready");
@@ -105,26 +105,26 @@ fn ids(kind: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_takes_again_what_came_since() {
-    let mut world = World::new().await;
+    let mut pipeline = Pipeline::new().await;
     // So that the sender's replay need not wait until receipts alone no longer count.
-    world.launcher = world.launcher.clone().env("RECEIPT_TRUST", "1s");
+    pipeline.launcher = pipeline.launcher.clone().env("RECEIPT_TRUST", "1s");
     let workers = &Program::ALL[1..];
-    let ingest = start(&world, &Program::ALL[..1]).await;
-    let running = start(&world, workers).await;
-    let file: PathBuf = world.folder().join("pleo.dump");
+    let ingest = start(&pipeline, &Program::ALL[..1]).await;
+    let running = start(&pipeline, workers).await;
+    let file: PathBuf = pipeline.folder().join("pleo.dump");
 
     send(&ingest, &ids("before")).await;
-    until_count(&world.pool().await, "select count(*) from events", 10).await;
+    until_count(&pipeline.pool().await, "select count(*) from events", 10).await;
     // Accepted, and in RabbitMQ when the backup is made.
     stop(running).await;
     send(&ingest, &ids("queued")).await;
-    let (saved, said) = script(&world, "backup", &file).await;
+    let (saved, said) = script(&pipeline, "backup", &file).await;
     assert!(saved, "{said}");
-    let running = start(&world, workers).await;
+    let running = start(&pipeline, workers).await;
     send(&ingest, &ids("after")).await;
-    until_count(&world.pool().await, "select count(*) from events", 30).await;
+    until_count(&pipeline.pool().await, "select count(*) from events", 30).await;
 
-    let (restored, said) = script(&world, "restore", &file).await;
+    let (restored, said) = script(&pipeline, "restore", &file).await;
     assert!(
         !restored && said.contains("holds a pipeline already"),
         "{said}"
@@ -133,7 +133,7 @@ async fn a_restored_backup_takes_again_what_came_since() {
     // The disaster: the database is gone, and the queues are empty.
     stop(running).await;
     stop(ingest).await;
-    let mut server = PgConnection::connect(&world.stores.postgres.url("postgres"))
+    let mut server = PgConnection::connect(&pipeline.stores.postgres.url("postgres"))
         .await
         .expect("postgres is up");
     sqlx::raw_sql("drop database pleo with (force)")
@@ -142,23 +142,23 @@ async fn a_restored_backup_takes_again_what_came_since() {
         .expect("dropped");
     // As on a new server.
     for program in Program::ALL {
-        let account = world.accounts().login(program).user;
+        let account = pipeline.accounts().login(program).user;
         let drop = sqlx::AssertSqlSafe(format!(r#"drop role "{account}""#));
         sqlx::raw_sql(drop)
             .execute(&mut server)
             .await
             .expect("dropped");
     }
-    let created = world.stores.postgres.create_database(DATABASE).await;
+    let created = pipeline.stores.postgres.create_database(DATABASE).await;
     created.expect("an empty database");
 
-    let (restored, said) = script(&world, "restore", &file).await;
+    let (restored, said) = script(&pipeline, "restore", &file).await;
     assert!(restored && said.contains("restored 10 events"), "{said}");
-    world.set_up().await;
-    let services = start(&world, &Program::ALL).await;
-    until_count(&world.pool().await, "select count(*) from vendors", 10).await;
+    pipeline.set_up().await;
+    let services = start(&pipeline, &Program::ALL).await;
+    until_count(&pipeline.pool().await, "select count(*) from vendors", 10).await;
     // The receipts of events that were in RabbitMQ show that they are missing.
-    let report = reconciled(&world, 3).await;
+    let report = reconciled(&pipeline, 3).await;
     assert!(report.contains(r#""late":10"#), "{report}");
     for id in ids("queued") {
         assert!(report.contains(&id), "{report}");
@@ -174,9 +174,9 @@ async fn a_restored_backup_takes_again_what_came_since() {
         };
         assert_eq!(answer.outcome, expected, "{id}: {answer:?}");
     }
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from events", 30).await;
     until_count(&pool, "select count(*) from vendors", 30).await;
-    reconciled(&world, 0).await;
+    reconciled(&pipeline, 0).await;
     stop(services).await;
 }

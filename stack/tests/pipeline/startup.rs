@@ -6,15 +6,15 @@ use hookctl::{
 };
 use shared::Program;
 
-use crate::world::{SOON, World, post, send, until_count};
+use crate::pipeline::{Pipeline, SOON, post, send, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn services_that_start_before_their_stores_need_no_restart() {
-    let mut world = World::unprepared().await;
-    world.stores.stop().await.expect("a stop");
+    let mut pipeline = Pipeline::unprepared().await;
+    pipeline.stores.stop().await.expect("a stop");
     let services: Vec<_> = Program::ALL
         .into_iter()
-        .map(|program| world.start(program, program.name()))
+        .map(|program| pipeline.start(program, program.name()))
         .collect();
 
     // Without any store the answer is 503.
@@ -31,18 +31,18 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         );
     };
     assert_eq!(refused, Outcome::Refused(503));
-    assert_eq!(world.health(&services[0], "/livez").await.0, Some(0));
-    let (code, reasons) = world.health(&services[0], "/readyz").await;
+    assert_eq!(pipeline.health(&services[0], "/livez").await.0, Some(0));
+    let (code, reasons) = pipeline.health(&services[0], "/readyz").await;
     assert_eq!(code, Some(3), "{reasons}");
     assert!(reasons.contains(r#""ready":false"#), "{reasons}");
 
-    world
+    pipeline
         .stores
         .postgres
         .restart()
         .await
         .expect("postgres comes up");
-    world
+    pipeline
         .stores
         .rabbitmq
         .restart()
@@ -50,12 +50,12 @@ async fn services_that_start_before_their_stores_need_no_restart() {
         .expect("the broker comes up");
     for service in &services {
         service.ready(SOON).await.expect("ready");
-        let (code, reasons) = world.health(service, "/readyz").await;
+        let (code, reasons) = pipeline.health(service, "/readyz").await;
         assert_eq!(code, Some(0), "{reasons}");
     }
     send(&url, &EXPORT_JOB).await;
     send(&url, &VENDOR).await;
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from export_jobs", 1).await;
     until_count(&pool, "select count(*) from vendors", 1).await;
     for service in &services {

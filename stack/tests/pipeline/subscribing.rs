@@ -4,21 +4,21 @@ use hookctl::sample::VENDOR;
 use shared::{Family, Program};
 use tokio::time::{Duration, Instant, sleep};
 
-use crate::world::{SOON, World, send, until_count};
+use crate::pipeline::{Pipeline, SOON, send, until_count};
 
 const QUEUE: &str = "whereis('%2F_pleo.vendor')";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_was_given_up_takes_no_event() {
-    let world = World::new().await;
-    let broker = &world.stores.rabbitmq;
-    let ingest = world.start(Program::Ingest, "ingest");
+    let pipeline = Pipeline::new().await;
+    let broker = &pipeline.stores.rabbitmq;
+    let ingest = pipeline.start(Program::Ingest, "ingest");
     ingest.ready(SOON).await.expect("ready");
 
     // As while there is no majority: the request waits in the queue's leader.
     let suspend = format!("sys:suspend({QUEUE}).");
     broker.ctl(&["eval", &suspend]).await.expect("suspended");
-    let worker = world.start(Program::Worker(Family::Vendor), "vendor-worker");
+    let worker = pipeline.start(Program::Worker(Family::Vendor), "vendor-worker");
     let deadline = Instant::now() + 2 * SOON;
     while worker
         .process()
@@ -48,7 +48,7 @@ async fn a_subscription_that_was_given_up_takes_no_event() {
     for _ in 0..10 {
         send(&url, &VENDOR).await;
     }
-    let pool = world.pool().await;
+    let pool = pipeline.pool().await;
     until_count(&pool, "select count(*) from events", 10).await;
     for service in [ingest, worker] {
         service.stop(SOON).await.expect("a stop in time");

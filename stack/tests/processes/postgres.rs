@@ -1,5 +1,5 @@
 use sqlx::{Connection, PgConnection, query, query_scalar};
-use stack::base::Base;
+use stack::data_folder::DataFolder;
 use stack::packages::Packages;
 use stack::ports;
 use stack::postgres::{Durability, Postgres};
@@ -7,7 +7,7 @@ use stack::postgres::{Durability, Postgres};
 #[tokio::test]
 async fn a_killed_postgres_comes_back_on_its_port_with_its_data() {
     let packages = Packages::find().expect("the packages");
-    let base = Base::temporary().expect("a folder");
+    let base = DataFolder::temporary().expect("a folder");
     let address = ports::free().expect("a port");
     let folder = base.path().join("postgres");
     let mut server = Postgres::start(&packages, &folder, address, Durability::Full)

@@ -5,7 +5,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use stack::base::Base;
+use stack::data_folder::DataFolder;
 use stack::packages::Packages;
 use stack::ports;
 use stack::rabbitmq::{Plugins, RabbitMq};
@@ -78,7 +78,7 @@ async fn get(broker: &RabbitMq) -> Vec<u8> {
 #[tokio::test]
 async fn a_killed_rabbitmq_comes_back_on_its_port_with_its_messages() {
     let packages = Packages::find().expect("the packages");
-    let base = Base::temporary().expect("a folder");
+    let base = DataFolder::temporary().expect("a folder");
     let address = ports::free().expect("a port");
     let folder = base.path().join("rabbitmq");
     let mut broker = RabbitMq::start(&packages, &folder, address, Plugins::None)

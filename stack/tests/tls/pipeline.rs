@@ -20,28 +20,29 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     authority::Files,
-    stores::{Broker, Database, Ground},
+    stores::{Broker, Database, Environment},
 };
 
 /// The time limit of every wait, long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
-struct World {
-    ground: Ground,
+struct Pipeline {
+    environment: Environment,
     database: Database,
     broker: Broker,
     programs: Programs,
 }
 
-impl World {
+impl Pipeline {
     async fn new() -> Self {
-        let ground = Ground::new();
-        let (database, broker) = tokio::join!(Database::start(&ground), Broker::start(&ground));
+        let environment = Environment::new();
+        let (database, broker) =
+            tokio::join!(Database::start(&environment), Broker::start(&environment));
         let made = database.server.create_database(DATABASE).await;
         made.expect("a database");
-        database.show(&ground, &ground.server).await;
+        database.show(&environment, &environment.server).await;
         Self {
-            ground,
+            environment,
             database,
             broker,
             programs: Programs::find().expect("the services are built"),
@@ -59,7 +60,7 @@ impl World {
         let amqp = self.broker.amqps.port();
         let path = |path: &Path| path.display().to_string();
         let (ca, certificate, key) = (
-            self.ground.ca(),
+            self.environment.ca(),
             path(&client.certificate),
             path(&client.key),
         );
@@ -85,7 +86,7 @@ impl World {
     async fn hookctl(&self, args: &[&str], changes: &[(&str, &str)]) -> Output {
         let owner = self.database.server.owner();
         let login = format!("{}:{}", owner.user, owner.password);
-        let client = self.ground.authority.issue("operator", &[]);
+        let client = self.environment.authority.issue("operator", &[]);
         let management = format!("https://localhost:{}", self.broker.https.port());
         let mut command = tokio::process::Command::new(self.programs.hookctl());
         command
@@ -112,13 +113,13 @@ impl World {
 
     fn start(&self, program: Program, postgres: u16) -> Service {
         let name = account::name(program, "pleo");
-        let client = self.ground.authority.issue(&name, &[]);
+        let client = self.environment.authority.issue(&name, &[]);
         let hosts = Hosts::one(self.database.server.address(), self.broker.server.address());
         let owners = (
             self.database.server.owner(),
             self.broker.server.administrator(),
         );
-        let logs = self.ground.base.folder("logs").expect("a folder");
+        let logs = self.environment.base.folder("logs").expect("a folder");
         let mut launcher = Launcher::as_owner(self.programs.clone(), hosts, owners, logs)
             .env("DECLARE_TOPOLOGY", "false")
             .env("MIGRATE", "false");
@@ -131,9 +132,9 @@ impl World {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_passes_through_both_stores_over_tls() {
-    let world = World::new().await;
-    world.set_up().await;
-    let services = Program::ALL.map(|program| world.start(program, world.postgres()));
+    let pipeline = Pipeline::new().await;
+    pipeline.set_up().await;
+    let services = Program::ALL.map(|program| pipeline.start(program, pipeline.postgres()));
     for service in &services {
         service.ready(SOON).await.expect("ready");
     }
@@ -144,26 +145,26 @@ async fn an_event_passes_through_both_stores_over_tls() {
         let answer = answer.expect("a good secret and address");
         assert!(answer.outcome.is_safe(), "{answer:?}");
     }
-    let mut postgres = superuser(&world).await;
+    let mut postgres = superuser(&pipeline).await;
     for table in [
         "select count(*) from export_jobs",
         "select count(*) from vendors",
     ] {
         until_one(&mut postgres, table).await;
     }
-    each_is_known_by_its_certificate(&world, &mut postgres).await;
-    doctor(&world).await;
+    each_is_known_by_its_certificate(&pipeline, &mut postgres).await;
+    doctor(&pipeline).await;
 }
 
 /// Connecting over TLS takes several more round trips.
 #[tokio::test(flavor = "multi_thread")]
 async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut() {
     const ROUND_TRIP: Mode = Mode::Slow(Duration::from_millis(250));
-    let world = World::new().await;
-    world.set_up().await;
-    let proxy = Proxy::start(world.database.server.address()).await;
+    let pipeline = Pipeline::new().await;
+    pipeline.set_up().await;
+    let proxy = Proxy::start(pipeline.database.server.address()).await;
     let proxy = proxy.expect("a port");
-    let ingest = world.start(Program::Ingest, proxy.address().port());
+    let ingest = pipeline.start(Program::Ingest, proxy.address().port());
     ingest.ready(SOON).await.expect("ready");
     let url = ingest.webhook_url();
     let [sample, ..] = Sample::ALL;
@@ -181,7 +182,7 @@ async fn over_a_long_way_to_postgres_dedup_comes_back_after_a_cut() {
         accept().await;
     }
     proxy.set(ROUND_TRIP).await;
-    let mut postgres = superuser(&world).await;
+    let mut postgres = superuser(&pipeline).await;
     // Without dedup an event has no receipt.
     let end = Instant::now() + SOON;
     let mut in_a_row = 0;
@@ -211,8 +212,8 @@ async fn has_receipt(postgres: &mut PgConnection, id: &str) -> bool {
     }
 }
 
-async fn superuser(world: &World) -> PgConnection {
-    let url = world.database.server.url(DATABASE);
+async fn superuser(pipeline: &Pipeline) -> PgConnection {
+    let url = pipeline.database.server.url(DATABASE);
     PgConnection::connect(&url).await.expect("a connection")
 }
 
@@ -229,7 +230,7 @@ async fn until_one(postgres: &mut PgConnection, sql: &'static str) {
     }
 }
 
-async fn each_is_known_by_its_certificate(world: &World, postgres: &mut PgConnection) {
+async fn each_is_known_by_its_certificate(pipeline: &Pipeline, postgres: &mut PgConnection) {
     let accounts: BTreeSet<String> = Program::ALL.map(|p| account::name(p, "pleo")).into();
     let in_postgres: Vec<String> = sqlx::query_scalar(
         "select distinct usename::text from pg_stat_activity join pg_stat_ssl using (pid)
@@ -246,7 +247,7 @@ async fn each_is_known_by_its_certificate(world: &World, postgres: &mut PgConnec
         "auth_mechanism",
         "ssl",
     ];
-    let listed = world.broker.server.ctl(&what).await.expect("a list");
+    let listed = pipeline.broker.server.ctl(&what).await.expect("a list");
     for account in accounts {
         assert!(
             listed.contains(&format!("{account}\tEXTERNAL\ttrue")),
@@ -255,9 +256,9 @@ async fn each_is_known_by_its_certificate(world: &World, postgres: &mut PgConnec
     }
 }
 
-async fn doctor(world: &World) {
+async fn doctor(pipeline: &Pipeline) {
     let warned = async |changes: &[(&str, &str)]| {
-        let ended = world.hookctl(&["doctor", "--json"], changes).await;
+        let ended = pipeline.hookctl(&["doctor", "--json"], changes).await;
         let text = String::from_utf8(ended.stdout).expect("text");
         let rows = text
             .lines()

@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 
 use crate::{
     authority::Files,
-    stores::{Database, Ground},
+    stores::{Database, Environment},
 };
 
 /// A bad certificate is noticed within a few round trips; this is far more, for a busy machine.
@@ -45,10 +45,10 @@ fn address(database: &Database, hosts: &str) -> String {
 
 #[tokio::test]
 async fn the_server_is_verified_and_knows_a_client_by_its_certificate() {
-    let ground = Ground::new();
-    let database = Database::start(&ground).await;
+    let environment = Environment::new();
+    let database = Database::start(&environment).await;
     let port = database.server.address().port();
-    let ca = ground.ca();
+    let ca = environment.ca();
     let superuser = address(&database, &format!("localhost:{port}"));
 
     for mode in ["require", "verify-full"] {
@@ -58,14 +58,14 @@ async fn the_server_is_verified_and_knows_a_client_by_its_certificate() {
         )
         .await;
     }
-    database.show(&ground, &ground.server).await;
+    database.show(&environment, &environment.server).await;
     until_it_speaks_tls(&superuser).await;
 
     let full = format!("sslmode=verify-full&sslrootcert={ca}");
     let trusted = format!("{superuser}?{full}");
     assert_eq!(user_of_tls(&trusted).await, ("pleo".to_owned(), None));
     let not_trusted = "comes from an authority that is not trusted here";
-    let stranger = ground.stranger.files.certificate.display();
+    let stranger = environment.stranger.files.certificate.display();
     for roots in [
         "sslmode=verify-full".to_owned(),
         format!("sslmode=verify-full&sslrootcert={stranger}"),
@@ -91,17 +91,17 @@ async fn the_server_is_verified_and_knows_a_client_by_its_certificate() {
             .expect("one is good");
     }
 
-    by_certificate(&ground, &database, &full).await;
-    wrong_servers(&ground, &database, &trusted).await;
+    by_certificate(&environment, &database, &full).await;
+    wrong_servers(&environment, &database, &trusted).await;
 }
 
-async fn by_certificate(ground: &Ground, database: &Database, full: &str) {
+async fn by_certificate(environment: &Environment, database: &Database, full: &str) {
     let sql = "create role someone login; create role \"else\" login";
     sqlx::raw_sql(sql)
         .execute(&mut database.superuser().await)
         .await
         .expect("roles");
-    let someone = ground.authority.issue("someone", &[]);
+    let someone = environment.authority.issue("someone", &[]);
     let place = format!(
         "localhost:{}/postgres?{full}",
         database.server.address().port()
@@ -118,8 +118,8 @@ async fn by_certificate(ground: &Ground, database: &Database, full: &str) {
         "certificate authentication failed for user \"else\"",
     )
     .await;
-    let foreign = ground.stranger.issue("foreign", &[]);
-    let expired = ground.authority.issue_expired("someone", &[]);
+    let foreign = environment.stranger.issue("foreign", &[]);
+    let expired = environment.authority.issue_expired("someone", &[]);
     for (client, words) in [(foreign, "UnknownCA"), (expired, "CertificateExpired")] {
         let url = format!("postgres://someone@{place}&{}", shown(&client));
         let error = connect(&url).await.expect_err("refused");
@@ -129,15 +129,17 @@ async fn by_certificate(ground: &Ground, database: &Database, full: &str) {
     }
 }
 
-async fn wrong_servers(ground: &Ground, database: &Database, trusted: &str) {
-    let nameless = ground.authority.issue("nameless", &[]);
-    let expired = ground.authority.issue_expired("server", &["localhost"]);
+async fn wrong_servers(environment: &Environment, database: &Database, trusted: &str) {
+    let nameless = environment.authority.issue("nameless", &[]);
+    let expired = environment
+        .authority
+        .issue_expired("server", &["localhost"]);
     for (files, words) in [
         (&expired, "certificate expired"),
         (&nameless, "not valid for name \"localhost\""),
-        (&ground.authority.files, "certificate of an authority"),
+        (&environment.authority.files, "certificate of an authority"),
     ] {
-        database.show(ground, files).await;
+        database.show(environment, files).await;
         let end = Instant::now() + Duration::from_secs(30);
         // A reload takes some time.
         loop {

@@ -14,7 +14,7 @@ use stack::rabbitmq::RabbitMq;
 
 use crate::{
     authority::Files,
-    stores::{Broker, Ground},
+    stores::{Broker, Environment},
 };
 
 /// A bad certificate is noticed within a few round trips; this is far more, for a busy machine.
@@ -64,17 +64,17 @@ async fn logins(server: &RabbitMq) -> String {
 
 #[tokio::test]
 async fn the_broker_is_verified_and_knows_a_client_by_its_certificate() {
-    let ground = Ground::new();
-    let broker = Broker::start(&ground).await;
-    only_the_right_broker_will_do(&ground, &broker).await;
-    let someone = by_certificate(&ground, &broker).await;
-    management(&ground, &broker, &someone).await;
-    renewal(&ground, &broker, &someone).await;
+    let environment = Environment::new();
+    let broker = Broker::start(&environment).await;
+    only_the_right_broker_will_do(&environment, &broker).await;
+    let someone = by_certificate(&environment, &broker).await;
+    management(&environment, &broker, &someone).await;
+    renewal(&environment, &broker, &someone).await;
 }
 
-async fn only_the_right_broker_will_do(ground: &Ground, broker: &Broker) {
-    let ca = Some(&ground.authority.files);
-    let stranger = Some(&ground.stranger.files);
+async fn only_the_right_broker_will_do(environment: &Environment, broker: &Broker) {
+    let ca = Some(&environment.authority.files);
+    let stranger = Some(&environment.stranger.files);
     let at = |scheme: &str, host: &str, port: u16| format!("{scheme}://guest:guest@{host}:{port}");
     let port = broker.amqps.port();
     let address = at("amqps", "localhost", port);
@@ -108,13 +108,13 @@ async fn only_the_right_broker_will_do(ground: &Ground, broker: &Broker) {
     .await;
 }
 
-async fn by_certificate(ground: &Ground, broker: &Broker) -> Files {
-    let ca = Some(&ground.authority.files);
+async fn by_certificate(environment: &Environment, broker: &Broker) -> Files {
+    let ca = Some(&environment.authority.files);
     let make = ["add_user", "someone", "unused"];
     broker.server.ctl(&make).await.expect("a user");
     let rights = ["set_permissions", "someone", "", "", ""];
     broker.server.ctl(&rights).await.expect("they are set");
-    let someone = ground.authority.issue("someone", &[]);
+    let someone = environment.authority.issue("someone", &[]);
     let port = broker.amqps.port();
     let address = format!("amqps://localhost:{port}");
     let with_password = format!("amqps://guest:guest@localhost:{port}");
@@ -133,9 +133,9 @@ async fn by_certificate(ground: &Ground, broker: &Broker) -> Files {
             .expect("it is closed");
     }
 
-    let nobody = ground.authority.issue("nobody", &[]);
-    let expired = ground.authority.issue_expired("someone", &[]);
-    let foreign = ground.stranger.issue("foreign", &[]);
+    let nobody = environment.authority.issue("nobody", &[]);
+    let expired = environment.authority.issue_expired("someone", &[]);
+    let foreign = environment.stranger.issue("foreign", &[]);
     refused(&url(&address, ca, Some(&nobody)), "ACCESS_REFUSED").await;
     for (client, words) in [(expired, "CertificateExpired"), (foreign, "UnknownCA")] {
         let url = url(&address, ca, Some(&client));
@@ -145,8 +145,8 @@ async fn by_certificate(ground: &Ground, broker: &Broker) -> Files {
 }
 
 /// Its port requires a certificate, and also a user with a password.
-async fn management(ground: &Ground, broker: &Broker, client: &Files) {
-    let ca = Some(&ground.authority.files);
+async fn management(environment: &Environment, broker: &Broker, client: &Files) {
+    let ca = Some(&environment.authority.files);
     let amqp = format!("amqps://guest:guest@localhost:{}", broker.amqps.port());
     let https = format!("https://localhost:{}", broker.https.port());
     let ask = async |broker: BrokerUrl| Management::new(&https, &broker)?.check().await;
@@ -170,8 +170,8 @@ async fn management(ground: &Ground, broker: &Broker, client: &Files) {
 }
 
 /// The files are read for each connection.
-async fn renewal(ground: &Ground, broker: &Broker, client: &Files) {
-    let ca = Some(&ground.authority.files);
+async fn renewal(environment: &Environment, broker: &Broker, client: &Files) {
+    let ca = Some(&environment.authority.files);
     let url = url(
         &format!("amqps://localhost:{}", broker.amqps.port()),
         ca,
@@ -179,7 +179,7 @@ async fn renewal(ground: &Ground, broker: &Broker, client: &Files) {
     );
     std::fs::write(&client.key, "half a fi").expect("it is written");
     refused(&url, "AMQP_KEY_FILE").await;
-    let renewed = ground.authority.issue("someone", &[]);
+    let renewed = environment.authority.issue("someone", &[]);
     assert_eq!(renewed.key, client.key);
     broker::connect(&url, "test")
         .await
@@ -188,17 +188,17 @@ async fn renewal(ground: &Ground, broker: &Broker, client: &Files) {
 
 #[test]
 fn files_that_are_of_no_use_are_named() {
-    let ground = Ground::new();
+    let environment = Environment::new();
     let (one, other) = (
-        ground.authority.issue("one", &[]),
-        ground.authority.issue("other", &[]),
+        environment.authority.issue("one", &[]),
+        environment.authority.issue("other", &[]),
     );
     let nowhere = PathBuf::from("/nowhere");
     let key = std::fs::read_to_string(&one.key).expect("a key");
-    let broken = ground.folder.join("broken.key");
+    let broken = environment.folder.join("broken.key");
     std::fs::write(&broken, key.replace("END", "ENT")).expect("a file");
     let (cert, key) = (&one.certificate, &one.key);
-    let ca = &ground.authority.files.certificate;
+    let ca = &environment.authority.files.certificate;
     for ([ca, cert, key], words) in [
         ([&nowhere, cert, key], "AMQP_CA_FILE: cannot read /nowhere"),
         ([key, cert, key], "one.key holds no certificate in PEM"),

@@ -9,7 +9,7 @@ use std::{
 
 use sqlx::{Connection, PgConnection};
 use stack::{
-    base::Base,
+    data_folder::DataFolder,
     packages::Packages,
     ports,
     postgres::{Durability, Postgres},
@@ -19,19 +19,19 @@ use stack::{
 use crate::authority::{Authority, Files};
 
 /// The folder of a test's files, and the authority that signs its certificates. Dropped after the stores.
-pub(crate) struct Ground {
+pub(crate) struct Environment {
     pub(crate) authority: Authority,
     /// An unrelated authority.
     pub(crate) stranger: Authority,
     pub(crate) server: Files,
     pub(crate) folder: PathBuf,
     pub(crate) packages: Packages,
-    pub(crate) base: Base,
+    pub(crate) base: DataFolder,
 }
 
-impl Ground {
+impl Environment {
     pub(crate) fn new() -> Self {
-        let base = Base::temporary().expect("a folder");
+        let base = DataFolder::temporary().expect("a folder");
         let folder = base.folder("certificates").expect("a folder");
         let authority = Authority::new(&folder, "authority");
         Self {
@@ -58,7 +58,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    pub(crate) async fn start(ground: &Ground) -> Self {
+    pub(crate) async fn start(environment: &Environment) -> Self {
         let (amqps, https) = (
             ports::free().expect("a port"),
             ports::free().expect("a port"),
@@ -67,9 +67,9 @@ impl Broker {
             format!(
                 "{prefix}.cacertfile = {}\n{prefix}.certfile = {}\n{prefix}.keyfile = {}\n\
                  {prefix}.verify = verify_peer\n",
-                ground.ca(),
-                ground.server.certificate.display(),
-                ground.server.key.display(),
+                environment.ca(),
+                environment.server.certificate.display(),
+                environment.server.key.display(),
             )
         };
         let lines = format!(
@@ -88,9 +88,9 @@ impl Broker {
             more_plugins: vec!["rabbitmq_auth_mechanism_ssl"],
             lines,
         };
-        let folder = ground.base.path().join("rabbitmq");
+        let folder = environment.base.path().join("rabbitmq");
         let address = ports::free().expect("a port");
-        let server = RabbitMq::start(&ground.packages, &folder, address, configuration)
+        let server = RabbitMq::start(&environment.packages, &folder, address, configuration)
             .await
             .expect("RabbitMQ comes up");
         Self {
@@ -109,17 +109,22 @@ pub(crate) struct Database {
 
 impl Database {
     /// It has no TLS yet.
-    pub(crate) async fn start(ground: &Ground) -> Self {
-        let folder = ground.base.path().join("postgres");
+    pub(crate) async fn start(environment: &Environment) -> Self {
+        let folder = environment.base.path().join("postgres");
         let address = ports::free().expect("a port");
-        let server = Postgres::start(&ground.packages, &folder, address, Durability::ProcessOnly)
-            .await
-            .expect("Postgres comes up");
+        let server = Postgres::start(
+            &environment.packages,
+            &folder,
+            address,
+            Durability::ProcessOnly,
+        )
+        .await
+        .expect("Postgres comes up");
         Self { server, folder }
     }
 
     /// From now on the server uses this certificate.
-    pub(crate) async fn show(&self, ground: &Ground, files: &Files) {
+    pub(crate) async fn show(&self, environment: &Environment, files: &Files) {
         let data = self.folder.join("data");
         // The server reads a key only if no other account can.
         let owner = fs::metadata(&data).expect("the data's folder");
@@ -129,7 +134,7 @@ impl Database {
         fs::write(data.join("pg_hba.conf"), access).expect("a file");
         let mut connection = self.superuser().await;
         for (setting, value) in [
-            ("ssl_ca_file", ground.ca()),
+            ("ssl_ca_file", environment.ca()),
             ("ssl_cert_file", files.certificate.display().to_string()),
             ("ssl_key_file", files.key.display().to_string()),
             ("ssl", "on".to_owned()),

@@ -8,7 +8,7 @@ use shared::{
 };
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use stack::{
-    base::Base,
+    data_folder::DataFolder,
     packages::Packages,
     ports,
     postgres::{Durability, Postgres},
@@ -35,13 +35,13 @@ struct Pair {
     primary: Postgres,
     standby: Postgres,
     pool: PgPool,
-    _base: Base,
+    _base: DataFolder,
 }
 
 impl Pair {
     async fn start() -> Self {
         let packages = Packages::find().expect("the packages");
-        let base = Base::temporary().expect("a folder");
+        let base = DataFolder::temporary().expect("a folder");
         let folder = |name: &str| -> PathBuf { base.path().join(name) };
         let address = || ports::free().expect("a port");
         let primary = Postgres::start(

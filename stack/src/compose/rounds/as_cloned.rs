@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use ingest::secrets::DEVELOPMENT_SECRET;
 use tokio::time::{Instant, sleep};
 
+use crate::compose::checklist::Checklist;
 use crate::compose::load::Load;
-use crate::compose::site::Site;
-use crate::compose::trial::Trial;
+use crate::compose::project::Project;
 use crate::compose::{confinement, console, kill, monitoring, readme};
 
 const HEADING: &str = "### With docker compose";
@@ -36,8 +36,12 @@ const KILLED: [&str; 12] = [
     "postgres",
 ];
 
-pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial, built: bool) -> Result<()> {
-    let text = fs::read_to_string(site.folder.join("README.md"))?;
+pub(in crate::compose) async fn run(
+    project: &Project,
+    checklist: &mut Checklist,
+    built: bool,
+) -> Result<()> {
+    let text = fs::read_to_string(project.folder.join("README.md"))?;
     let commands = readme::commands(&text, HEADING);
     let (up, others) = commands
         .split_first()
@@ -47,97 +51,99 @@ pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial, built: bool)
     } else {
         (*up).to_owned()
     };
-    trial
-        .check(&format!("README: {up}"), site.line(&up))
+    checklist
+        .check(&format!("README: {up}"), project.line(&up))
         .await?;
-    trial
-        .check("everything is healthy", site.until_healthy())
+    checklist
+        .check("everything is healthy", project.until_healthy())
         .await?;
     for command in others {
-        trial
-            .check(&format!("README: {command}"), site.line(command))
+        checklist
+            .check(&format!("README: {command}"), project.line(command))
             .await?;
     }
-    trial
-        .check("demo's events are in their tables", demo_is_stored(site))
+    checklist
+        .check("demo's events are in their tables", demo_is_stored(project))
         .await?;
     let (name, password) = USER;
-    trial
+    checklist
         .check(
             "the console shows them to its user",
-            console::shows_events(site, name, password),
+            console::shows_events(project, name, password),
         )
         .await?;
-    trial
+    checklist
         .check(
             "no container may do more than its work",
-            confinement::holds(site),
+            confinement::holds(project),
         )
         .await?;
-    trial
+    checklist
         .check(
             "hookctl doctor finds only the development secret",
-            doctor(site),
+            doctor(project),
         )
         .await?;
-    trial
+    checklist
         .check(
             "Prometheus reaches every target",
-            monitoring::targets_are_up(site),
+            monitoring::targets_are_up(project),
         )
         .await?;
-    trial
-        .check("every rule works", monitoring::rules_work(site))
+    checklist
+        .check("every rule works", monitoring::rules_work(project))
         .await?;
-    let alert = monitoring::alert_arrives(site, "PleoDevelopmentSecret");
-    trial.check("an alert comes to Alertmanager", alert).await?;
-    trial
-        .check("replicas of .env stay", replicas_stay(site))
+    let alert = monitoring::alert_arrives(project, "PleoDevelopmentSecret");
+    checklist
+        .check("an alert comes to Alertmanager", alert)
         .await?;
-    let load = Load::start(&site.published.webhooks, DEVELOPMENT_SECRET)?;
-    trial
-        .check("replicas share the work", work_is_shared(site))
+    checklist
+        .check("replicas of .env stay", replicas_stay(project))
+        .await?;
+    let load = Load::start(&project.published.webhooks, DEVELOPMENT_SECRET)?;
+    checklist
+        .check("replicas share the work", work_is_shared(project))
         .await?;
     for service in KILLED {
         let what = format!("kill -9 {service} under load");
-        trial.check(&what, kill_one(site, service)).await?;
+        checklist.check(&what, kill_one(project, service)).await?;
     }
-    trial
-        .check("everything is healthy again", site.until_healthy())
+    checklist
+        .check("everything is healthy again", project.until_healthy())
         .await?;
     ensure!(
         load.accepted() > 100,
         "only {} events were accepted",
         load.accepted()
     );
-    let settled = trial.check(
+    let settled = checklist.check(
         "everything accepted is stored exactly once",
-        load.settle(site),
+        load.settle(project),
     );
     let accepted = settled.await?;
-    trial
+    checklist
         .check(
             "hookctl reconcile agrees",
-            site.compose(&["run", "--rm", "-T", "hookctl", "reconcile"]),
+            project.compose(&["run", "--rm", "-T", "hookctl", "reconcile"]),
         )
         .await?;
-    trial
-        .check("down and up keep the data", data_stays(site, accepted))
+    checklist
+        .check("down and up keep the data", data_stays(project, accepted))
         .await?;
-    trial
-        .check("down --volumes", site.down(&["--volumes"]))
+    checklist
+        .check("down --volumes", project.down(&["--volumes"]))
         .await?;
     Ok(())
 }
 
 /// It sends two events five times each, under new ids: ten events of two resources.
-pub(super) async fn demo_is_stored(site: &Site) -> Result<()> {
+pub(super) async fn demo_is_stored(project: &Project) -> Result<()> {
     let wanted = "10 1 1";
     let query = "select (select count(*) from events where problem is null) || ' ' || \
                  (select count(*) from export_jobs) || ' ' || (select count(*) from vendors)";
     let deadline = Instant::now() + STORED_WITHIN;
     loop {
-        let found = site.sql(query).await?;
+        let found = project.sql(query).await?;
         if found == [wanted] {
             return Ok(());
         }
@@ -150,10 +156,12 @@ pub(super) async fn demo_is_stored(site: &Site) -> Result<()> {
 }
 
 /// The services may take some seconds to connect after `setup` has created their accounts.
-async fn doctor(site: &Site) -> Result<()> {
+async fn doctor(project: &Project) -> Result<()> {
     let deadline = Instant::now() + FINDS_THEM_WITHIN;
     loop {
-        let ended = site.try_compose(&["run", "--rm", "-T", "hookctl"]).await?;
+        let ended = project
+            .try_compose(&["run", "--rm", "-T", "hookctl"])
+            .await?;
         let problems: Vec<&str> = ended
             .out
             .lines()
@@ -174,21 +182,21 @@ async fn doctor(site: &Site) -> Result<()> {
     }
 }
 
-async fn replicas_stay(site: &Site) -> Result<()> {
-    site.set(&format!("INGEST_REPLICAS={INGEST}"))?;
-    site.set(&format!("VENDOR_WORKER_REPLICAS={VENDOR_WORKERS}"))?;
+async fn replicas_stay(project: &Project) -> Result<()> {
+    project.set(&format!("INGEST_REPLICAS={INGEST}"))?;
+    project.set(&format!("VENDOR_WORKER_REPLICAS={VENDOR_WORKERS}"))?;
     for up in [&["up", "-d", "--no-build"][..], &["up", "-d"]] {
-        site.compose(up).await?;
-        site.until_healthy().await?;
+        project.compose(up).await?;
+        project.until_healthy().await?;
         for (service, wanted) in [("ingest", INGEST), ("vendor-worker", VENDOR_WORKERS)] {
-            let found = site.replicas(service).await?.len();
+            let found = project.replicas(service).await?.len();
             ensure!(found == wanted, "{found} of {service} instead of {wanted}");
         }
     }
     Ok(())
 }
 
-async fn work_is_shared(site: &Site) -> Result<()> {
+async fn work_is_shared(project: &Project) -> Result<()> {
     let shares = [
         (
             r#"pleo_ingest_requests_total{outcome="accepted"} > 0"#,
@@ -200,30 +208,30 @@ async fn work_is_shared(site: &Site) -> Result<()> {
         ),
     ];
     for (share, replicas) in shares {
-        monitoring::until_series(site, share, replicas).await?;
+        monitoring::until_series(project, share, replicas).await?;
     }
     Ok(())
 }
 
-async fn kill_one(site: &Site, service: &str) -> Result<()> {
-    let replicas = site.replicas(service).await?;
+async fn kill_one(project: &Project, service: &str) -> Result<()> {
+    let replicas = project.replicas(service).await?;
     let container = replicas
         .first()
         .with_context(|| format!("there is no {service}"))?;
-    kill::kill(site, container).await?;
+    kill::kill(project, container).await?;
     if ["rabbitmq", "postgres"].contains(&service) {
-        kill::until_healthy(site, container).await?;
+        kill::until_healthy(project, container).await?;
     }
     Ok(())
 }
 
-async fn data_stays(site: &Site, accepted: usize) -> Result<()> {
-    site.down(&[]).await?;
-    site.compose(&["up", "-d"]).await?;
-    site.until_healthy().await?;
-    let stored = site.count("select count(*) from events").await?;
+async fn data_stays(project: &Project, accepted: usize) -> Result<()> {
+    project.down(&[]).await?;
+    project.compose(&["up", "-d"]).await?;
+    project.until_healthy().await?;
+    let stored = project.count("select count(*) from events").await?;
     let wanted = u64::try_from(accepted)? + 10;
     ensure!(stored == wanted, "{stored} events instead of {wanted}");
-    site.line("docker compose run --rm -T demo").await?;
+    project.line("docker compose run --rm -T demo").await?;
     Ok(())
 }

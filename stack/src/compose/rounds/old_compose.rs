@@ -3,32 +3,32 @@
 use anyhow::Result;
 
 use super::as_cloned::demo_is_stored;
-use crate::compose::site::Site;
-use crate::compose::trial::Trial;
+use crate::compose::checklist::Checklist;
+use crate::compose::project::Project;
 
-pub(in crate::compose) async fn run(site: &Site, trial: &mut Trial) -> Result<()> {
+pub(in crate::compose) async fn run(project: &Project, checklist: &mut Checklist) -> Result<()> {
     let up = ["up", "-d", "--no-build"];
-    trial
-        .check("docker-compose 1.29: up", site.compose(&up))
+    checklist
+        .check("docker-compose 1.29: up", project.compose(&up))
         .await?;
-    trial
+    checklist
         .check(
             "docker-compose 1.29: everything is healthy",
-            site.until_healthy(),
+            project.until_healthy(),
         )
         .await?;
     let demo = ["run", "--rm", "-T", "demo"];
-    trial
-        .check("docker-compose 1.29: demo", site.compose(&demo))
+    checklist
+        .check("docker-compose 1.29: demo", project.compose(&demo))
         .await?;
-    trial
+    checklist
         .check(
             "docker-compose 1.29: demo's events are stored",
-            demo_is_stored(site),
+            demo_is_stored(project),
         )
         .await?;
-    trial
-        .check("docker-compose 1.29: down", site.down(&["--volumes"]))
+    checklist
+        .check("docker-compose 1.29: down", project.down(&["--volumes"]))
         .await?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::Error;
 use shared::Program;
 
-use super::super::site::{AnyFault, fault_named};
+use super::super::system::{AnyFault, fault_named};
 use crate::cluster::PartitionHandling;
 
 /// One of two replicas of a service.

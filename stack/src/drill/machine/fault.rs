@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::Error;
 use shared::{Family, Program};
 
-use super::super::site::{AnyFault, fault_named};
+use super::super::system::{AnyFault, fault_named};
 
 /// A process of the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use crate::progress::Progress;
 
 /// The checks that have been done so far.
 #[derive(Debug)]
-pub(super) struct Trial {
+pub(super) struct Checklist {
     progress: Progress,
     done: Vec<(String, Duration)>,
 }
@@ -25,7 +25,7 @@ pub struct Report {
     took: Duration,
 }
 
-impl Trial {
+impl Checklist {
     pub(super) fn new(progress: Progress) -> Self {
         Self {
             progress,

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep};
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Processes end before the folder of their logs is deleted.
-pub(crate) struct Place {
+pub(crate) struct Pipeline {
     services: Vec<(Program, SocketAddr, Process)>,
     webhooks: SocketAddr,
     amqp_url: String,
@@ -30,7 +30,7 @@ pub(crate) struct Place {
     _logs: TempDir,
 }
 
-impl Place {
+impl Pipeline {
     /// Starts everything and waits until it is ready for events.
     pub(crate) async fn new(pool: &PgPool) -> Self {
         let amqp_url = std::env::var("AMQP_URL")
@@ -60,7 +60,7 @@ impl Place {
             let process = Process::spawn(spec).expect("the service starts");
             (program, private, process)
         });
-        let place = Self {
+        let pipeline = Self {
             services: services.into(),
             webhooks,
             amqp_url,
@@ -68,9 +68,9 @@ impl Place {
             _logs: logs,
         };
         for program in Program::ALL {
-            place.until_ready(program).await;
+            pipeline.until_ready(program).await;
         }
-        place
+        pipeline
     }
 
     /// The webhook address.

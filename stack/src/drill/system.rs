@@ -21,7 +21,7 @@ pub trait AnyFault: Copy + Debug + Display {
 }
 
 /// Running stores and services, and the faults that can be injected into them.
-pub trait Site {
+pub trait System {
     /// Its faults.
     type Fault: AnyFault;
 

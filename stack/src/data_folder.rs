@@ -19,14 +19,14 @@ const RUN_PREFIX: &str = "run-";
 
 /// A locked data folder. The lock ends with this value, or with the process.
 #[derive(Debug)]
-pub struct Base {
+pub struct DataFolder {
     path: PathBuf,
     /// Deletes a temporary folder at the end. It comes before the lock so that it is dropped first.
     _temporary: Option<TempDir>,
     _lock: File,
 }
 
-impl Base {
+impl DataFolder {
     /// The folder whose data stays between runs: `chosen`, or one under `/var/tmp` named after
     /// `workspace`, the path of the sources.
     ///

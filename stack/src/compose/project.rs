@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::container::Container;
 use super::shell::{Ended, Shell};
-use crate::base::Base;
+use crate::data_folder::DataFolder;
 use crate::ports;
 
 /// The prefix of this command's projects, by which leftovers of a killed run are recognised.
@@ -48,7 +48,7 @@ pub(super) struct Published {
 
 /// A clone with its compose project. Dropping it removes the containers and volumes.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct Project {
     /// The clone.
     pub(super) folder: PathBuf,
     /// The published addresses.
@@ -58,16 +58,16 @@ pub(super) struct Site {
     /// The name of the built or existing image.
     pub(super) image: String,
     shell: Shell,
-    project: String,
+    name: String,
 }
 
-impl Site {
+impl Project {
     /// Clones the last commit of `workspace`.
     ///
     /// # Errors
     /// When it cannot be cloned.
     pub(super) async fn clone(
-        base: &Base,
+        base: &DataFolder,
         workspace: &Path,
         shell: Shell,
         image: &str,
@@ -83,10 +83,10 @@ impl Site {
             console: ports::free()?.to_string(),
         };
         let run = base.path().file_name().unwrap_or_default();
-        let project = format!("{PREFIX}{}", run.to_string_lossy().to_lowercase());
+        let name = format!("{PREFIX}{}", run.to_string_lossy().to_lowercase());
         let shell = shell
             .within(folder.clone())
-            .env("COMPOSE_PROJECT_NAME", &project)
+            .env("COMPOSE_PROJECT_NAME", &name)
             .env("PLEO_IMAGE", image)
             .env("PROFILE", "dev")
             .env("PUBLIC_BIND", &published.webhooks)
@@ -100,7 +100,7 @@ impl Site {
             tool: Tool::Plugin,
             image: image.to_owned(),
             shell,
-            project,
+            name,
         })
     }
 
@@ -171,8 +171,8 @@ impl Site {
 
     /// The ids of the project's networks.
     async fn networks(&self) -> Result<Vec<String>> {
-        let project = format!("label=com.docker.compose.project={}", self.project);
-        let args = ["network", "ls", "--quiet", "--filter", &project];
+        let label = format!("label=com.docker.compose.project={}", self.name);
+        let args = ["network", "ls", "--quiet", "--filter", &label];
         let out = self.docker(&args).await?;
         Ok(out.lines().map(str::to_owned).collect())
     }
@@ -213,7 +213,7 @@ impl Site {
     /// The single number that a query returns.
     ///
     /// # Errors
-    /// As [`Site::sql`].
+    /// As [`Project::sql`].
     pub(super) async fn count(&self, query: &str) -> Result<u64> {
         let rows = self.sql(query).await?;
         let row = rows.first().context("no row")?;
@@ -225,8 +225,8 @@ impl Site {
     /// # Errors
     /// When the engine does not answer.
     pub(super) async fn containers(&self) -> Result<Vec<Container>> {
-        let project = format!("label=com.docker.compose.project={}", self.project);
-        let mut args = vec!["ps", "--all", "--no-trunc", "--filter", &project];
+        let label = format!("label=com.docker.compose.project={}", self.name);
+        let mut args = vec!["ps", "--all", "--no-trunc", "--filter", &label];
         args.extend(["--filter", "label=com.docker.compose.oneoff=False"]);
         args.extend(["--format", Container::FORMAT]);
         let out = self.docker(&args).await?;
@@ -236,7 +236,7 @@ impl Site {
     /// Containers of one service.
     ///
     /// # Errors
-    /// As [`Site::containers`].
+    /// As [`Project::containers`].
     pub(super) async fn replicas(&self, service: &str) -> Result<Vec<Container>> {
         let mut containers = self.containers().await?;
         containers.retain(|container| container.service == service);
@@ -329,7 +329,7 @@ impl Site {
     }
 }
 
-impl Drop for Site {
+impl Drop for Project {
     fn drop(&mut self) {
         let mut down = self.shell.command(
             "docker",

@@ -11,7 +11,7 @@ use shared::Program;
 use sqlx::PgPool;
 use stack::{
     accounts::Accounts,
-    base::Base,
+    data_folder::DataFolder,
     packages::Packages,
     postgres::Durability,
     programs::Programs,
@@ -24,27 +24,30 @@ use tokio::time::{Instant, sleep};
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// The stores are dropped before their folder, and the services, which a test owns, before both.
-pub(crate) struct World {
+pub(crate) struct Pipeline {
     pub(crate) launcher: Launcher,
     pub(crate) stores: Stores,
     accounts: Accounts,
     programs: Programs,
     logs: PathBuf,
-    _base: Base,
+    _base: DataFolder,
 }
 
-impl World {
+impl Pipeline {
     /// Stores that are running and prepared, with an account for each service; no service yet.
     pub(crate) async fn new() -> Self {
-        let world = Self::unprepared().await;
-        world.set_up().await;
-        let launcher = world.launcher.clone().under(&world.accounts);
-        Self { launcher, ..world }
+        let pipeline = Self::unprepared().await;
+        pipeline.set_up().await;
+        let launcher = pipeline.launcher.clone().under(&pipeline.accounts);
+        Self {
+            launcher,
+            ..pipeline
+        }
     }
 
     /// Stores that are running and empty, with their owner as the services' account; no service yet.
     pub(crate) async fn unprepared() -> Self {
-        let base = Base::temporary().expect("a folder");
+        let base = DataFolder::temporary().expect("a folder");
         let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
         let addresses = Addresses::free().expect("free ports");
         let stores = Stores::start(&packages, &base, addresses, Durability::ProcessOnly)

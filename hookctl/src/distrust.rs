@@ -67,7 +67,7 @@ struct DistrustArgs {
     yes: bool,
 }
 
-/// Selects the events to distrust.
+/// Which events are distrusted.
 #[derive(Clone, Debug, clap::Args)]
 struct Which {
     /// Name of the secret, as ingest's settings have it

@@ -1,8 +1,8 @@
 #!/bin/bash
-# As the official image's: initialises an empty data folder, then runs the command as `postgres`.
+# Like the official image: initialises an empty data folder, then runs the command as `postgres`.
 set -euo pipefail
 
-# Like there, the password ends up in the environment of the server when its file is named here.
+# As in the official image, the password ends up in the environment of the server if its file is named here.
 password_from_file() {
   if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then
     POSTGRES_PASSWORD=$(< "$POSTGRES_PASSWORD_FILE")

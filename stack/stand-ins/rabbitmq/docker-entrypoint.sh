@@ -1,5 +1,5 @@
 #!/bin/bash
-# As the official image's: runs RabbitMQ's programs as `rabbitmq`, which owns the volume.
+# Like the official image: runs RabbitMQ programs as `rabbitmq`, which owns the volume.
 set -euo pipefail
 if [[ "${1:-}" == rabbitmq* ]] && [ "$(id -u)" = 0 ]; then
   if [ "$1" = rabbitmq-server ]; then

@@ -19,16 +19,21 @@ impl Run {
     /// `filter` is an object that says how the command was told what to change; its nulls are left
     /// out. `person` is for whom a program acts that knows its users. The account is not to be given:
     /// the database writes down who logged in.
-    pub fn new(action: &'static str, mut filter: Value, person: Option<&str>) -> Self {
-        if let Value::Object(fields) = &mut filter {
-            fields.retain(|_, value| !value.is_null());
-        }
+    pub fn new(action: &'static str, filter: Value, person: Option<&str>) -> Self {
         Self {
             id: format!("{:032x}", rand::random::<u128>()),
             action,
             person: person.map(str::to_owned),
-            filter,
+            filter: Self::described(filter),
         }
+    }
+
+    /// A filter as it is written down.
+    pub(crate) fn described(mut filter: Value) -> Value {
+        if let Value::Object(fields) = &mut filter {
+            fields.retain(|_, value| !value.is_null());
+        }
+        filter
     }
 
     /// As a part of another process's run.

@@ -4,18 +4,15 @@
 mod child;
 mod outcome;
 
-use std::{collections::VecDeque, io, io::Write, sync::Mutex, time::Duration};
+use std::{io, io::Write, sync::Mutex};
 
-use anyhow::Context;
 use indicatif::ProgressBar;
 use operations::dead_letters::{
     Filter, State,
-    replay::{Attempt, BATCH, Outcome, Replayed, Totals},
+    replay::{ACTION, Attempt, Host, Letters, Replay, Replayed, Totals},
 };
 use shared::{config::DatabaseArgs, database, shutdown};
 use sqlx::{Postgres, QueryBuilder};
-use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 use worker::problem::STOPPED_WORKER;
 
 use self::child::Child;
@@ -23,7 +20,7 @@ use super::connect;
 use crate::{
     actions::Run,
     database::{Connection, READING},
-    lock_holders::{FIRST_LOCK_WAIT, LAST_LOCK_WAIT, Watch},
+    lock_holders::Watch,
     progress,
     verdict::{Verdict, WrongSettings},
 };
@@ -97,28 +94,36 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     if args.yes {
         Run::check(&mut connection).await?;
     }
-    let letters = Letters::find(&mut connection, args).await?;
+    let letters = find(&mut connection, args).await?;
     let mut filter = args.filter.describe();
     if args.any_company {
         filter["any_company"] = true.into();
     }
-    let run = Run::new("dead-letters replay", filter, None).part_of(args.run.as_deref());
-    let replay = Replay {
-        attempt: Attempt {
-            watch: Watch::new(&options),
-            pool: database::pool(options, "hookctl", 1),
-            run: args.yes.then_some(run),
-            include_withheld: args.include_withheld,
-            any_company: args.any_company,
-            trial: Mutex::default(),
-        },
+    let run = Run::new(ACTION, filter, None).part_of(args.run.as_deref());
+    let attempt = Attempt {
+        watch: Watch::new(&options),
+        pool: database::pool(options, "hookctl", 1),
+        run: args.yes.then_some(run),
+        include_withheld: args.include_withheld,
+        any_company: args.any_company,
+        trial: Mutex::default(),
+        job: None,
+    };
+    let tried_alone = !args.yes && letters.has_dangerous() && letters.len() > 1;
+    let mut terminal = Terminal {
+        run: attempt.run.clone(),
         args,
         bar: progress::bar(letters.len() as u64),
+        totals: Totals::default(),
     };
-    let tried_alone = !args.yes && !letters.dangerous.is_empty() && letters.len() > 1;
-    let mut totals = Totals::default();
-    let ended = replay.all(letters, &stop, &mut totals).await;
-    replay.bar.finish_and_clear();
+    let mut replay = Replay {
+        attempt: &attempt,
+        rate: args.rate,
+        host: &mut terminal,
+    };
+    let ended = replay.all(letters, &stop).await;
+    terminal.bar.finish_and_clear();
+    let totals = terminal.totals;
     // The results so far are shown, also after an error.
     if !args.json {
         outcome::print(&totals, args.yes, matches!(ended, Ok(0)))?;
@@ -134,139 +139,57 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
     Ok(Verdict::of(totals.is_clean()))
 }
 
-/// The ids to replay, as they were when the replay began.
-#[derive(Default)]
-struct Letters {
-    ordinary: VecDeque<String>,
-    /// Poison messages come last, so that they cannot stop the others.
-    dangerous: VecDeque<String>,
+/// Finds the dead letters to replay.
+async fn find(connection: &mut Connection, args: &Args) -> anyhow::Result<Letters> {
+    let mut query = QueryBuilder::<Postgres>::new("select webhook_id, starts_with(problem, ");
+    query.push_bind(STOPPED_WORKER).push(") from events");
+    args.filter.push(State::Open, &mut query);
+    query.push(" order by stored_at, webhook_id");
+    let mut transaction = connection.begin(&READING).await?;
+    let found: Vec<(String, bool)> = query.build_query_as().fetch_all(&mut *transaction).await?;
+    let found = found.into_iter();
+    Ok(Letters::new(found.map(|(id, is_poison)| {
+        (id, is_poison && !args.in_process)
+    })))
 }
 
-impl Letters {
-    async fn find(connection: &mut Connection, args: &Args) -> anyhow::Result<Self> {
-        let mut query = QueryBuilder::<Postgres>::new("select webhook_id, starts_with(problem, ");
-        query.push_bind(STOPPED_WORKER).push(") from events");
-        args.filter.push(State::Open, &mut query);
-        query.push(" order by stored_at, webhook_id");
-        let mut transaction = connection.begin(&READING).await?;
-        let found: Vec<(String, bool)> =
-            query.build_query_as().fetch_all(&mut *transaction).await?;
-        let (dangerous, ordinary): (Vec<_>, Vec<_>) = found
-            .into_iter()
-            .partition(|(_, stopped)| *stopped && !args.in_process);
-        let ids = |letters: Vec<(String, bool)>| letters.into_iter().map(|(id, _)| id).collect();
-        Ok(Self {
-            ordinary: ids(ordinary),
-            dangerous: ids(dangerous),
-        })
-    }
-
-    fn push(&mut self, id: String, is_ordinary: bool) {
-        match is_ordinary {
-            true => self.ordinary.push_back(id),
-            false => self.dangerous.push_back(id),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.ordinary.len() + self.dangerous.len()
-    }
-}
-
-struct Replay<'a> {
-    attempt: Attempt,
+/// Prints the outcomes, and replays those that could stop this process in a child process.
+struct Terminal<'a> {
+    run: Option<Run>,
     args: &'a Args,
     bar: ProgressBar,
+    totals: Totals,
 }
 
-impl Replay<'_> {
-    /// Replays everything at the wanted rate until `stop`, and tries the locked ones once more at the end.
-    /// Returns how many are left.
-    async fn all(
-        &self,
-        mut letters: Letters,
-        stop: &CancellationToken,
-        totals: &mut Totals,
-    ) -> anyhow::Result<usize> {
-        let mut locked = Letters::default();
-        self.round(&mut letters, stop, totals, Some(&mut locked))
-            .await?;
-        if letters.len() == 0 && locked.len() > 0 {
-            self.bar.suspend(|| {
-                let count = locked.len();
-                writeln!(io::stderr(), "locked, tried again later: {count}")
-            })?;
-            self.round(&mut locked, stop, totals, None).await?;
-        }
-        Ok(letters.len() + locked.len())
+impl Host for Terminal<'_> {
+    async fn may_continue(&mut self) -> anyhow::Result<bool> {
+        Ok(true)
     }
 
-    /// Replays these until `stop`, and removes them from the list. Locked ones are moved to `later`, if
-    /// there is such a list.
-    async fn round(
-        &self,
-        letters: &mut Letters,
-        stop: &CancellationToken,
-        totals: &mut Totals,
-        mut later: Option<&mut Letters>,
-    ) -> anyhow::Result<()> {
-        let size = BATCH.min(self.args.rate as usize);
-        let lock_wait = match later {
-            Some(_) => FIRST_LOCK_WAIT,
-            None => LAST_LOCK_WAIT,
-        };
-        let mut next = Instant::now();
-        while letters.len() > 0 {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                () = sleep_until(next) => {}
-            }
-            let size = size.min(letters.ordinary.len());
-            let is_ordinary = size > 0;
-            let mut replayed = Vec::new();
-            let (took, ended) = if is_ordinary {
-                let batch: Vec<String> = letters.ordinary.drain(..size).collect();
-                (
-                    size,
-                    self.attempt.batch(batch, lock_wait, &mut replayed).await,
-                )
-            } else {
-                let id = letters.dangerous.pop_front().context("an id is left")?;
-                let child = self.child(id).await.map(|done| replayed.push(done));
-                (1, child)
-            };
-            for replayed in replayed {
-                match &mut later {
-                    Some(later) if replayed.outcome == Outcome::Locked => {
-                        later.push(replayed.webhook_id, is_ordinary);
-                    }
-                    _ => self.count(&replayed, totals)?,
-                }
-            }
-            ended?;
-            self.bar.inc(took as u64);
-            let pause = Duration::from_secs_f64(took as f64 / f64::from(self.args.rate));
-            next = next.max(Instant::now() - pause) + pause;
-        }
-        Ok(())
-    }
-
-    fn count(&self, replayed: &Replayed, totals: &mut Totals) -> io::Result<()> {
-        if self.args.json {
-            outcome::print_json(replayed)?;
-        }
-        totals.count(replayed);
-        Ok(())
-    }
-
-    async fn child(&self, webhook_id: String) -> anyhow::Result<Replayed> {
+    async fn dangerous(&mut self, webhook_id: String) -> anyhow::Result<Replayed> {
         let child = Child {
             database: &self.args.database,
-            run: self.attempt.run.as_ref(),
+            run: self.run.as_ref(),
             include_withheld: self.args.include_withheld,
             any_company: self.args.any_company,
         };
         child.replay(webhook_id).await
+    }
+
+    async fn finished(&mut self, replayed: Vec<Replayed>) -> anyhow::Result<()> {
+        for one in &replayed {
+            if self.args.json {
+                outcome::print_json(one)?;
+            }
+            self.totals.count(one);
+        }
+        self.bar.inc(replayed.len() as u64);
+        Ok(())
+    }
+
+    fn retrying(&mut self, locked: usize) -> anyhow::Result<()> {
+        self.bar
+            .suspend(|| writeln!(io::stderr(), "locked, tried again later: {locked}"))?;
+        Ok(())
     }
 }

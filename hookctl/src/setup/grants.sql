@@ -11,7 +11,7 @@ revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     export_jobs_reported_pending, vendors_reported_draft, stored_receipts, unstored_receipts,
-    written_off_receipts, operator_actions, sweeps, _sqlx_migrations
+    written_off_receipts, operator_actions, replay_jobs, replay_job_letters, sweeps, _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
        :"console_operator";
 revoke all on function
@@ -93,16 +93,32 @@ grant select (event_type) on dead_letters to :"other_worker";
 -- account cannot log in unless it was given a password.
 grant select
    on events, export_jobs, vendors, dead_letters, dismissed_dead_letters, unstored_receipts,
-      written_off_receipts, operator_actions
+      written_off_receipts, operator_actions, replay_jobs, replay_job_letters
    to :"console";
 grant select (webhook_id, received_at, published_at, written_off_at) on webhook_receipts to :"console";
 grant select (webhook_id, family, event_type, received_at, attempts, claims, due_at, last_error, spooled_at)
    on webhook_spool to :"console";
 
--- For operators, the console dismisses dead letters and takes that back, under an account that can do this
--- and reads no body. Each change is written down with the account, which the database knows, and the person.
+-- With this account operators change dead letters in the console. Each change is recorded with the account,
+-- which Postgres knows, and the person. For dismissing and restoring:
 grant select (webhook_id, event_type, company_id, resource_id, problem, attempts, received_at, stored_at,
               dismissed_at, dismissed_by, dismissal_note),
       update (dismissed_at, dismissed_by, dismissal_note)
    on events to :"console_operator";
+-- For replaying: it reads their bodies, clears their problems, and writes the newest states. It sees no other
+-- events (policies.rs).
+grant select (event_id, attempted_at, payload, raw, body_sha256, secret_name, secret_companies,
+              replayed_at, replayed_problem),
+      update (problem, replayed_at, replayed_problem, event_id, event_type, company_id, resource_id,
+              payload, raw, secret_companies)
+   on events to :"console_operator";
+grant select, insert, update on export_jobs, vendors to :"console_operator";
 grant insert (run, person, action, filter, changed, changes) on operator_actions to :"console_operator";
+-- For replays as background jobs. A trigger lets it delete only jobs that ended 30 days ago.
+grant select,
+      insert (person, filter, letters, set_sha256, rate),
+      update (tries, error, stop_requested_at, stop_requested_by, ended, ended_at),
+      delete
+   on replay_jobs to :"console_operator";
+grant select, insert (job, webhook_id, position), update (outcome, reason, done_at)
+   on replay_job_letters to :"console_operator";

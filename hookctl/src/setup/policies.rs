@@ -1,5 +1,5 @@
 //! Row-level security: a worker's account can touch only rows of its family, and the console's operator
-//! account can change only events with a problem.
+//! account can see and change only events with a problem.
 //!
 //! The tables' owner and superusers are exempt. All other roles keep seeing what their grants allow, by a
 //! policy for everybody; the policies for single accounts only restrict.
@@ -20,7 +20,7 @@ pub(crate) const TABLES: [&str; 2] = ["events", "webhook_spool"];
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 struct Policy {
     table: String,
-    /// The account, which is also the policy's name.
+    name: String,
     account: String,
     command: String,
     /// Which rows it can see, as Postgres prints the expression.
@@ -37,10 +37,11 @@ impl Policy {
         };
         format!(
             "drop policy if exists {0} on {1};\n\
-             create policy {0} on {1} as restrictive for {2} to {0}{3}{4};\n",
-            identifier(&self.account),
+             create policy {0} on {1} as restrictive for {2} to {3}{4}{5};\n",
+            identifier(&self.name),
             self.table,
             self.command.to_lowercase(),
+            identifier(&self.account),
             clause("using", &self.sees),
             clause("with check", &self.adds),
         )
@@ -56,6 +57,7 @@ fn wanted(prefix: &str) -> Vec<Policy> {
         let account = account::name(Program::Worker(family), prefix);
         let events = Policy {
             table: "events".to_owned(),
+            name: account.clone(),
             account: account.clone(),
             command: "INSERT".to_owned(),
             sees: None,
@@ -67,6 +69,7 @@ fn wanted(prefix: &str) -> Vec<Policy> {
         };
         let spool = Policy {
             table: "webhook_spool".to_owned(),
+            name: account.clone(),
             account,
             command: "ALL".to_owned(),
             sees: Some(format!("(family = '{family}'::text)")),
@@ -74,15 +77,40 @@ fn wanted(prefix: &str) -> Vec<Policy> {
         };
         [events, spool]
     });
-    // An event that is dismissed before it has a problem would not become a dead letter when it gets one.
-    let operator = Policy {
+    workers
+        .into_iter()
+        .flatten()
+        .chain(of_operators(prefix))
+        .collect()
+}
+
+/// The console's operator account sees only dead letters and replayed events, the latter because Postgres
+/// applies the policy for reading to updated rows as well. It can change only dead letters. If it clears a
+/// problem, it must keep it in `replayed_problem`, and the event cannot be dismissed: otherwise the event
+/// would not become a dead letter when it gets a problem again.
+fn of_operators(prefix: &str) -> [Policy; 2] {
+    let account = account::name(Program::ConsoleOperator, prefix);
+    let sees = Policy {
         table: "events".to_owned(),
-        account: account::name(Program::ConsoleOperator, prefix),
-        command: "UPDATE".to_owned(),
-        sees: Some("(problem IS NOT NULL)".to_owned()),
+        // No account has this name, so no other policy has it.
+        name: format!("{prefix}-dead-letters"),
+        account: account.clone(),
+        command: "SELECT".to_owned(),
+        sees: Some("((problem IS NOT NULL) OR (replayed_problem IS NOT NULL))".to_owned()),
         adds: None,
     };
-    workers.into_iter().flatten().chain([operator]).collect()
+    let changes = Policy {
+        table: "events".to_owned(),
+        name: account.clone(),
+        account,
+        command: "UPDATE".to_owned(),
+        sees: Some("(problem IS NOT NULL)".to_owned()),
+        adds: Some(
+            "((problem IS NOT NULL) OR ((replayed_problem IS NOT NULL) AND (dismissed_at IS NULL)))"
+                .to_owned(),
+        ),
+    };
+    [sees, changes]
 }
 
 /// The prefixes of the problems with which a replay withholds a worker's event.
@@ -112,11 +140,11 @@ fn is_of(family: Family) -> String {
 async fn lacking(connection: &mut PgConnection, prefix: &str) -> Result<Vec<Policy>, sqlx::Error> {
     let mut wanted = wanted(prefix);
     let found: Vec<Policy> = sqlx::query_as(
-        r#"select tablename::text as "table", policyname::text as account, cmd as command,
-                  qual as sees, with_check as adds
+        r#"select tablename::text as "table", policyname::text as name, roles[1]::text as account,
+                  cmd as command, qual as sees, with_check as adds
              from pg_policies
             where schemaname = current_schema() and tablename = any($1)
-              and permissive = 'RESTRICTIVE' and roles = array[policyname]"#,
+              and permissive = 'RESTRICTIVE' and cardinality(roles) = 1"#,
     )
     .bind(&TABLES[..])
     .fetch_all(connection)

@@ -1,10 +1,17 @@
 //! What an account cannot do in Postgres.
 
-use shared::{Family, Program};
+use operations::{
+    dead_letters::replay::{
+        Attempt, Outcome,
+        job::{self, End, Job, NewJob},
+    },
+    lock_holders::Watch,
+};
+use shared::{Family, Program, database::DatabaseUrl};
 use sqlx::{Connection, PgConnection, PgPool};
 use worker::problem;
 
-use crate::place::{Place, text};
+use crate::place::{Place, SOON, text};
 
 const VENDOR: Program = Program::Worker(Family::Vendor);
 const OTHER: Program = Program::Worker(Family::Other);
@@ -110,73 +117,180 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
     place.clean_up().await;
 }
 
+/// Events of a vendor that a replay can store.
+const LETTERS: &str = r#"
+    insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem, attempts)
+    select id, 'v1.vendor.created', now(), body, sha256(body), problem, 1
+      from (values ('m', 'wrong'), ('replayed', 'wrong'), ('healthy', null)) as event (id, problem)
+     cross join convert_to('{"eventType": "v1.vendor.created", "data": {"id": "v", "companyId": "c",
+                             "name": "Acme", "state": "DRAFT"}}', 'utf8') as body"#;
+
 #[sqlx::test(migrations = false)]
-async fn for_operators_the_console_can_dismiss_and_restore_and_nothing_else(pool: PgPool) {
+async fn for_operators_the_console_can_change_dead_letters_and_nothing_else(pool: PgPool) {
     let place = Place::prepared(&pool).await;
     let (program, who) = (Program::ConsoleOperator, "the console for operators");
     let mut operator = place.postgres(program).await.expect("it logs in");
     assert_denied(&mut operator, who, &OWNERS_ONLY).await;
-    let (_added, denied) = HISTORY.split_last().expect("statements");
-    assert_denied(&mut operator, who, denied).await;
+    let denied = HISTORY.into_iter().filter(|sql| {
+        !sql.starts_with("insert into operator_actions") && !sql.starts_with("update events")
+    });
+    assert_denied(&mut operator, who, &denied.collect::<Vec<_>>()).await;
+    place.sql(LETTERS).await;
+    place
+        .sql(
+            "insert into replay_jobs (filter, letters, set_sha256, rate) values ('{}', 1, '', 1);
+             insert into replay_job_letters (job, webhook_id, position) values (1, 'm', 1)",
+        )
+        .await;
     assert_denied(
         &mut operator,
         who,
         &[
-            "select payload from events",
-            "select raw from events",
+            "select erased_at from events",
             "select body from webhook_spool",
-            "select id from vendors",
+            "select body_sha256 from webhook_receipts",
             "insert into events (webhook_id) values ('m')",
-            "update events set payload = null",
-            "update events set replayed_at = now()",
-            "insert into vendors (id) values ('v')",
+            "update events set body_sha256 = ''",
+            "update events set stored_at = now()",
+            // A cleared problem leaves a trace, and a healthy event cannot be dismissed: it would be no dead
+            // letter when it gets a problem.
+            "update events set problem = null",
+            "update events set problem = null, replayed_problem = problem, dismissed_at = now()",
             "insert into operator_actions (account) values ('another')",
             "update webhook_receipts set written_off_at = now()",
+            "insert into replay_jobs (account) values ('another')",
+            "update replay_jobs set person = 'another'",
+            "delete from replay_jobs",
+            "delete from replay_job_letters",
+            "update replay_job_letters set webhook_id = ''",
+            "select sweep_receipts(null, '-infinity', 1)",
         ],
     )
     .await;
-    place
-        .sql(
-            "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem, attempts)
-             values ('m', 'unknown', now(), '', '', 'no event', 1)",
-        )
-        .await;
-    place
-        .sql(
-            "insert into events (webhook_id, event_type, received_at, raw, body_sha256, attempts)
-             values ('healthy', 'unknown', now(), '', '', 1)",
-        )
-        .await;
-    // It would be no dead letter when it gets a problem.
+    let seen: Vec<String> = sqlx::query_scalar("select webhook_id from events order by 1")
+        .fetch_all(&mut operator)
+        .await
+        .expect("a right on some rows");
+    assert_eq!(seen, ["m", "replayed"]);
     let dismissed = sqlx::query("update events set dismissed_at = now()")
         .execute(&mut operator)
         .await
         .expect("a right on some rows");
-    assert_eq!(dismissed.rows_affected(), 1);
-    place
-        .sql("update events set dismissed_at = null where webhook_id = 'm'")
+    assert_eq!(dismissed.rows_affected(), 2);
+    place.sql("update events set dismissed_at = null").await;
+    for (command, id, note) in [
+        ("dismiss", "--id=m", &["--note=why"][..]),
+        ("restore", "--id=m", &[]),
+        ("replay", "--id=replayed", &[]),
+    ] {
+        let said = hookctl(
+            &place,
+            program,
+            &["dead-letters", command, id, "--yes"],
+            note,
+        )
         .await;
-    use sqlx::ConnectOptions;
-    for (command, note) in [("dismiss", &["--note=why"][..]), ("restore", &[])] {
-        let url = place.database(program).to_url_lossy();
-        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_hookctl"))
-            .env_clear()
-            .env("DATABASE_URL", url.as_str())
-            .args(["dead-letters", command, "--id=m", "--yes"])
-            .args(note)
-            .output()
-            .await
-            .expect("hookctl runs");
-        let said = text(&output);
-        assert!(output.status.success() && said.contains("1 "), "{said}");
+        assert!(said.contains("1 "), "{said}");
     }
+    let changed = sqlx::query("update events set payload = null where webhook_id = 'replayed'")
+        .execute(&mut operator)
+        .await
+        .expect("a right on some rows");
+    assert_eq!(changed.rows_affected(), 0, "it is healthy now");
+    let rows: i64 =
+        sqlx::query_scalar("select count(*) from vendors where webhook_id = 'replayed'")
+            .fetch_one(&pool)
+            .await
+            .expect("the row");
+    assert_eq!(rows, 1);
     let accounts: Vec<String> = sqlx::query_scalar(
         "select account from operator_actions where action like 'dead-letters %'",
     )
     .fetch_all(&pool)
     .await
     .expect("the record");
-    assert_eq!(accounts, [place.name(program), place.name(program)]);
+    assert_eq!(
+        accounts,
+        [
+            place.name(program),
+            place.name(program),
+            place.name(program)
+        ]
+    );
+    place.clean_up().await;
+}
+
+/// Runs hookctl with the account, which must succeed, and returns its output.
+async fn hookctl(place: &Place, program: Program, arguments: &[&str], more: &[&str]) -> String {
+    use sqlx::ConnectOptions;
+    let url = place.database(program).to_url_lossy();
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_hookctl"))
+        .env_clear()
+        .env("DATABASE_URL", url.as_str())
+        .args(arguments)
+        .args(more)
+        .output()
+        .await
+        .expect("hookctl runs");
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+/// The steps of the console, from the start of a replay to its end.
+#[sqlx::test(migrations = false)]
+async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
+    let place = Place::prepared(&pool).await;
+    place.sql(LETTERS).await;
+    let url = DatabaseUrl::from(place.database(Program::ConsoleOperator));
+    let mut connection = operations::database::connect(&url)
+        .await
+        .expect("it logs in");
+    let new = NewJob {
+        ids: &["replayed".to_owned()],
+        set_sha256: b"set",
+        filter: serde_json::json!({}),
+        rate: 1,
+        person: Some("grace"),
+    };
+    let id = new.create(&mut connection).await.expect("a job");
+    let again = new.create(&mut connection).await.expect("the same job");
+    assert_eq!(again, id);
+    let job = Job::take(&mut connection, true, None)
+        .await
+        .expect("a right");
+    let job = job.expect("a job");
+    let undone = job.unfinished(&mut connection).await.expect("a right");
+    assert_eq!(undone, [("replayed".to_owned(), false)]);
+    let attempt = Attempt {
+        pool: shared::database::pool(url.clone(), "test", 1),
+        watch: Watch::new(&url),
+        run: Some(job.run.clone()),
+        include_withheld: false,
+        any_company: false,
+        trial: Default::default(),
+        job: Some(id),
+    };
+    let mut replayed = Vec::new();
+    let ids = vec!["replayed".to_owned()];
+    attempt
+        .batch(ids, SOON, &mut replayed)
+        .await
+        .expect("all rights");
+    assert_eq!(replayed[0].outcome, Outcome::Newest);
+    assert_eq!(job.unfinished(&mut connection).await.expect("a right"), []);
+    job.write_outcomes(&mut connection, &replayed)
+        .await
+        .expect("a right");
+    job.reset_tries(&mut connection).await.expect("a right");
+    let stops = job::request_stop(&mut connection, id, Some("grace")).await;
+    assert!(stops.expect("a right"));
+    assert!(
+        job.is_stop_requested(&mut connection)
+            .await
+            .expect("a right")
+    );
+    job.end(&mut connection, End::Done).await.expect("a right");
     place.clean_up().await;
 }
 
@@ -201,10 +315,12 @@ async fn the_console_can_change_nothing(pool: PgPool) {
     const RECORD: &str = "select account from operator_actions";
     let denied = HISTORY.into_iter().filter(|sql| *sql != RECORD);
     assert_denied(&mut console, "console", &denied.collect::<Vec<_>>()).await;
-    sqlx::raw_sql(RECORD)
-        .execute(&mut console)
-        .await
-        .expect("who did what");
+    for allowed in [RECORD, "select * from replay_jobs, replay_job_letters"] {
+        sqlx::raw_sql(allowed)
+            .execute(&mut console)
+            .await
+            .expect("who did what");
+    }
     assert_denied(
         &mut console,
         "console",
@@ -221,6 +337,10 @@ async fn the_console_can_change_nothing(pool: PgPool) {
             "delete from webhook_receipts",
             "update webhook_spool set due_at = now()",
             "delete from webhook_spool",
+            "insert into replay_jobs (rate) values (1)",
+            "update replay_jobs set stop_requested_at = now()",
+            "delete from replay_jobs",
+            "update replay_job_letters set outcome = null",
             "select sweep_receipts(null, '-infinity', 1)",
             "select sweep_events('-infinity', 1)",
             "select sweep_events(null, '-infinity', 1)",

@@ -24,6 +24,7 @@ use worker::{
 };
 
 use super::{
+    job,
     letter::{LOCK, Letter},
     mended::{Mended, clear, newest},
     outcome::{Outcome, Replayed},
@@ -55,6 +56,8 @@ pub struct Attempt {
     pub any_company: bool,
     /// What was taken back of earlier batches.
     pub trial: Mutex<Trial>,
+    /// The replay job that this belongs to. The outcomes are then written in the same transaction.
+    pub job: Option<i64>,
 }
 
 /// Why a transaction did nothing, and who was seen to hold it up.
@@ -240,6 +243,9 @@ impl Attempt {
         let found: HashSet<String> = replayed.iter().map(|r| r.webhook_id.clone()).collect();
         let gone = ids.iter().filter(|id| !found.contains(*id));
         replayed.extend(gone.map(|id| self.replayed(id, Outcome::Gone, None)));
+        if let Some(job) = self.job {
+            job::write_outcomes(connection, job, &replayed).await?;
+        }
         Ok((replayed, mended))
     }
 

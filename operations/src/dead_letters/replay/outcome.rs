@@ -29,6 +29,39 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All outcomes, the good ones first.
+    pub const ALL: [Self; 9] = [
+        Self::Newest,
+        Self::Superseded,
+        Self::Untyped,
+        Self::Gone,
+        Self::StillWrong,
+        Self::Refused,
+        Self::Locked,
+        Self::Withheld,
+        Self::Stopped,
+    ];
+
+    /// The name in JSON and in `replay_job_letters`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Newest => "newest",
+            Self::Superseded => "superseded",
+            Self::Untyped => "untyped",
+            Self::Gone => "gone",
+            Self::StillWrong => "still-wrong",
+            Self::Refused => "refused",
+            Self::Locked => "locked",
+            Self::Withheld => "withheld",
+            Self::Stopped => "stopped",
+        }
+    }
+
+    /// The outcome with this name, or `None` if a newer version has written it.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.name() == name)
+    }
+
     /// Whether it is no dead letter any more.
     pub fn is_good(self) -> bool {
         match self {
@@ -111,4 +144,19 @@ fn without_position(reason: &str) -> &str {
     reason
         .rsplit_once(" at line ")
         .map_or(reason, |(what, _)| what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_is_found_by_its_serialized_name() {
+        for outcome in Outcome::ALL {
+            assert_eq!(Outcome::parse(outcome.name()), Some(outcome));
+            let json = serde_json::to_value(outcome).expect("JSON");
+            assert_eq!(json, outcome.name());
+        }
+        assert_eq!(Outcome::parse("of-a-newer-version"), None);
+    }
 }

@@ -56,7 +56,16 @@ async fn no_command_takes_more_rows_at_once_than_a_batch_has(pool: PgPool) {
         (&["dead-letters", "restore", "--all", "--yes"], 1_000),
         (&["dead-letters", "replay", "--rate=100000", "--yes"], 100),
         (&["rebuild", "--yes"], 500),
-        (&["secrets", "distrust", "--secret=stolen", "--yes"], 200),
+        (
+            &[
+                "secrets",
+                "distrust",
+                "--secret=stolen",
+                "--since=1970-01-01T00:00:00Z",
+                "--yes",
+            ],
+            200,
+        ),
         (&["erase", "--company=c1", "--yes"], 1_000),
     ] {
         sql(&pool, "truncate taken").await;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use stack::data_folder::{self, DataFolder};
 use stack::haproxy;
 use stack::packages::Packages;
@@ -19,6 +19,10 @@ pub(super) struct Args {
     /// Seconds for which good senders are looked at, for each attack and way
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=250))]
     seconds: u64,
+
+    /// Only the attacks of which the name has this text
+    #[arg(long)]
+    only: Option<String>,
 
     /// Take the build of this command, which may not be optimised: sooner there, and slower
     #[arg(long)]
@@ -46,7 +50,7 @@ async fn besiege(args: &Args) -> Result<ExitCode> {
     };
     let programs = Programs::build(&workspace, Scope::Services, profile, progress).await?;
     if cfg!(debug_assertions) && !args.own_build {
-        // The attackers and legitimate senders have to be optimised as well.
+        // Strangers and good senders have to be optimised as well.
         return measuring::run_built(&programs).await;
     }
     rlimit::increase_nofile_limit(u64::MAX).context("the limit of open files")?;
@@ -57,9 +61,25 @@ async fn besiege(args: &Args) -> Result<ExitCode> {
     let folder = args.outputs.logs(&base)?;
     let plan = Plan {
         during: Duration::from_secs(args.seconds),
-        attacks: Attack::ALL.to_vec(),
+        attacks: args.attacks()?,
     };
     let report = siege::run(&packages, programs, &folder, &plan, progress).await?;
     args.outputs.print(&report)?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    fn attacks(&self) -> Result<Vec<Attack>> {
+        let wanted = self.only.as_deref().unwrap_or_default();
+        let attacks = Attack::ALL.into_iter();
+        let attacks: Vec<_> = attacks
+            .filter(|attack| attack.name().contains(wanted))
+            .collect();
+        ensure!(
+            !attacks.is_empty(),
+            "no attack has {wanted:?} in its name; there are {}",
+            Attack::ALL.map(Attack::name).join(", ")
+        );
+        Ok(attacks)
+    }
 }

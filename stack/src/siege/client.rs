@@ -67,6 +67,11 @@ impl Client {
         }
         let mut stream = socket.connect(target.address).await?;
         stream.set_nodelay(true)?;
+        if matches!(self, Self::Stranger) {
+            // A closed connection would keep its port for a minute, and a bound port serves no other address
+            // meanwhile. So strangers would use up the ports of this machine, which they share with the proxy.
+            stream.set_zero_linger()?;
+        }
         if target.entrance == Entrance::Terminator {
             let port = stream.local_addr()?.port();
             let line = format!("PROXY TCP4 {own} 127.0.0.1 {port} 443\r\n");

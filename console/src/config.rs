@@ -12,7 +12,8 @@ use shared::{
 
 use crate::access::Role;
 
-/// Shows the events, the dead letters and the ledger in a browser. Operators can dismiss dead letters.
+/// Shows the events, the dead letters and the ledger in a browser. Operators can dismiss dead letters
+/// and replay them.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "console",

@@ -17,6 +17,7 @@ pub enum Section {
     Overview,
     Events,
     DeadLetters,
+    Replays,
     Receipts,
     Record,
     /// A page that the menu does not have.
@@ -64,11 +65,12 @@ impl Frame {
     }
 
     /// The menu: where, what, and whether this is where one is.
-    pub fn menu(&self) -> [(&'static str, &'static str, bool); 5] {
+    pub fn menu(&self) -> [(&'static str, &'static str, bool); 6] {
         [
             ("/", "Overview", Section::Overview),
             ("/events", "Events", Section::Events),
             ("/dead-letters", "Dead letters", Section::DeadLetters),
+            ("/replays", "Replays", Section::Replays),
             ("/receipts", "Receipts", Section::Receipts),
             ("/record", "Record", Section::Record),
         ]

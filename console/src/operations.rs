@@ -1,7 +1,10 @@
 //! What operators change of dead letters, under an account of its own.
 //!
 //! Each action opens a connection and closes it: actions are rare, and the account then has none at
-//! rest.
+//! rest. Replays are started here, and [`runner`] runs them.
+
+pub mod replays;
+pub mod runner;
 
 use std::sync::Arc;
 
@@ -14,7 +17,7 @@ use operations::{
 };
 use serde_json::Value;
 use shared::{Program, database::DatabaseUrl};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::{
     access::{Access, Role, User},
@@ -33,6 +36,8 @@ pub struct Operations {
     /// `None` where nobody can act.
     url: Option<DatabaseUrl>,
     places: Arc<Semaphore>,
+    /// Wakes the runner.
+    news: Arc<Notify>,
 }
 
 /// What the one who asks can do here.
@@ -61,6 +66,7 @@ impl Operations {
         Self {
             url,
             places: Arc::new(Semaphore::new(MOST_AT_ONCE)),
+            news: Arc::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The pages, one file each.
 
 pub mod act;
+mod choice;
 pub mod dead_letters;
 pub mod event;
 pub mod events;
@@ -10,6 +11,8 @@ pub mod live;
 pub mod overview;
 pub mod receipts;
 pub mod record;
+pub mod replay;
+pub mod replays;
 pub mod resource;
 
 use worker::problem::Kind;
@@ -64,4 +67,10 @@ pub fn advice(kind: &Kind) -> &'static str {
             "See to the queues' bindings (hookctl doctor). Look at the event, then replay it by its id with --include-withheld: that stores it as what it is."
         }
     }
+}
+
+/// Whether the console replays dead letters of this kind. The others need hookctl: a decision about each, or a
+/// separate process.
+fn is_replayed_here(kind: &Kind) -> bool {
+    !kind.is_withheld() && *kind != Kind::StoppedWorker
 }

@@ -17,7 +17,7 @@ use crate::{
     error::PageError,
     metrics::Metrics,
     operations::Operations,
-    pages::{self, export::Exports, live::Views},
+    pages::{self, export::Exports, live::Views, replay::PATH as REPLAY},
     store::Store,
     watch::Watch,
 };
@@ -103,6 +103,17 @@ fn routes(app: &mut web::ServiceConfig) {
         .route("/dead-letters", web::get().to(pages::dead_letters::page))
         .route(ACT, web::get().to(pages::act::page))
         .route(ACT, web::post().to(pages::act::act))
+        .route(REPLAY, web::get().to(pages::replay::page))
+        .route(REPLAY, web::post().to(pages::replay::start))
+        .route("/dead-letters/try", web::get().to(pages::replay::page))
+        .route("/dead-letters/try", web::post().to(pages::replay::try_them))
+        .route("/replays", web::get().to(pages::replays::list))
+        .route("/replays/{id}", web::get().to(pages::replays::page))
+        .route(
+            "/replays/{id}/progress",
+            web::get().to(pages::replays::progress),
+        )
+        .route("/replays/{id}/stop", web::post().to(pages::replays::stop))
         .route("/receipts", web::get().to(pages::receipts::page))
         .route("/record", web::get().to(pages::record::page))
         .route("/find", web::get().to(pages::find::find))

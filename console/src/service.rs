@@ -9,7 +9,7 @@ use shared::{
     private_port::{self, Check, Readiness, ReadinessProbe},
     systemd,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -17,7 +17,7 @@ use crate::{
     access::{Access, TrustedProxy, users::Users},
     config::Config,
     metrics::Metrics,
-    operations::Operations,
+    operations::{Operations, runner::Runner},
     pages::live::Views,
     server::{self, Parts},
     store::Store,
@@ -31,6 +31,7 @@ pub struct Service {
     address: SocketAddr,
     private_address: SocketAddr,
     watch: Watch,
+    runner: Runner,
     users: Option<Arc<Users>>,
     /// Ends the live views.
     end_views: CancellationToken,
@@ -65,12 +66,14 @@ impl Service {
             metrics.service.registry.clone(),
             readiness(store.clone()),
         )?;
+        let operations = Operations::new(config.operator_database()?);
+        let runner = Runner::new(operations.clone(), store.clone());
         let parts = Parts {
             store,
             watch: watch.clone(),
             access,
             metrics,
-            operations: Operations::new(config.operator_database()?),
+            operations,
             views: Views::until(end_views.clone()),
         };
         let (public, address) = server::bind(config, parts)?;
@@ -80,6 +83,7 @@ impl Service {
             address,
             private_address,
             watch,
+            runner,
             users,
             end_views,
             config: config.clone(),
@@ -100,6 +104,7 @@ impl Service {
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         info!(address = %self.address, "listening");
         let mut watch = tokio::spawn(self.watch.run());
+        let mut runner = tokio::spawn(self.runner.run(stop.clone()));
         let mut users = tokio::spawn(async move {
             match self.users {
                 Some(users) => users.watch().await,
@@ -117,14 +122,16 @@ impl Service {
             ended = &mut public => bail!("the port failed: {ended:?}"),
             ended = &mut private => bail!("the private port failed: {ended:?}"),
             ended = &mut watch => bail!("the watch on the figures ended: {ended:?}"),
+            ended = &mut runner => bail!("the runner of the replays ended: {ended:?}"),
             ended = &mut users => bail!("the watch on the users file ended: {ended:?}"),
         }
         self.end_views.cancel();
-        let drained = timeout(
-            self.config.process.shutdown_deadline,
-            public_handle.stop(true),
-        )
-        .await;
+        // A batch that does not finish in time is rolled back. The next process replays it.
+        let deadline = Instant::now() + self.config.process.shutdown_deadline;
+        let drained = timeout_at(deadline, public_handle.stop(true)).await;
+        if timeout_at(deadline, &mut runner).await.is_err() {
+            runner.abort();
+        }
         watch.abort();
         users.abort();
         private_handle.stop(false).await;

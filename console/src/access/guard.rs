@@ -107,6 +107,13 @@ fn admit(request: &ServiceRequest, access: &Access) -> Result<Option<HttpRespons
                 request.extensions_mut().insert(user);
                 return Ok(None);
             }
+            // Part of a page refreshes itself. The browser must load the whole page, which leads to the sign-in.
+            if request.headers().contains_key("hx-request") {
+                let answer = HttpResponse::Unauthorized()
+                    .insert_header(("hx-refresh", "true"))
+                    .finish();
+                return Ok(Some(answer));
+            }
             if is_link_from_elsewhere(request.headers()) {
                 return Ok(Some(again()));
             }

@@ -2,14 +2,10 @@
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use askama::Template;
-use chrono::{DateTime, SecondsFormat, Utc};
-use operations::dead_letters::{Change, Filter, State};
+use operations::dead_letters::{Change, State};
 use serde::Deserialize;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use sqlx::{PgConnection, Postgres, QueryBuilder};
 
-use super::events;
+use super::choice::{Choice, Preview, Shown};
 use crate::{
     error::PageError,
     frame::{Frame, Section, html},
@@ -18,36 +14,15 @@ use crate::{
     text, time,
 };
 
-/// The most that one action takes.
-const MOST: usize = 10_000;
-
-/// Those that are shown before.
-const SHOWN: usize = 20;
-
 const MAX_NOTE: usize = 1_000;
 
-/// Which ones, in the address and in the form.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub(crate) struct Choice {
-    kind: String,
-    #[serde(rename = "type")]
-    event_type: String,
-    company: String,
-    id: String,
-}
-
-/// What is posted: `note` where they are dismissed, when the page with the form was made, and the digest of
-/// what it showed.
+/// What is posted: `note` where they are dismissed.
 #[derive(Deserialize)]
 pub(crate) struct Form {
     #[serde(flatten)]
-    choice: Choice,
+    shown: Shown,
     #[serde(default)]
     note: String,
-    until: DateTime<Utc>,
-    #[serde(default)]
-    shown: String,
 }
 
 /// What is done, by the last part of the path.
@@ -58,35 +33,15 @@ pub(crate) enum Action {
     Restore,
 }
 
-#[derive(sqlx::FromRow)]
-struct Letter {
-    webhook_id: String,
-    event_type: String,
-    problem: String,
-    stored_at: DateTime<Utc>,
-}
-
 #[derive(Template)]
 #[template(path = "act.html")]
 struct ActPage {
     frame: Frame,
     choice: Choice,
+    preview: Preview,
     dismisses: bool,
     path: &'static str,
     back: String,
-    count: usize,
-    is_cut: bool,
-    letters: Vec<Letter>,
-    until: String,
-    shown: String,
-}
-
-/// What an action would change.
-struct Preview {
-    now: DateTime<Utc>,
-    ids: Vec<String>,
-    is_cut: bool,
-    newest: Vec<Letter>,
 }
 
 /// `GET /dead-letters/dismiss` and `/dead-letters/restore`: shows which they are. Nothing is changed.
@@ -99,20 +54,12 @@ pub(crate) async fn page(
 ) -> Result<HttpResponse, PageError> {
     let (action, choice) = (action.into_inner(), choice.into_inner());
     operations.check(&request)?;
-    let filter = choice.filter()?;
-    let preview = store
-        .look(async |connection| preview(connection, action, &filter).await)
-        .await?;
     html(&ActPage {
         frame: Frame::new(&request, action.title(), Section::DeadLetters),
+        preview: choice.preview(&store, action.takes()).await?,
         dismisses: action == Action::Dismiss,
         path: action.path(),
-        back: choice.back(action, None),
-        is_cut: preview.is_cut,
-        count: preview.ids.len(),
-        letters: preview.newest,
-        until: preview.now.to_rfc3339_opts(SecondsFormat::Micros, true),
-        shown: digest(&preview.ids),
+        back: choice.back(action.takes(), None),
         choice,
     })
 }
@@ -127,26 +74,11 @@ pub(crate) async fn act(
 ) -> Result<HttpResponse, PageError> {
     operations.check(&request)?;
     let action = action.into_inner();
-    let Form {
-        choice,
-        note,
-        until,
-        shown,
-    } = form.into_inner();
-    if until < DateTime::UNIX_EPOCH {
-        return Err(PageError::BadAddress("`until` is before 1970.".to_owned()));
-    }
+    let Form { shown, note } = form.into_inner();
     let note = action.note(&note)?;
-    let filter = choice.filter()?;
-    let ids = store
-        .look(async |connection| chosen(connection, action, &filter, until, MOST).await)
-        .await?;
-    // One may have come by a transaction that began before the page, or been changed since.
-    if digest(&ids) != shown {
-        return Err(PageError::Changed);
-    }
+    let ids = shown.ids(&store, action.takes()).await?;
     let (operations, person) = (operations.as_ref().clone(), person(&request));
-    let record = choice.describe(until);
+    let record = shown.describe();
     // On its own, so that somebody who closes the page does not end it half done.
     let done = actix_web::rt::spawn(async move {
         let change = match action {
@@ -175,63 +107,10 @@ pub(crate) async fn act(
             "{rows} {verb}, and none of the others: {error}"
         )));
     }
+    let back = shown.choice.back(action.takes(), Some(changed.rows));
     Ok(HttpResponse::SeeOther()
-        .insert_header((header::LOCATION, choice.back(action, Some(changed.rows))))
+        .insert_header((header::LOCATION, back))
         .finish())
-}
-
-async fn preview(
-    connection: &mut PgConnection,
-    action: Action,
-    filter: &Filter,
-) -> Result<Preview, sqlx::Error> {
-    let now: DateTime<Utc> = sqlx::query_scalar("select now()")
-        .fetch_one(&mut *connection)
-        .await?;
-    let mut ids = chosen(&mut *connection, action, filter, now, MOST + 1).await?;
-    let is_cut = ids.len() > MOST;
-    ids.truncate(MOST);
-    let shown: Vec<&String> = ids.iter().take(SHOWN).collect();
-    let newest = sqlx::query_as(
-        "select webhook_id, event_type, problem, stored_at from events
-          where webhook_id = any($1) and problem is not null
-          order by stored_at desc, webhook_id desc",
-    )
-    .bind(shown)
-    .fetch_all(connection)
-    .await?;
-    Ok(Preview {
-        now,
-        ids,
-        is_cut,
-        newest,
-    })
-}
-
-/// What a list of ids is known by.
-fn digest(ids: &[String]) -> String {
-    hex::encode(Sha256::digest(ids.join("\n")))
-}
-
-/// The ids of those that were there at that time, the newest first.
-async fn chosen(
-    connection: &mut PgConnection,
-    action: Action,
-    filter: &Filter,
-    until: DateTime<Utc>,
-    most: usize,
-) -> Result<Vec<String>, sqlx::Error> {
-    let mut query = QueryBuilder::<Postgres>::new("select webhook_id from events");
-    filter.push(action.takes(), &mut query);
-    query.push(match action {
-        Action::Dismiss => " and stored_at <= ",
-        Action::Restore => " and dismissed_at <= ",
-    });
-    query.push_bind(until);
-    query.push(format!(
-        " order by stored_at desc, webhook_id desc limit {most}"
-    ));
-    query.build_query_scalar().fetch_all(connection).await
 }
 
 impl Action {
@@ -285,67 +164,5 @@ impl Action {
                 "The note says why, in 1 to {MAX_NOTE} bytes of text."
             ))),
         }
-    }
-}
-
-impl Choice {
-    fn filter(&self) -> Result<Filter, PageError> {
-        let Self {
-            kind,
-            event_type,
-            company,
-            id,
-        } = self;
-        if [kind, event_type, company, id]
-            .iter()
-            .any(|text| text.contains('\0'))
-        {
-            return Err(PageError::BadAddress("There is a NUL in it.".to_owned()));
-        }
-        if !kind.is_empty() {
-            events::kind(kind).map_err(PageError::BadAddress)?;
-        }
-        let given = |text: &String| (!text.is_empty()).then(|| text.clone());
-        Ok(Filter {
-            problem: given(kind),
-            event_type: given(event_type),
-            company: given(company),
-            ids: given(id).into_iter().collect(),
-            ..Filter::default()
-        })
-    }
-
-    /// For the record.
-    fn describe(&self, until: DateTime<Utc>) -> Value {
-        let given = |text: &String| (!text.is_empty()).then(|| text.clone());
-        json!({
-            "problem": given(&self.kind),
-            "type": given(&self.event_type),
-            "company": given(&self.company),
-            "ids": given(&self.id).map(|id| [id]),
-            "until": until,
-        })
-    }
-
-    /// Where one came from, perhaps with how many were changed.
-    fn back(&self, action: Action, changed: Option<usize>) -> String {
-        if !self.id.is_empty() {
-            return text::href("/event", &[("id", &self.id)]);
-        }
-        let state = match action {
-            Action::Dismiss => "open",
-            Action::Restore => "dismissed",
-        };
-        let changed = changed.map(|count| count.to_string()).unwrap_or_default();
-        text::href(
-            "/dead-letters",
-            &[
-                ("state", state),
-                ("kind", &self.kind),
-                ("type", &self.event_type),
-                ("company", &self.company),
-                ("changed", &changed),
-            ],
-        )
     }
 }

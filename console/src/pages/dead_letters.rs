@@ -11,7 +11,7 @@ use crate::{
     error::PageError,
     frame::{Frame, Section, html},
     operations::{Operations, Standing},
-    pages::{self, act::Action, events},
+    pages::{self, act::Action, events, replay},
     search::Key,
     store::Store,
     text, time,
@@ -89,6 +89,7 @@ struct DeadLettersPage {
     is_filtered: bool,
     standing: Standing,
     act: String,
+    replay: Option<String>,
     changed: Option<u32>,
 }
 
@@ -125,6 +126,7 @@ pub(crate) async fn page(
         kinds: Kind::ALL.map(Kind::name),
         standing: operations.standing(&request),
         act: query.act(which.dismissed),
+        replay: which.is_replayed_here().then(|| query.replay()),
         changed: query.changed.parse().ok(),
         dismissed: which.dismissed,
         total: match counted > MOST_COUNTED {
@@ -174,6 +176,18 @@ impl Query {
         )
     }
 
+    /// The page on which they are replayed or tried.
+    fn replay(&self) -> String {
+        text::href(
+            replay::PATH,
+            &[
+                ("kind", &self.kind),
+                ("type", &self.event_type),
+                ("company", &self.company),
+            ],
+        )
+    }
+
     fn with(&self, kind: &str, event_type: &str, before: &str) -> String {
         text::href(
             "/dead-letters",
@@ -215,6 +229,11 @@ impl Letter {
 }
 
 impl Which {
+    /// Whether the console can replay these.
+    fn is_replayed_here(&self) -> bool {
+        !self.dismissed && self.kind.is_none_or(|kind| pages::is_replayed_here(&kind))
+    }
+
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
         query.push(" where problem is not null and dismissed_at is");
         query.push(if self.dismissed { " not null" } else { " null" });

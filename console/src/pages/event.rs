@@ -14,7 +14,7 @@ use crate::{
     frame::{Frame, Section, html},
     json,
     operations::{Operations, Standing},
-    pages::{self, act::Action},
+    pages::{self, act::Action, replay},
     search::{self, Filter, Key, Summary},
     store::Store,
     text, time,
@@ -77,6 +77,7 @@ struct EventPage {
     others: Vec<Summary>,
     standing: Standing,
     act: String,
+    replay: Option<String>,
 }
 
 /// A body as a page shows it.
@@ -109,6 +110,9 @@ pub(crate) async fn page(
         ),
         standing: operations.standing(&request),
         act: act(&event),
+        replay: kind
+            .filter(|kind| event.dismissed_at.is_none() && pages::is_replayed_here(kind))
+            .map(|_| text::href(replay::PATH, &[("id", &event.webhook_id)])),
         body: event.body(),
         commands: commands(&event, kind),
         download: text::href("/event/body", &[("id", &event.webhook_id)]),

@@ -170,6 +170,15 @@ impl Browser {
             .await;
     }
 
+    /// As [`Browser::fill`], in place of what is there.
+    pub(crate) async fn refill(&self, name: &str, value: &str) {
+        let element = self
+            .find("css selector", &format!("input[name={name}]"))
+            .await;
+        self.command(&format!("{element}/clear"), json!({})).await;
+        self.fill(name, value).await;
+    }
+
     /// Types into the element that has the focus.
     pub(crate) async fn press(&self, keys: &str) {
         let focus = self.property("/element/active").await;

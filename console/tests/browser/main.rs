@@ -75,6 +75,7 @@ async fn everything_can_be_reached_without_scripts(pool: PgPool) {
         ("Overview", "Does it flow?"),
         ("Events", "Events"),
         ("Dead letters", "Dead letters"),
+        ("Replays", "Replays"),
         ("Receipts", "Receipts that are not stored"),
     ] {
         browser.follow(link).await;
@@ -219,4 +220,74 @@ async fn an_operator_dismisses_and_restores_without_scripts(pool: PgPool) {
     browser.until_text("Dismiss it").await;
     browser.close().await;
     app.stop().await;
+}
+
+/// A console on loopback where everybody is an operator, with dead letters that a replay mends.
+async fn desk_with_letters(pool: &PgPool) -> App {
+    use sqlx::ConnectOptions;
+    for n in 0..6 {
+        let id = format!("msg_{n}");
+        store(pool, [vendor(&id, &format!("v-{n}"), "Acme", "DRAFT", 1)]).await;
+    }
+    sample::sql(
+        pool,
+        "update events set problem = '`data` is not that of the vendor its type names: older',
+                raw = convert_to(payload::text, 'utf8');
+         delete from vendors",
+    )
+    .await;
+    sample::store(pool, [sample::nameless("msg_nameless", &"W".repeat(300))]).await;
+    let url = pool.connect_options().to_url_lossy();
+    let arguments = [
+        "--operator-database-url",
+        url.as_str(),
+        "--loopback-role",
+        "operator",
+    ];
+    App::with(url.as_str(), &arguments).await
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_operator_tries_a_replay_and_follows_it_to_its_end(pool: PgPool) {
+    for kind in [Kind::Telephone, Kind::WithoutScripts] {
+        let Some(browser) = Browser::start(kind).await else {
+            return;
+        };
+        let app = desk_with_letters(&pool).await;
+        let looks = async || {
+            if kind == Kind::Telephone {
+                let wide = browser
+                    .run("return document.documentElement.scrollWidth;")
+                    .await;
+                assert_eq!(wide, 375);
+                assert_eq!(browser.barriers().await, Vec::<String>::new());
+                assert_eq!(browser.errors().await, Vec::<String>::new());
+            }
+        };
+        browser.open(&app, "/dead-letters").await;
+        browser.follow("Try or replay these").await;
+        browser.until_heading("Replay dead letters").await;
+        looks().await;
+        browser.click("button[formaction]").await;
+        browser.until_heading("What a replay would do").await;
+        browser.until_text("stored, as the newest state").await;
+        looks().await;
+        browser.refill("rate", "1").await;
+        browser.click("button.main").await;
+        browser.until_text(": running").await;
+        looks().await;
+        browser.until_text("7 of 7: done").await;
+        assert!(!browser.is_displayed("#unreachable").await);
+        looks().await;
+        browser.open(&app, "/replays").await;
+        browser.until_text("7 of 7").await;
+        looks().await;
+        browser.close().await;
+        app.stop().await;
+        sample::sql(
+            &pool,
+            "truncate events, vendors, replay_jobs, replay_job_letters",
+        )
+        .await;
+    }
 }

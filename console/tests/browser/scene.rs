@@ -51,7 +51,15 @@ impl Scene {
              insert into operator_actions (run, action, filter, changed, changes)
              select gen_random_uuid(), 'dead-letters dismiss', '{\"id\": \"msg_dismissed\"}', 1,
                     '[{\"webhook_id\": \"msg_dismissed\", \"before\": null, \"after\": \"dismissed\"}]'
-               from generate_series(1, 3)",
+               from generate_series(1, 3);
+             insert into replay_jobs (person, filter, letters, set_sha256, rate, tries, error)
+             values ('ada', '{\"company\": \"c1\"}', 2, '', 100, 2, 'a relation does not exist'),
+                    ('ada', '{}', 2, 'other', 100, 0, null);
+             insert into replay_job_letters (job, webhook_id, position, outcome, reason, done_at)
+             select job, 'msg_' || n, n, case n when 1 then 'still-wrong' else 'newest' end,
+                    case n when 1 then repeat('W', 300) end, now()
+               from generate_series(1, 2) job, generate_series(1, 2) n;
+             update replay_jobs set ended = 'done' where id = 2",
         )
         .await;
         let app = App::start(pool).await;
@@ -76,6 +84,10 @@ impl Scene {
             "/dead-letters",
             "/dead-letters?state=dismissed",
             "/dead-letters?company=nobody",
+            "/replays",
+            "/replays/1",
+            "/replays/2",
+            "/replays/3",
             "/receipts",
             "/record",
             "/record?who=nobody",

@@ -61,6 +61,18 @@ async fn nothing_that_was_sent_runs_or_breaks_a_page(pool: PgPool) {
     .execute(&pool)
     .await
     .expect("an action");
+    sqlx::query(
+        "with job as (
+             insert into replay_jobs (person, filter, letters, set_sha256, rate, tries, error,
+                                      stop_requested_at, stop_requested_by)
+             values ($1, jsonb_build_object($1, $1), 1, '', 1, 2, $1, now(), $1) returning id)
+         insert into replay_job_letters (job, webhook_id, position, outcome, reason, done_at)
+         select id, $1, 1, $1, $1, now() from job",
+    )
+    .bind(&text)
+    .execute(&pool)
+    .await
+    .expect("a replay");
     let app = App::start(&pool).await;
     let events = app.page(&href("/events", &[("company", &text)])).await;
     let mut paths = vec![
@@ -68,6 +80,9 @@ async fn nothing_that_was_sent_runs_or_breaks_a_page(pool: PgPool) {
         "/dead-letters".to_owned(),
         "/receipts".to_owned(),
         "/record".to_owned(),
+        "/replays".to_owned(),
+        "/replays/1".to_owned(),
+        "/replays/1/progress".to_owned(),
         href(
             "/events",
             &[("field", &format!("data.{text}")), ("value", &text)],

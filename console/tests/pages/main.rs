@@ -3,6 +3,7 @@
 mod acting;
 mod app;
 mod behind_a_proxy;
+mod desk;
 mod documentation;
 mod events;
 mod export;
@@ -12,6 +13,7 @@ mod outage;
 mod overview;
 mod problems;
 mod record;
+mod replaying;
 mod resource;
 mod sample;
 mod signing_in;

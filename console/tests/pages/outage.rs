@@ -12,8 +12,8 @@ use crate::{
     sample::{store, vendor},
 };
 
-/// A console whose way to Postgres can be cut.
-async fn behind_proxy(pool: &PgPool) -> (App, Proxy) {
+/// An address of the database by a way that can be cut.
+pub(crate) async fn proxy(pool: &PgPool) -> (String, Proxy) {
     let options = pool.connect_options();
     let target = format!("{}:{}", options.get_host(), options.get_port());
     let proxy = Proxy::start(target.parse().expect("an address"))
@@ -23,8 +23,13 @@ async fn behind_proxy(pool: &PgPool) -> (App, Proxy) {
         .clone()
         .host("127.0.0.1")
         .port(proxy.address().port());
-    let app = App::with(through.to_url_lossy().as_str(), &[]).await;
-    (app, proxy)
+    (through.to_url_lossy().to_string(), proxy)
+}
+
+/// A console whose way to Postgres can be cut.
+async fn behind_proxy(pool: &PgPool) -> (App, Proxy) {
+    let (url, proxy) = proxy(pool).await;
+    (App::with(&url, &[]).await, proxy)
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
@@ -61,6 +66,8 @@ async fn while_postgres_is_away_the_overview_shows_what_was_known(pool: PgPool) 
         "/dead-letters",
         "/receipts",
         "/record",
+        "/replays",
+        "/replays/1",
         "/events/export?format=csv",
     ] {
         let page = app.page_with(path, 503).await;

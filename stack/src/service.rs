@@ -95,6 +95,19 @@ impl Launcher {
         .env("DEVELOPMENT", "true")
     }
 
+    /// Settings of `cargo stack up`: each service runs under its own account, and everybody who reaches
+    /// the console, which is on loopback, is an operator.
+    pub fn for_developers(
+        programs: Programs,
+        stores: &Stores,
+        accounts: &Accounts,
+        folder: impl Into<PathBuf>,
+    ) -> Self {
+        Self::new(programs, stores, folder)
+            .under(accounts)
+            .env("LOOPBACK_ROLE", "operator")
+    }
+
     /// Runs each service under its own account, which can neither migrate nor declare.
     #[must_use]
     pub fn under(self, accounts: &Accounts) -> Self {
@@ -177,21 +190,27 @@ impl Launcher {
 
     /// Adds the settings with which a service reaches the stores.
     fn access(&self, program: Program) -> Vec<(OsString, OsString)> {
-        let (postgres, rabbitmq, may_create) = match &self.identity {
-            Identity::Owner { postgres, rabbitmq } => (postgres.clone(), rabbitmq.clone(), true),
+        let (postgres, rabbitmq, operator) = match &self.identity {
+            Identity::Owner { postgres, rabbitmq } => (postgres.clone(), rabbitmq.clone(), None),
             Identity::Accounts(accounts) => {
                 let login = accounts.login(program);
-                (login.clone(), login, false)
+                let operator =
+                    (program == Program::Console).then(|| accounts.login(Program::ConsoleOperator));
+                (login.clone(), login, operator)
             }
         };
+        let may_create = matches!(self.identity, Identity::Owner { .. });
+        let operator = operator.map(|login| self.hosts.database_url(&login));
         [
             ("DATABASE_URL", self.hosts.database_url(&postgres)),
             ("AMQP_URL", self.hosts.amqp_url(&rabbitmq)),
             ("DECLARE_TOPOLOGY", may_create.to_string()),
             ("MIGRATE", may_create.to_string()),
         ]
+        .into_iter()
+        .chain(operator.map(|url| ("OPERATOR_DATABASE_URL", url)))
         .map(|(name, value)| (name.into(), value.into()))
-        .into()
+        .collect()
     }
 }
 

@@ -95,7 +95,7 @@ pub(super) fn print(stored: &Stored, places: &Places<'_>) -> Result<()> {
         let address = console.public();
         writeln!(
             out,
-            "\nConsole     http://{address}/ (the events in a browser)"
+            "\nConsole     http://{address}/ (the events in a browser; everybody there is an operator)"
         )?;
     }
     writeln!(

@@ -114,9 +114,8 @@ async fn start(args: &Args, base: &DataFolder) -> Result<Running> {
 
     let step = progress.step("starting ingest, the workers and the console");
     let hookctl = programs.hookctl();
-    let launcher = Launcher::new(programs, &stores, &logs)
-        .under(&accounts)
-        .env("LOG", &args.log);
+    let launcher =
+        Launcher::for_developers(programs, &stores, &accounts, &logs).env("LOG", &args.log);
     let mut services = Vec::new();
     for (program, private) in Program::WITH_CONSOLE.into_iter().zip(FIRST_PRIVATE..) {
         let public = match program {

@@ -1,6 +1,7 @@
 //! The whole pipeline as real processes, which are killed, frozen and restarted.
 
 mod accounts;
+mod acting;
 mod cluster;
 mod crashes;
 mod crowd;

@@ -6,6 +6,8 @@
 //! event must be stored; otherwise there are no figures.
 
 mod connection;
+pub mod console;
+mod durable;
 mod grown;
 mod limits;
 mod load;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod compose;
+mod console_bench;
 mod drill;
 mod measuring;
 mod report;
@@ -38,6 +39,8 @@ enum Command {
     Compose(compose::Args),
     /// Measure how near the pipeline comes to what its parts can do on this machine
     Bench(bench::Args),
+    /// Measure how fast the console's pages are with ten million events
+    ConsoleBench(console_bench::Args),
     /// Let strangers attack, direct and through the proxy, and tell what good senders see
     Siege(siege::Args),
 }
@@ -50,6 +53,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Drill(args) => drill::run(&args, &signals).await,
         Command::Compose(args) => compose::run(&args, &signals).await,
         Command::Bench(args) => bench::run(&args, &signals).await,
+        Command::ConsoleBench(args) => console_bench::run(&args, &signals).await,
         Command::Siege(args) => siege::run(&args, &signals).await,
     }
 }

@@ -14,15 +14,14 @@ use tokio::time::{Instant, sleep};
 
 use super::load::{Load, Outcome, Pace};
 use super::request::{PREFIX, Requests};
-use super::{FILL_FOR, USUAL, grown};
+use super::{FILL_FOR, USUAL, durable, grown};
 use crate::accounts::Accounts;
 use crate::data_folder::DataFolder;
 use crate::packages::Packages;
-use crate::postgres::Durability;
 use crate::process::Process;
 use crate::programs::Programs;
 use crate::service::{Launcher, Service};
-use crate::stores::{Addresses, Stores};
+use crate::stores::Stores;
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(40);
@@ -31,14 +30,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The worker's own counter of stored events.
 const STORED: &str = r#"pleo_worker_events_total{family="vendor",outcome="stored""#;
 const WORKER: Program = Program::Worker(Family::Vendor);
-
-/// For a server with enough memory, as every tuning guide of Postgres recommends. The defaults are for
-/// small machines.
-const POSTGRES: [&str; 3] = [
-    "alter system set shared_buffers = '2GB'",
-    "alter system set max_wal_size = '8GB'",
-    "alter system set checkpoint_timeout = '15min'",
-];
 
 /// Fields are dropped in this order: users before what they use.
 #[derive(Debug)]
@@ -98,15 +89,7 @@ impl Pipeline {
         folder: &Path,
     ) -> Result<Self> {
         let base = DataFolder::temporary()?;
-        let mut stores =
-            Stores::start(packages, &base, Addresses::free()?, Durability::Full).await?;
-        let pool = PgPool::connect_lazy(&stores.database_url())?;
-        for sql in POSTGRES {
-            sqlx::raw_sql(sql).execute(&pool).await?;
-        }
-        stores.postgres.stop().await?;
-        stores.postgres.restart().await?;
-
+        let (stores, pool) = durable::start(packages, &base).await?;
         let accounts = Accounts::random();
         accounts.set_up(&programs, &stores, folder).await?;
         let launcher = Launcher::new(programs, &stores, folder).under(&accounts);

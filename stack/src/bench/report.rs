@@ -233,7 +233,7 @@ fn median(figures: impl Iterator<Item = f64>) -> f64 {
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN);
     table.set_header(header);
@@ -248,6 +248,6 @@ fn ratio(ratio: f64) -> String {
     format!("{ratio:.2}")
 }
 
-fn ms(ms: f64) -> String {
+pub(super) fn ms(ms: f64) -> String {
     format!("{ms:.1} ms")
 }

@@ -4,7 +4,7 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use stack::{
-    bench::{self, Plan, Report},
+    bench::{self, Plan, Report, console},
     packages::Packages,
     programs::Programs,
     progress::Progress,
@@ -71,5 +71,40 @@ async fn everything_is_measured_and_stored() {
         report.to_string().contains("beside Node"),
         plan.peers.is_some(),
         "{report}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_page_of_the_console_is_there_with_many_events() {
+    let packages = Packages::find().expect("RabbitMQ and Postgres are installed");
+    let programs = Programs::find().expect("the services are built");
+    let folder = tempfile::tempdir().expect("a folder");
+    let plan = console::Plan {
+        events: 20_000,
+        requests: 20,
+    };
+    let report = console::run(&packages, programs, folder.path(), plan, Progress::Silent).await;
+    let report = report.expect("every page is there");
+    let filled = &report.filled;
+    assert_eq!((filled.events, filled.of_largest_company), (20_000, 4_000));
+    for (figure, expected) in [
+        (filled.dead_letters, 2_000),
+        (filled.vendors, 2_000),
+        (filled.export_jobs, 2_000),
+        (filled.receipts, 20_000 * 7 / 30),
+    ] {
+        assert!((figure - expected).abs() < expected / 5, "{filled:?}");
+    }
+    assert!(report.pages.len() > 30, "{report}");
+    for page in &report.pages {
+        assert!(
+            page.p50_ms > 0.0 && page.p50_ms <= page.p95_ms && page.p95_ms <= page.max_ms,
+            "{page:?}"
+        );
+    }
+    let text = report.to_string();
+    assert!(
+        text.contains("events of the largest company") && text.contains("promised"),
+        "{text}"
     );
 }

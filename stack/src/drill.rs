@@ -210,8 +210,13 @@ impl<S: System> Drill<S> {
         let step = self.progress.step("letting everything come to rest");
         let deadline = Instant::now() + DRAINED_WITHIN;
         let sent = self.sender.finish(S::RECOVERED_WITHIN).await;
+        let closed = self.system.close().await;
         let audit = audit::audit(&self.system, &self.pool, self.seed, deadline).await?;
         let mut report = self.report;
+        match closed {
+            Ok(notes) => report.notes = notes,
+            Err(error) => report.failures.push(format!("{error:#}")),
+        }
         report.missing = sent
             .accepted
             .iter()

@@ -1,7 +1,8 @@
-//! The drill on one machine: both stores with a proxy in front of each, two replicas of ingest, and the
-//! workers. Injects and ends the faults.
+//! The drill on one machine: both stores with a proxy in front of each, two replicas of ingest, the workers,
+//! and the console with an operator. Injects and ends the faults.
 
 mod fault;
+mod operator;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +15,7 @@ use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 
 pub use self::fault::{Alarm, Fault, Part, RoundTrip, Store};
+use self::operator::Operator;
 use super::event::BUSY_VENDOR;
 use super::system::{AnyFault, System};
 use crate::accounts::Accounts;
@@ -48,6 +50,7 @@ const MAX_CONNECTIONS: usize = 1_000;
 /// Fields are dropped in this order: users before what they use.
 #[derive(Debug)]
 pub struct Machine {
+    operator: Operator,
     services: BTreeMap<Part, Service>,
     /// Services that a fault has stopped for now.
     away: Vec<Part>,
@@ -98,6 +101,10 @@ impl System for Machine {
         let services = self.services();
         failures.extend(services.into_iter().filter_map(Process::failure));
         failures
+    }
+
+    async fn close(&self) -> Result<Vec<String>> {
+        Ok(vec![self.operator.finish().await?])
     }
 
     async fn ready(&self, within: Duration) -> Result<()> {
@@ -247,6 +254,7 @@ impl Machine {
         let postgres = Proxy::start(stores.postgres.address()).await?;
         let launcher = Launcher::new(programs, &stores, logs)
             .under(&accounts)
+            .env("LOOPBACK_ROLE", "operator")
             .through(Addresses {
                 postgres: postgres.address(),
                 amqp: rabbitmq.address(),
@@ -257,7 +265,9 @@ impl Machine {
                 services.insert(part, launcher.start(program, part.name())?);
             }
         }
+        let console = services[&Part::Console].public();
         let system = Self {
+            operator: Operator::start(console, &stores.database_url())?,
             services,
             away: Vec::new(),
             failures: Vec::new(),
@@ -289,7 +299,7 @@ impl Machine {
     /// being stored. While Postgres is away it has unacked deliveries anyway.
     async fn fill_hands(&self, part: Part) -> Option<PgConnection> {
         part.program()
-            .filter(|program| *program != Program::Ingest)?;
+            .filter(|program| matches!(program, Program::Worker(_)))?;
         let fill = async {
             let mut connection = PgConnection::connect(&self.stores.database_url())
                 .await

@@ -44,6 +44,8 @@ pub struct Report {
     pub without_retry_after: usize,
     /// The slowest 503 or 408.
     pub slowest_refusal: Duration,
+    /// What else was done during the drill.
+    pub notes: Vec<String>,
     /// The most memory that each service had, in MiB.
     pub memory_mib: BTreeMap<String, u64>,
     /// Unexpected behaviour of services or stores.
@@ -155,6 +157,9 @@ impl fmt::Display for Report {
             .iter()
             .map(|(name, mib)| line(name, format!("{mib} MiB")));
         writeln!(f, "{}", table(&["service", "most memory"], rows.collect()))?;
+        for note in &self.notes {
+            writeln!(f, "{note}")?;
+        }
         match self.verdict().as_slice() {
             [] => write!(f, "passed: nothing missing, nothing stored twice"),
             broken => write!(f, "FAILED:\n  {}", broken.join("\n  ")),

@@ -55,6 +55,14 @@ pub trait System {
     /// Ends the fault. The stores are up again when this returns; services may still be starting.
     fn end(&mut self, fault: Self::Fault) -> impl Future<Output = Result<()>>;
 
+    /// Ends what the site does by itself beside the drill's events, and says what that was, a line for each.
+    ///
+    /// # Errors
+    /// When it went wrong.
+    fn close(&self) -> impl Future<Output = Result<Vec<String>>> {
+        async { Ok(Vec::new()) }
+    }
+
     /// Whether ingest has to refuse events while these faults last together.
     fn must_refuse(&self, faults: &[Self::Fault]) -> bool;
 }

@@ -37,6 +37,7 @@ async fn whatever_goes_wrong_for_two_minutes_nothing_is_lost_or_stored_twice() {
         Fault::Kill(Part::Ingest1),
         Fault::Kill(Part::VendorWorker1),
         Fault::Kill(Part::OtherWorker),
+        Fault::Kill(Part::Console),
         Fault::Kill(Part::RabbitMq),
         Fault::Kill(Part::Postgres),
         Fault::Stop(Part::Ingest2),

@@ -24,6 +24,8 @@ pub enum Part {
     VendorWorker2,
     /// The only replica of its family's worker.
     OtherWorker,
+    /// The console.
+    Console,
     /// The broker.
     RabbitMq,
     /// The database.
@@ -32,13 +34,14 @@ pub enum Part {
 
 impl Part {
     /// All processes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ingest1,
         Self::Ingest2,
         Self::ExportJobWorker,
         Self::VendorWorker1,
         Self::VendorWorker2,
         Self::OtherWorker,
+        Self::Console,
         Self::RabbitMq,
         Self::Postgres,
     ];
@@ -52,6 +55,7 @@ impl Part {
             Self::VendorWorker1 => "vendor-worker-1",
             Self::VendorWorker2 => "vendor-worker-2",
             Self::OtherWorker => "other-worker",
+            Self::Console => "console",
             Self::RabbitMq => "rabbitmq",
             Self::Postgres => "postgres",
         }
@@ -64,6 +68,7 @@ impl Part {
             Self::ExportJobWorker => Some(Program::Worker(Family::ExportJob)),
             Self::VendorWorker1 | Self::VendorWorker2 => Some(Program::Worker(Family::Vendor)),
             Self::OtherWorker => Some(Program::Worker(Family::Other)),
+            Self::Console => Some(Program::Console),
             Self::RabbitMq | Self::Postgres => None,
         }
     }

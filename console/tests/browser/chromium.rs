@@ -187,6 +187,36 @@ impl Browser {
             .await;
     }
 
+    /// Presses these keys one after the other, wherever the focus is.
+    pub(crate) async fn type_keys(&self, keys: &str) {
+        let actions: Vec<Value> = keys
+            .chars()
+            .flat_map(|key| ["keyDown", "keyUp"].map(|kind| json!({"type": kind, "value": key})))
+            .collect();
+        let keyboard = json!({"type": "key", "id": "keyboard", "actions": actions});
+        self.command("/actions", json!({"actions": [keyboard]}))
+            .await;
+    }
+
+    /// Presses the tab key until the focus is there, and can be seen.
+    pub(crate) async fn tab_to(&self, css: &str) {
+        const MOST: usize = 100;
+        for _ in 0..MOST {
+            self.type_keys("\u{e004}").await;
+            let focus = format!(
+                "const focus = document.activeElement;
+                 return [focus.matches({}), getComputedStyle(focus).outlineStyle, focus.outerHTML];",
+                json!(css)
+            );
+            let focus = self.run(&focus).await;
+            if focus[0] == true {
+                assert_ne!(focus[1], "none", "{focus}");
+                return;
+            }
+        }
+        panic!("the tab key does not lead to {css}");
+    }
+
     pub(crate) async fn text(&self, css: &str) -> String {
         let element = self.find("css selector", css).await;
         let text = self.property(&format!("{element}/text")).await;

@@ -16,8 +16,8 @@ use tokio::time::{Instant, sleep};
 use crate::{
     app::{App, SOON},
     chromium::{Browser, Kind},
-    sample::{store, vendor},
-    scene::Scene,
+    sample::{nameless, store, vendor},
+    scene::{Scene, operators},
 };
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
@@ -190,22 +190,11 @@ async fn a_user_signs_in_and_out_with_the_keyboard(pool: PgPool) {
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn an_operator_dismisses_and_restores_without_scripts(pool: PgPool) {
-    use sqlx::ConnectOptions;
     let Some(browser) = Browser::start(Kind::WithoutScripts).await else {
         return;
     };
-    sample::store(&pool, [sample::nameless("msg_1", "c1")]).await;
-    let url = pool.connect_options().to_url_lossy();
-    let app = App::with(
-        url.as_str(),
-        &[
-            "--operator-database-url",
-            url.as_str(),
-            "--loopback-role",
-            "operator",
-        ],
-    )
-    .await;
+    store(&pool, [nameless("msg_1", "c1")]).await;
+    let app = operators(&pool).await;
     browser.open(&app, "/dead-letters").await;
     browser.click("a.act").await;
     browser.until_heading("Dismiss dead letters").await;
@@ -290,4 +279,33 @@ async fn an_operator_tries_a_replay_and_follows_it_to_its_end(pool: PgPool) {
         )
         .await;
     }
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_operator_dismisses_and_restores_with_the_keyboard_alone(pool: PgPool) {
+    const ENTER: &str = "\u{e007}";
+    let Some(browser) = Browser::start(Kind::Desk).await else {
+        return;
+    };
+    store(&pool, [nameless("msg_1", "c1")]).await;
+    let app = operators(&pool).await;
+    browser.open(&app, "/dead-letters").await;
+    browser.tab_to("a.act").await;
+    browser.type_keys(ENTER).await;
+    browser.until_heading("Dismiss dead letters").await;
+    browser.tab_to("input[name=note]").await;
+    browser.type_keys(ENTER).await;
+    browser.until_heading("Dismiss dead letters").await;
+    browser.type_keys("a test").await;
+    browser.type_keys(ENTER).await;
+    browser.until_text("1 dismissed.").await;
+    browser.open(&app, "/dead-letters?state=dismissed").await;
+    browser.tab_to("a.act").await;
+    browser.type_keys(ENTER).await;
+    browser.until_heading("Restore dead letters").await;
+    browser.tab_to("button.main").await;
+    browser.type_keys(ENTER).await;
+    browser.until_text("1 restored.").await;
+    browser.close().await;
+    app.stop().await;
 }

@@ -1,7 +1,7 @@
 //! A pipeline in use, with something of everything that pages show.
 
 use chrono::{TimeDelta, Utc};
-use sqlx::PgPool;
+use sqlx::{ConnectOptions, PgPool};
 use web_console::text::href;
 
 use crate::{
@@ -14,6 +14,13 @@ const HOSTILE: &str = "\"'><script>alert(1)</script>\u{202e}<img src=x onerror=a
 
 pub(crate) struct Scene {
     pub(crate) app: App,
+}
+
+/// A console where everybody is an operator.
+pub(crate) async fn operators(pool: &PgPool) -> App {
+    let url = pool.connect_options().to_url_lossy();
+    let (role, database) = ("--loopback-role", "--operator-database-url");
+    App::with(url.as_str(), &[role, "operator", database, url.as_str()]).await
 }
 
 impl Scene {
@@ -62,7 +69,7 @@ impl Scene {
              update replay_jobs set ended = 'done' where id = 2",
         )
         .await;
-        let app = App::start(pool).await;
+        let app = operators(pool).await;
         app.until("/", "Last day").await;
         app.until("/receipts", "msg_lost").await;
         Self { app }
@@ -88,6 +95,10 @@ impl Scene {
             "/replays/1",
             "/replays/2",
             "/replays/3",
+            "/dead-letters/dismiss",
+            "/dead-letters/dismiss?id=msg_nameless",
+            "/dead-letters/dismiss?company=nobody",
+            "/dead-letters/restore",
             "/receipts",
             "/record",
             "/record?who=nobody",

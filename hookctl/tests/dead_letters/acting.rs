@@ -223,7 +223,7 @@ async fn a_schema_of_the_operators_forges_no_row(pool: PgPool) {
     assert!(
         is(
             &pool,
-            "select count(*) = 2 and bool_and(proconfig::text like '%search_path=pg_catalog, pg_temp%')
+            "select count(*) = 3 and bool_and(proconfig::text like '%search_path=pg_catalog, pg_temp%')
                from pg_proc
               where prorettype = 'trigger'::regtype and pronamespace = 'public'::regnamespace"
         )

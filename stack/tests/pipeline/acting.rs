@@ -42,7 +42,9 @@ async fn act(console: &Service, action: &str, note: &str) {
 }
 
 async fn record(pool: &PgPool) -> Vec<String> {
-    sqlx::query_scalar("select account || ': ' || action from operator_actions order by id")
+    let actions = "select account || ': ' || action from operator_actions
+                    where starts_with(action, 'dead-letters') order by id";
+    sqlx::query_scalar(actions)
         .fetch_all(pool)
         .await
         .expect("the record")

@@ -86,7 +86,7 @@ pub(super) type Named = (String, String);
 pub(super) async fn find_not_set(pool: &Pool, table: &Table) -> anyhow::Result<Vec<Named>> {
     let query = format!(
         "select t.id, e.webhook_id from {} t join {}.events e on {NAMED}
-          where {} or e.resource_id is distinct from t.id order by e.webhook_id",
+          where {} or e.resource_id <> t.id order by e.webhook_id",
         table.qualified(),
         table.schema(),
         table.not_set_by()
@@ -287,7 +287,7 @@ impl<'a> Writer<'a> {
     ) -> Result<HashMap<String, Option<String>>, sqlx::Error> {
         let lock = self.run.map_or("", |_| "for share");
         let held: Vec<(String, Option<String>)> = sqlx::query_as(AssertSqlSafe(format!(
-            "select webhook_id, case when not {} then resource_id end from events e
+            "select webhook_id, case when not {} then coalesce(resource_id, '') end from events e
               where webhook_id = any($1) order by webhook_id {lock}",
             self.table.not_set_by()
         )))

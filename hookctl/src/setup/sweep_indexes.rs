@@ -13,18 +13,23 @@ pub(super) const STATEMENTS: [&str; 3] = [
     "create index concurrently on vendors (stored_at)",
 ];
 
-/// Those that are missing. `leftover` is the index that a build has left invalid because it was cut off.
+/// Those that are missing. A partitioned table takes no concurrent build. `leftover` is the index that a
+/// build has left invalid because it was cut off.
 const MISSING: &str = "
-    select format('create index concurrently on %I.%I (%I)', current_schema(), in_table, by_column)
-               as statement,
-           (select format('drop index concurrently if exists %s', i.indexrelid::regclass)
+    select format('create index %s on %I.%I (%I)',
+                  case t.relkind when 'p' then '' else 'concurrently' end,
+                  n.nspname, t.relname, by_column) as statement,
+           (select format('drop index concurrently if exists %I.%I', n.nspname, own.relname)
               from pg_index i
+              join pg_class own on own.oid = i.indexrelid
               join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-             where i.indrelid = format('%I.%I', current_schema(), in_table)::regclass
+             where i.indrelid = t.oid and t.relkind <> 'p'
                and a.attname = by_column and not i.indisvalid
              limit 1) as leftover
       from (values ('events', 'resource_id'), ('export_jobs', 'stored_at'), ('vendors', 'stored_at'))
            as needed (in_table, by_column)
+      join pg_namespace n on n.nspname = current_schema()
+      join pg_class t on t.relnamespace = n.oid and t.relname = in_table
      where not is_indexed(in_table, by_column)";
 
 /// A build takes minutes on a large table, and no limit of a role or a database is to end it. It waits for

@@ -484,7 +484,7 @@ async fn setup_waits_for_a_reader_and_holds_nobody_up(pool: PgPool) {
 async fn indexes_for_a_sweep_are_made_while_events_are_stored(pool: PgPool) {
     let insert = |id: &str| {
         format!(
-            "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+            "insert into public.events (webhook_id, event_type, received_at, raw, body_sha256)
              values ('{id}', 'unknown', now(), '', '')"
         )
     };
@@ -492,7 +492,14 @@ async fn indexes_for_a_sweep_are_made_while_events_are_stored(pool: PgPool) {
     place
         .sql(
             "create index cut_off on events (resource_id);
-             update pg_index set indisvalid = false where indexrelid = 'cut_off'::regclass",
+             update pg_index set indisvalid = false where indexrelid = 'cut_off'::regclass;
+             -- Of another pipeline, in the schema that an unqualified name would find.
+             create schema other;
+             create table other.events (resource_id text);
+             create index cut_off on other.events (resource_id);
+             do $$ begin
+                 execute format('alter database %I set search_path = other, public', current_database());
+             end $$",
         )
         .await;
     let mut older = pool.begin().await.expect("a transaction");
@@ -517,14 +524,20 @@ async fn indexes_for_a_sweep_are_made_while_events_are_stored(pool: PgPool) {
         .expect("in time");
     assert!(output.status.success(), "{}", text(&output));
     let indexes: Vec<String> = sqlx::query_scalar(
-        "select indexrelid::regclass::text from pg_index i
+        "select own.relname::text from pg_index i join pg_class own on own.oid = indexrelid
            join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-          where indrelid = 'events'::regclass and attname = 'resource_id'",
+          where indrelid = 'public.events'::regclass and attname = 'resource_id'",
     )
     .fetch_all(&pool)
     .await
     .expect("the catalog");
     assert_eq!(indexes, ["events_resource_id_idx"]);
+    let others: i64 =
+        sqlx::query_scalar("select count(*) from pg_indexes where schemaname = 'other'")
+            .fetch_one(&pool)
+            .await
+            .expect("the catalog");
+    assert_eq!(others, 1);
     place.clean_up().await;
 }
 

@@ -309,11 +309,12 @@ impl<'a> Writer<'a> {
     ) -> Result<Written, sqlx::Error> {
         let ids: Vec<&str> = typed.iter().map(|typed| key(typed).0).collect();
         let before = self.table.lock(connection, &ids).await?;
+        let named = self.named(connection, &ids).await?;
         let setters: Vec<&Typed> = typed
             .iter()
             .filter(|typed| {
                 let (id, _, webhook_id) = key(typed);
-                before.get(id).is_some_and(|b| b.webhook_id == webhook_id)
+                named.get(id).is_some_and(|event| event == webhook_id)
             })
             .copied()
             .collect();
@@ -348,6 +349,23 @@ impl<'a> Writer<'a> {
                 .map(|(id, (_, change))| (id.to_owned(), change))
                 .collect(),
         })
+    }
+
+    /// The event that each of these rows names, by the row's id.
+    async fn named(
+        &self,
+        connection: &mut PgConnection,
+        ids: &[&str],
+    ) -> Result<HashMap<String, String>, sqlx::Error> {
+        let named: Vec<Named> = sqlx::query_as(AssertSqlSafe(format!(
+            "select t.id, e.webhook_id from {} t join {}.events e on {NAMED} where t.id = any($1)",
+            self.table.qualified(),
+            self.table.schema()
+        )))
+        .bind(ids)
+        .fetch_all(connection)
+        .await?;
+        Ok(named.into_iter().collect())
     }
 
     /// The ids of the rows that differ from the event that they name. They get the company that their event

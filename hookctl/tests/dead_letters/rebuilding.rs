@@ -118,6 +118,23 @@ async fn a_copy_of_a_row_under_another_id_is_removed_or_replaced(pool: PgPool) {
     rebuild(&pool, &[], 0).await;
 }
 
+/// The row is newer than the event, so it was set by the one that had this id before and was swept.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_event_under_the_id_of_a_swept_one_does_not_correct_its_row(pool: PgPool) {
+    store_events(&pool, [vendor_at("m", "v", "new", 5)]).await;
+    let written = rows(&pool).await;
+    sql(&pool, "delete from events").await;
+    store_events(&pool, [vendor_at("m", "v", "old", 1)]).await;
+    sql(
+        &pool,
+        "update events set stored_at = now() + interval '1 minute'",
+    )
+    .await;
+    assert_eq!(rows(&pool).await, written);
+    rebuild(&pool, &["--yes"], 0).await;
+    assert_eq!(rows(&pool).await, written);
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn damaged_rows_are_mended_and_no_other_is_touched(pool: PgPool) {
     store_events(&pool, events()).await;

@@ -58,8 +58,8 @@ impl Resource for Vendor {
         .map(|(field, time)| (field, Time::of(time)))
     }
 
-    /// A deletion is the last that happens to a vendor, whatever its state says. An unknown state counts as
-    /// between `DRAFT` and `ACTIVE`.
+    /// At equal times a deletion is the newer state. An unknown state counts as between `DRAFT` and
+    /// `ACTIVE`.
     fn rank(&self) -> u8 {
         match (self.deleted_at, self.state.as_str()) {
             (Some(_), _) => 4,

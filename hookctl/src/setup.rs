@@ -348,7 +348,7 @@ impl Setup {
                 out,
                 "-- Where there is no such index, each in no transaction:"
             )?;
-            for statement in sweep_indexes::STATEMENTS {
+            for statement in sweep_indexes::statements() {
                 writeln!(out, "{statement};")?;
             }
         }

@@ -6,15 +6,15 @@ use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use crate::database::{Connection, READING};
 
-/// All of them, for a dry run.
-pub(super) const STATEMENTS: [&str; 3] = [
-    "create index concurrently on events (resource_id)",
-    "create index concurrently on export_jobs (stored_at)",
-    "create index concurrently on vendors (stored_at)",
+/// Tables, each with the column that its index is for.
+const NEEDED: [(&str, &str); 3] = [
+    ("events", "resource_id"),
+    ("export_jobs", "stored_at"),
+    ("vendors", "stored_at"),
 ];
 
-/// Those that are missing. A partitioned table takes no concurrent build. `leftover` is the index that a
-/// build has left invalid because it was cut off.
+/// The indexes that are missing, of the tables `$1` with the columns `$2`. A partitioned table takes no
+/// concurrent build. `leftover` is the index that a build has left invalid because it was cut off.
 const MISSING: &str = "
     select format('create index %s on %I.%I (%I)',
                   case t.relkind when 'p' then '' else 'concurrently' end,
@@ -26,8 +26,7 @@ const MISSING: &str = "
              where i.indrelid = t.oid and t.relkind <> 'p'
                and a.attname = by_column and not i.indisvalid
              limit 1) as leftover
-      from (values ('events', 'resource_id'), ('export_jobs', 'stored_at'), ('vendors', 'stored_at'))
-           as needed (in_table, by_column)
+      from unnest($1::text[], $2::text[]) as needed (in_table, by_column)
       join pg_namespace n on n.nspname = current_schema()
       join pg_class t on t.relnamespace = n.oid and t.relname = in_table
      where not is_indexed(in_table, by_column)";
@@ -55,6 +54,13 @@ struct Index {
     leftover: Option<String>,
 }
 
+/// The statements that make all of them, for a dry run.
+pub(super) fn statements() -> impl Iterator<Item = String> {
+    NEEDED
+        .into_iter()
+        .map(|(table, column)| format!("create index concurrently on {table} ({column})"))
+}
+
 /// Makes those that are missing. It can be stopped and repeated.
 pub(super) async fn make(connection: &mut Connection) -> anyhow::Result<()> {
     let locked: bool = sqlx::query_scalar(LOCK)
@@ -65,7 +71,12 @@ pub(super) async fn make(connection: &mut Connection) -> anyhow::Result<()> {
         "another setup is making indexes: run it again when that one has ended"
     );
     let mut transaction = connection.begin(&READING).await?;
-    let missing: Vec<Index> = sqlx::query_as(MISSING).fetch_all(&mut *transaction).await?;
+    let (tables, columns): (Vec<&str>, Vec<&str>) = NEEDED.into_iter().unzip();
+    let missing: Vec<Index> = sqlx::query_as(MISSING)
+        .bind(tables)
+        .bind(columns)
+        .fetch_all(&mut *transaction)
+        .await?;
     transaction.rollback().await?;
     let bare = connection.bare();
     if !missing.is_empty() {

@@ -1,9 +1,10 @@
 //! Makes one batch of events safe: claim the ids, publish, wait for the confirms, spool unconfirmed
 //! events, commit. It works as long as one of the two stores does.
 
+mod item;
 mod last_resort;
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{iter::repeat_n, sync::Arc, time::Duration};
 
 use shared::{
     AcceptedEvent,
@@ -17,6 +18,7 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
+use self::item::Item;
 use crate::{
     batcher::{Layer, Outcome},
     breaker::Permit,
@@ -105,74 +107,65 @@ impl BatchProcessor {
     /// Processes events that are distinct by id and body, and returns their outcomes in the same
     /// order. The answers can be sent at once. The returned receipts are then to be
     /// [committed](Self::commit_receipts); a sender does not wait for them.
-    pub async fn process(&self, events: &[AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
+    pub async fn process(&self, events: &[&AcceptedEvent]) -> (Vec<Outcome>, Receipts<'_>) {
+        debug_assert!(receipts::are_distinct(events));
         self.metrics.batch_size.observe(events.len() as f64);
-        let now = Instant::now();
-        let deadlines = Deadlines {
-            claimed: now + self.deadline * 3 / 10,
-            confirmed: now + self.deadline * 6 / 10,
-            connected: now + self.deadline * 9 / 10,
-            committed: now + self.deadline,
-        };
-        let all: Vec<&AcceptedEvent> = events.iter().collect();
-        let (claimed, claims) = match self.claim(&all, &deadlines).await {
-            Some((claimed, claims)) => (Some(claimed), claims),
+        let deadlines = Deadlines::of_a_batch(self.deadline);
+        let (claimed, mut items) = match self.claim(events, &deadlines).await {
+            Some((claimed, claims)) => {
+                let claims = self.republish_unreplicated(claims).await;
+                (Some(claimed), item::items(events, claims.into_iter()))
+            }
             None => {
                 self.metrics.without_dedup.inc();
-                (None, vec![Claim::Publish; events.len()])
+                let claims = repeat_n(Claim::Publish, events.len());
+                (None, item::items(events, claims))
             }
         };
-        let receipt = match claimed {
-            Some(_) => Receipt::Recorded,
-            None => Receipt::Missing,
-        };
-        let claims = self.republish_unreplicated(claims).await;
-        let (positions, to_publish) = to_be_published(events, &claims);
-        let to_publish: Vec<&AcceptedEvent> = to_publish.iter().map(AsRef::as_ref).collect();
+        let to_publish = item::to_publish(&items);
         let confirms = match claimed {
             _ if to_publish.is_empty() => Vec::new(),
-            Some(_) => self.publish(&to_publish, receipt, &deadlines).await,
+            Some(_) => {
+                self.publish(&to_publish, Receipt::Recorded, &deadlines)
+                    .await
+            }
             None => self.publish_or_spool(&to_publish, &deadlines).await,
         };
-
-        let unconfirmed: Vec<&AcceptedEvent> = to_publish
-            .iter()
-            .zip(&confirms)
-            .filter(|(_, confirm)| confirm.is_err())
-            .map(|(event, _)| *event)
-            .collect();
-        let (safe, receipts) = if unconfirmed.is_empty() {
-            (false, claimed)
-        } else {
-            let safe = match claimed {
-                Some(claimed) => {
-                    self.spool_or_publish(claimed, &unconfirmed, &deadlines)
-                        .await
-                }
-                None => self.spool(None, &unconfirmed, receipt, &deadlines).await,
-            };
-            report_unconfirmed(&confirms, safe);
-            (safe, None)
-        };
-
-        let mut outcomes: Vec<Outcome> = claims
-            .into_iter()
-            .map(|claim| match claim {
-                Claim::Publish => Outcome::Accepted,
-                Claim::Duplicate(layer) => Outcome::Duplicate(layer),
-                Claim::Conflict => Outcome::Conflict,
-            })
-            .collect();
-        for (&i, confirm) in positions.iter().zip(&confirms) {
-            if let Err(reason) = confirm
-                && !safe
-            {
-                debug!(webhook_id = events[i].webhook_id, %reason, "not accepted");
-                outcomes[i] = Outcome::Unavailable;
-            }
-        }
+        item::note_confirms(&mut items, confirms);
+        let (is_spooled, receipts) = self.spool_unconfirmed(claimed, &items, &deadlines).await;
         self.breakers.show(&self.metrics);
+        let outcomes = items.iter().map(|item| item.outcome(is_spooled)).collect();
         (outcomes, Receipts(receipts))
+    }
+
+    /// Spools the events without a confirm, if there are any, and commits. Returns whether they are
+    /// safe, and the transaction if it is not used up.
+    async fn spool_unconfirmed<'s>(
+        &'s self,
+        claimed: Option<ClaimTransaction<'s>>,
+        items: &[Item<'_>],
+        deadlines: &Deadlines,
+    ) -> (bool, Option<ClaimTransaction<'s>>) {
+        let unconfirmed: Vec<&AcceptedEvent> = items
+            .iter()
+            .filter(|item| item.unconfirmed().is_some())
+            .map(Item::published)
+            .collect();
+        if unconfirmed.is_empty() {
+            return (false, claimed);
+        }
+        let is_spooled = match claimed {
+            Some(claimed) => {
+                self.spool_or_publish(claimed, &unconfirmed, deadlines)
+                    .await
+            }
+            None => {
+                self.spool(None, &unconfirmed, Receipt::Missing, deadlines)
+                    .await
+            }
+        };
+        report_unconfirmed(items, is_spooled);
+        (is_spooled, None)
     }
 
     /// Commits the receipts of a batch. If that fails, no event is lost, because the broker has
@@ -354,6 +347,19 @@ impl BatchProcessor {
     }
 }
 
+impl Deadlines {
+    /// The deadlines of a batch that begins now and may take `total`.
+    fn of_a_batch(total: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            claimed: now + total * 3 / 10,
+            confirmed: now + total * 6 / 10,
+            connected: now + total * 9 / 10,
+            committed: now + total,
+        }
+    }
+}
+
 impl ClaimTransaction<'_> {
     async fn commit(self) -> bool {
         match self.transaction.commit().await {
@@ -382,31 +388,24 @@ impl ClaimTransaction<'_> {
     }
 }
 
-/// The events that must be published, and their positions. A conflict gets an id of its own, so
-/// that the worker never takes it for the first body's event.
-fn to_be_published<'e>(
-    events: &'e [AcceptedEvent],
-    claims: &[Claim],
-) -> (Vec<usize>, Vec<Cow<'e, AcceptedEvent>>) {
-    events
-        .iter()
-        .zip(claims)
-        .enumerate()
-        .filter_map(|(i, (event, claim))| match claim {
-            Claim::Publish => Some((i, Cow::Borrowed(event))),
-            Claim::Conflict => Some((i, Cow::Owned(event.clone().into_conflict()))),
-            Claim::Duplicate(_) => None,
-        })
-        .unzip()
-}
-
-/// While the breaker is open, spooling is not logged: the failure that opened it was.
-fn report_unconfirmed(confirms: &[Result<(), PublishError>], safe: bool) {
-    let mut errors = confirms.iter().filter_map(|c| c.as_ref().err());
-    let events = errors.clone().count();
-    match errors.next() {
-        Some(PublishError::BreakerOpen) if safe => {}
-        Some(error) if safe => warn!(%error, events, "not confirmed, and spooled instead"),
+/// Logs why events have no confirm. While the breaker is open, spooling is not logged: the failure
+/// that opened it was.
+fn report_unconfirmed(items: &[Item<'_>], is_spooled: bool) {
+    let mut events = 0;
+    let mut first = None;
+    for item in items {
+        let Some(reason) = item.unconfirmed() else {
+            continue;
+        };
+        events += 1;
+        first = first.or(Some(reason));
+        if !is_spooled {
+            debug!(webhook_id = item.published().webhook_id, %reason, "not accepted");
+        }
+    }
+    match first {
+        Some(PublishError::BreakerOpen) if is_spooled => {}
+        Some(error) if is_spooled => warn!(%error, events, "not confirmed, and spooled instead"),
         Some(error) => error!(%error, events, "neither confirmed nor spooled: answered 503"),
         None => {}
     }

@@ -66,6 +66,14 @@ struct Submission {
     reply_to: ReplyTo,
 }
 
+/// The first occurrence of an event in a batch.
+struct Leader {
+    event: AcceptedEvent,
+    reply_to: ReplyTo,
+    /// Where the same event's further requests wait.
+    repetitions: Vec<ReplyTo>,
+}
+
 /// Where a request waits for its outcome.
 struct ReplyTo {
     request: oneshot::Sender<Outcome>,
@@ -208,33 +216,35 @@ async fn process(
     batch: Vec<Submission>,
     _slot: OwnedSemaphorePermit,
 ) {
-    let (leaders, followers) = split_repetitions(batch);
-    let (events, replies): (Vec<_>, Vec<_>) =
-        leaders.into_iter().map(|s| (s.event, s.reply_to)).unzip();
+    let submissions = batch.len();
+    let leaders = group_repetitions(batch);
+    let events: Vec<&AcceptedEvent> = leaders.iter().map(|leader| &leader.event).collect();
     let (outcomes, receipts) = processor.process(&events).await;
-    for (event, outcome) in events.iter().zip(&outcomes) {
-        match outcome {
+    debug_assert_eq!(outcomes.len(), leaders.len(), "each event has one outcome");
+    let mut answered: Vec<(ReplyTo, Outcome)> = Vec::with_capacity(submissions);
+    for (leader, outcome) in leaders.into_iter().zip(outcomes) {
+        let Leader {
+            event, reply_to, ..
+        } = leader;
+        let of_repetitions = match outcome {
             Outcome::Accepted | Outcome::Duplicate(_) => {
-                recent_ids.insert(event.webhook_id.clone(), event.body_sha256);
+                recent_ids.insert(event.webhook_id, event.body_sha256);
+                Outcome::Duplicate(Layer::Batch)
             }
-            Outcome::Conflict => warn!(
-                webhook_id = event.webhook_id,
-                "becomes a dead letter: the id was accepted before with another body"
-            ),
-            Outcome::Unavailable => {}
-        }
-    }
-    let mut answered: Vec<(ReplyTo, Outcome)> = Vec::with_capacity(replies.len());
-    for (follower, leader) in followers {
-        let outcome = match outcomes[leader] {
-            Outcome::Accepted | Outcome::Duplicate(_) => Outcome::Duplicate(Layer::Batch),
-            Outcome::Conflict => Outcome::Conflict,
-            // Nothing is safe, so the sender must retry the follower as well.
+            Outcome::Conflict => {
+                warn!(
+                    webhook_id = event.webhook_id,
+                    "becomes a dead letter: the id was accepted before with another body"
+                );
+                Outcome::Conflict
+            }
+            // Nothing is safe, so the sender must retry the repetition as well.
             Outcome::Unavailable => Outcome::Unavailable,
         };
-        answered.push((follower, outcome));
+        answered.push((reply_to, outcome));
+        let repetitions = leader.repetitions.into_iter();
+        answered.extend(repetitions.map(|reply_to| (reply_to, of_repetitions)));
     }
-    answered.extend(replies.into_iter().zip(outcomes));
     send(answered);
     processor.commit_receipts(receipts).await;
 }
@@ -254,25 +264,22 @@ fn send(answered: Vec<(ReplyTo, Outcome)>) {
     }
 }
 
-/// Splits off repetitions within the batch: returns the first occurrence of each event, and for
-/// each repetition its reply with the position of that first occurrence. Two bodies under one id
-/// are two events.
-fn split_repetitions(batch: Vec<Submission>) -> (Vec<Submission>, Vec<(ReplyTo, usize)>) {
+/// Groups the repetitions of each event. Two bodies under one id are two events.
+fn group_repetitions(batch: Vec<Submission>) -> Vec<Leader> {
     let mut positions: HashMap<(String, [u8; 32]), usize> = HashMap::with_capacity(batch.len());
-    let mut leaders: Vec<Submission> = Vec::with_capacity(batch.len());
-    let mut followers = Vec::new();
-    for submission in batch {
-        let event = (
-            submission.event.webhook_id.clone(),
-            submission.event.body_sha256,
-        );
-        match positions.entry(event) {
-            Entry::Occupied(leader) => followers.push((submission.reply_to, *leader.get())),
+    let mut leaders: Vec<Leader> = Vec::with_capacity(batch.len());
+    for Submission { event, reply_to } in batch {
+        match positions.entry((event.webhook_id.clone(), event.body_sha256)) {
+            Entry::Occupied(leader) => leaders[*leader.get()].repetitions.push(reply_to),
             Entry::Vacant(first) => {
                 first.insert(leaders.len());
-                leaders.push(submission);
+                leaders.push(Leader {
+                    event,
+                    reply_to,
+                    repetitions: Vec::new(),
+                });
             }
         }
     }
-    (leaders, followers)
+    leaders
 }

@@ -97,32 +97,53 @@ pub async fn claim(
     events: &[&AcceptedEvent],
     trust: Duration,
 ) -> Result<Vec<Claim>, sqlx::Error> {
+    debug_assert!(are_distinct(events));
     let mut claims = claim_ids(connection, events, trust).await?;
-    let (positions, conflicts): (Vec<usize>, Vec<&AcceptedEvent>) = (0..events.len())
-        .filter(|&i| claims[i] == Claim::Conflict)
-        .map(|i| (i, events[i]))
-        .unzip();
-    if conflicts.is_empty() {
-        return Ok(claims);
-    }
-    let stored = stored(connection, &conflicts).await?;
-    let renamed: Vec<AcceptedEvent> = conflicts
+    let conflicts: Vec<(&AcceptedEvent, &mut Claim)> = events
         .iter()
-        .map(|&event| event.clone().into_conflict())
+        .copied()
+        .zip(&mut claims)
+        .filter(|(_, claim)| **claim == Claim::Conflict)
         .collect();
-    let (to_claim, others): (Vec<usize>, Vec<usize>) =
-        (0..positions.len()).partition(|&i| !stored[i]);
-    let events: Vec<&AcceptedEvent> = to_claim.iter().map(|&i| &renamed[i]).collect();
-    let again = claim_ids(connection, &events, trust).await?;
-    for (&i, claim) in to_claim.iter().zip(again) {
-        if let Claim::Duplicate(_) = claim {
-            claims[positions[i]] = claim;
-        }
-    }
-    for i in others {
-        claims[positions[i]] = Claim::Duplicate(Layer::Stored);
+    if !conflicts.is_empty() {
+        claim_conflicts(connection, conflicts, trust).await?;
     }
     Ok(claims)
+}
+
+/// Whether no event is there twice, by id and body.
+pub(crate) fn are_distinct(events: &[&AcceptedEvent]) -> bool {
+    let mut seen = HashSet::new();
+    events
+        .iter()
+        .all(|event| seen.insert((event.webhook_id.as_str(), &event.body_sha256)))
+}
+
+/// Turns the claim of each conflict that is already safe into that of a duplicate, and claims the
+/// others under ids of their own.
+async fn claim_conflicts(
+    connection: &mut PgConnection,
+    conflicts: Vec<(&AcceptedEvent, &mut Claim)>,
+    trust: Duration,
+) -> Result<(), sqlx::Error> {
+    let events: Vec<&AcceptedEvent> = conflicts.iter().map(|(event, _)| *event).collect();
+    let stored = stored(connection, &events).await?;
+    let mut renamed: Vec<(AcceptedEvent, &mut Claim)> = Vec::new();
+    for ((event, claim), is_stored) in conflicts.into_iter().zip(stored) {
+        if is_stored {
+            *claim = Claim::Duplicate(Layer::Stored);
+        } else {
+            renamed.push((event.clone().into_conflict(), claim));
+        }
+    }
+    let events: Vec<&AcceptedEvent> = renamed.iter().map(|(event, _)| event).collect();
+    let claims = claim_ids(connection, &events, trust).await?;
+    for ((_, claim), again) in renamed.into_iter().zip(claims) {
+        if let Claim::Duplicate(_) = again {
+            *claim = again;
+        }
+    }
+    Ok(())
 }
 
 async fn claim_ids(

@@ -1,20 +1,22 @@
-//! `cargo stack test`.
+//! `cargo stack test`: runs the test programs of all packages, some of them side by side.
 
+mod lanes;
+mod programs;
+
+use std::path::Path;
 use std::process::ExitCode;
-use std::{env, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use stack::chromium;
 use stack::data_folder::{self, DataFolder};
 use stack::debian_root::Release;
 use stack::haproxy;
-use stack::packages::{self, Monitoring, Packages, STORES};
-use stack::postgres::Durability;
+use stack::packages::{self, Monitoring, Packages};
 use stack::process::Process;
-use stack::programs::{self, Profile, Programs, Scope};
+use stack::programs::{Profile, Programs, Scope, cargo};
 use stack::progress::Progress;
-use stack::stores::{Addresses, Stores};
 
+use self::lanes::Setting;
 use super::signals::Signals;
 
 #[derive(Debug, clap::Args)]
@@ -27,15 +29,6 @@ pub(super) struct Args {
     #[arg(last = true)]
     cargo: Vec<String>,
 }
-
-/// The variable that sets how many tests run at once; cargo reads it.
-const THREADS: &str = "RUST_TEST_THREADS";
-
-/// Most tests mostly wait for stores, so a processor can run two.
-const TESTS_PER_PROCESSOR: usize = 2;
-
-/// Without it, tests would keep running if cargo was killed together with the stack.
-const RUNNER: &str = r#"target."cfg(unix)".runner = ["setpriv", "--pdeathsig", "KILL", "--"]"#;
 
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let base = DataFolder::temporary()?;
@@ -50,8 +43,49 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
 async fn test(args: &Args, base: &DataFolder) -> Result<ExitCode> {
     let progress = Progress::Shown;
     let workspace = super::workspace()?;
+    let packages = install(args.stores, base, progress).await?;
+    let (for_cargo, for_tests) = split(&args.cargo);
+    let everything = !selects_packages(for_cargo);
+    let scope = if everything {
+        Scope::Everything
+    } else {
+        Scope::Services
+    };
+    let binaries = Programs::build(&workspace, scope, Profile::Own, progress).await?;
+    let mut selection = for_cargo.to_vec();
+    selection.extend(everything.then(|| "--workspace".to_owned()));
+    let log = base.path().join("cargo.log");
+    let tests = programs::compile(&workspace, &binaries, &selection, &log).await?;
+    let count = tests.len();
+    ensure!(count > 0, "these arguments select no test program");
+    let setting = Setting {
+        packages: &packages,
+        release: args.stores,
+        binaries: binaries.folder(),
+        arguments: for_tests,
+    };
+    let mut failed = lanes::run(tests, &setting, progress).await?;
+    if everything {
+        failed.extend(documentation(&workspace, &binaries).await?);
+    }
+    if failed.is_empty() {
+        progress.say(&format!("✓ {count} test programs passed"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    for name in &failed {
+        progress.say(&format!("✗ {name} failed"));
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// Installs what tests need, as far as that is permitted.
+async fn install(
+    release: Option<Release>,
+    base: &DataFolder,
+    progress: Progress,
+) -> Result<Packages> {
     let apt = base.path().join("apt.log");
-    let packages = match args.stores {
+    let packages = match release {
         Some(release) => Packages::of_release(release, &apt, progress).await?,
         None => Packages::find_or_install(&apt, progress).await?,
     };
@@ -59,66 +93,54 @@ async fn test(args: &Args, base: &DataFolder) -> Result<ExitCode> {
     packages::install_pgbouncer(&apt, progress).await?;
     haproxy::install(&apt, progress).await?;
     chromium::install(&apt, progress).await;
-    let scope = if selects_packages(&args.cargo) {
-        Scope::Services
-    } else {
-        Scope::Everything
-    };
-    let programs = Programs::build(&workspace, scope, Profile::Own, progress).await?;
-    let step = progress.step("starting rabbitmq and postgres (about 10 s)");
-    let stores =
-        Stores::start(&packages, base, Addresses::free()?, Durability::ProcessOnly).await?;
-    step.done("rabbitmq and postgres are up");
+    Ok(packages)
+}
 
-    let cargo = programs::cargo("test")
-        .env("DATABASE_URL", stores.database_url())
-        .env("AMQP_URL", stores.amqp_url())
-        .env("RABBITMQ_MANAGEMENT_URL", stores.management_url()?)
-        .env(programs::BIN_DIR, programs.folder())
+/// Runs the examples in the documentation; returns what failed.
+async fn documentation(workspace: &Path, binaries: &Programs) -> Result<Option<String>> {
+    let tests = cargo("test")
+        .args(["--doc", "--workspace", "--profile", binaries.profile()])
         .args([
             "--manifest-path".into(),
             workspace.join("Cargo.toml").into_os_string(),
-        ])
-        .args(["--profile", programs.profile(), "--config", RUNNER])
-        .args((scope == Scope::Everything).then_some("--workspace"))
-        .args(args.cargo.iter());
-    let cargo = match env::var_os(THREADS) {
-        Some(_) => cargo,
-        None => cargo.env(THREADS, threads()?.to_string()),
-    };
-    // Some tests start stores of their own.
-    let cargo = args
-        .stores
-        .into_iter()
-        .fold(cargo, |cargo, release| cargo.env(STORES, release.name()));
-    let status = Process::spawn(cargo)?.wait().await;
-    // A test run that a signal killed has no exit code.
-    Ok(status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .map_or(ExitCode::FAILURE, ExitCode::from))
+        ]);
+    let passed = Process::spawn(tests)?.wait().await.success();
+    Ok((!passed).then(|| "examples in the documentation".to_owned()))
 }
 
-fn threads() -> Result<usize> {
-    let processors = thread::available_parallelism().context("how many processors there are")?;
-    Ok(TESTS_PER_PROCESSOR * processors.get())
+/// Arguments for cargo, and those for each test program, which follow a `--`.
+fn split(args: &[String]) -> (&[String], &[String]) {
+    match args.iter().position(|arg| arg == "--") {
+        Some(at) => (&args[..at], &args[at + 1..]),
+        None => (args, &[]),
+    }
 }
 
 /// With `--workspace` and single packages together, cargo runs all of them.
-fn selects_packages(args: &[String]) -> bool {
-    args.iter()
-        .take_while(|arg| *arg != "--")
+fn selects_packages(for_cargo: &[String]) -> bool {
+    for_cargo
+        .iter()
         .any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::selects_packages;
+    use super::{selects_packages, split};
 
     #[test]
     fn packages_count_only_among_the_arguments_of_cargo() {
-        let args = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert!(selects_packages(&args("-p ingest -- --nocapture")));
-        assert!(!selects_packages(&args("--lib -- -p")));
+        let selects = |text: &str| {
+            let args: Vec<_> = text.split(' ').map(str::to_owned).collect();
+            selects_packages(split(&args).0)
+        };
+        assert!(selects("-p ingest -- --nocapture"));
+        assert!(!selects("--lib -- -p"));
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_for_the_test_programs() {
+        let args = ["--lib", "--", "a_name", "--nocapture"].map(str::to_owned);
+        assert_eq!(split(&args), (&args[..1], &args[2..]));
+        assert_eq!(split(&args[..1]), (&args[..1], &[][..]));
     }
 }

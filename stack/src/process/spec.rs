@@ -43,6 +43,8 @@ pub struct Spec {
     pub args: Vec<OsString>,
     /// Variables set in the child's environment.
     pub env: Vec<(OsString, OsString)>,
+    /// The folder to run in, instead of the stack's own.
+    pub folder: Option<PathBuf>,
     /// Whether the child gets only `PATH` and `env`, instead of also the stack's own environment.
     pub clean_env: bool,
     /// The Unix account to run as; only root can set it.
@@ -63,6 +65,7 @@ impl Spec {
             program: program.into(),
             args: Vec::new(),
             env: Vec::new(),
+            folder: None,
             clean_env: false,
             user: None,
             inside: None,
@@ -128,6 +131,9 @@ impl Spec {
             command.env("PATH", path);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
         command.stdin(Stdio::null());
         if let Output::Log(path) = &self.output {
             let file = log::open(path)?;

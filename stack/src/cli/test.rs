@@ -52,10 +52,8 @@ async fn test(args: &Args, base: &DataFolder) -> Result<ExitCode> {
         Scope::Services
     };
     let binaries = Programs::build(&workspace, scope, Profile::Own, progress).await?;
-    let mut selection = for_cargo.to_vec();
-    selection.extend(everything.then(|| "--workspace".to_owned()));
     let log = base.path().join("cargo.log");
-    let tests = programs::compile(&workspace, &binaries, &selection, &log).await?;
+    let tests = programs::compile(&workspace, &binaries, for_cargo, &log).await?;
     let count = tests.len();
     ensure!(count > 0, "these arguments select no test program");
     let setting = Setting {
@@ -65,7 +63,7 @@ async fn test(args: &Args, base: &DataFolder) -> Result<ExitCode> {
         arguments: for_tests,
     };
     let mut failed = lanes::run(tests, &setting, progress).await?;
-    if everything {
+    if for_cargo.is_empty() {
         failed.extend(documentation(&workspace, &binaries).await?);
     }
     if failed.is_empty() {

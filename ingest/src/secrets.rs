@@ -117,6 +117,25 @@ impl Secrets {
     }
 
     /// The name of the key that verifies the webhook, if there is one.
+    ///
+    /// ```
+    /// use ingest::{headers::WebhookHeaders, secrets::Secrets};
+    ///
+    /// let text = "main=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned();
+    /// let secrets = Secrets::parse(&text.into())?;
+    /// let headers = WebhookHeaders::parse(|name| {
+    ///     let value: &[u8] = match name {
+    ///         "webhook-id" => b"msg_p5jXN8AQM9LWM0D4loKWxJek",
+    ///         "webhook-timestamp" => b"1614265330",
+    ///         "webhook-signature" => b"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    ///         _ => return None.into_iter(),
+    ///     };
+    ///     Some(value).into_iter()
+    /// })?;
+    /// assert_eq!(secrets.verify(&headers, br#"{"test": 2432232314}"#), Some("main"));
+    /// assert_eq!(secrets.verify(&headers, b"another body"), None);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
     pub fn verify(&self, headers: &WebhookHeaders, body: &[u8]) -> Option<&str> {
         self.matching(&Signatures::of(headers), headers, body)
     }

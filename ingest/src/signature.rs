@@ -187,6 +187,15 @@ fn authenticate(mac: &HmacSha256, id: &str, timestamp: &str, body: &[u8]) -> Hma
 }
 
 /// As [`Key::sign`], under a `whsec_…` secret.
+///
+/// ```
+/// // The example of the Standard Webhooks specification's reference libraries.
+/// let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+/// let id = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+/// let signature = ingest::signature::sign(secret, id, 1_614_265_330, br#"{"test": 2432232314}"#)?;
+/// assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+/// # Ok::<(), ingest::signature::KeyError>(())
+/// ```
 pub fn sign(secret: &str, id: &str, timestamp_s: i64, body: &[u8]) -> Result<String, KeyError> {
     Key::parse(secret)?.sign(id, timestamp_s, body)
 }

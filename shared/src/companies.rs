@@ -15,6 +15,15 @@ const SEPARATOR: &str = " ";
 
 /// The ids of companies. They travel with the event, and the worker compares them with the event's
 /// company.
+///
+/// ```
+/// use shared::Companies;
+///
+/// let companies = Companies::new(["acme", "globex"]).expect("both ids are well formed");
+/// assert!(companies.include("acme"));
+/// assert_eq!(Companies::read(companies.as_str()), companies);
+/// assert!(!Companies::read("").include(""));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Companies(Arc<str>);
 

@@ -11,6 +11,18 @@ use thiserror::Error;
 use crate::EventType;
 
 /// An event's envelope, borrowed from the body.
+///
+/// ```
+/// use shared::envelope::{Envelope, NotAnEvent};
+///
+/// let body = br#"{"data": {"id": "v-1"}, "eventType": "v1.vendor.created", "eventId": "e-1"}"#;
+/// let envelope = Envelope::parse(body)?;
+/// assert_eq!(envelope.event_type.as_str(), "v1.vendor.created");
+/// assert_eq!(envelope.data.map(|data| data.get()), Some(r#"{"id": "v-1"}"#));
+///
+/// assert_eq!(Envelope::parse(b"{}").err(), Some(NotAnEvent::NoType));
+/// # Ok::<(), NotAnEvent>(())
+/// ```
 #[derive(Debug)]
 pub struct Envelope<'a> {
     /// The canonical type.

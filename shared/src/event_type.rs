@@ -93,6 +93,15 @@ impl EventType {
     ///
     /// Returns `None` if the text is empty, longer than 128 bytes, or has characters other than
     /// ASCII letters, digits, `.`, `-` and `_`.
+    ///
+    /// ```
+    /// use shared::{EventType, Family};
+    ///
+    /// let event_type = EventType::parse("v1.export.job-created").expect("it is well formed");
+    /// assert_eq!(event_type.as_str(), "v1.export-job.created");
+    /// assert_eq!(event_type.family(), Family::ExportJob);
+    /// assert_eq!(EventType::parse("v1 vendor created"), None);
+    /// ```
     pub fn parse(raw: &str) -> Option<Self> {
         let well_formed = !raw.is_empty()
             && raw.len() <= Self::MAX_LEN

@@ -149,6 +149,19 @@ const GROUP_RETRIES: u32 = 1;
 const CONFIRMATIONS: u32 = 3;
 
 /// The next step for a group that has just failed; `history` includes that failure.
+///
+/// ```
+/// use worker::judge::{Class, History, Size, Verdict, judge};
+///
+/// let mut history = History::default();
+/// history.failed();
+/// // A constraint is violated: halve until the event at fault is alone, and blame it.
+/// let class = Class::of_sqlstate("23514");
+/// assert_eq!(judge(class, Size::Many, &history), Verdict::Halve);
+/// assert_eq!(judge(class, Size::One, &history), Verdict::Blame);
+/// // Postgres is not available: no event is at fault.
+/// assert_eq!(judge(Class::Away, Size::One, &history), Verdict::Hold);
+/// ```
 pub fn judge(class: Class, size: Size, history: &History) -> Verdict {
     let confirmed = history.confirmed;
     match (class, size) {

@@ -69,7 +69,7 @@ pub enum Error {
     /// The tables are in another schema, where earlier versions found them by the session's search
     /// path.
     #[error(
-        "the tables are in the schema {0}, which the search path names: set DATABASE_SCHEMA to it"
+        "the tables are in the schema `{0}`, which the search path names: set DATABASE_SCHEMA to it"
     )]
     Elsewhere(String),
     /// A migration failed, or differs from the one that was applied.
@@ -117,8 +117,10 @@ pub async fn run(
 /// tables would hide them.
 async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option<String>, Error> {
     // Also checks a column, because another application may have a table with this name.
-    const FOUND: &str = "select c.relnamespace::regnamespace::text
+    // The name is unquoted, as `DATABASE_SCHEMA` takes it.
+    const FOUND: &str = "select n.nspname::text
            from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'body_sha256'
+                join pg_namespace n on n.oid = c.relnamespace
           where c.oid = to_regclass('webhook_receipts')";
     let by_session: Option<String> = sqlx::query_scalar(FOUND)
         .fetch_optional(&mut *connection)

@@ -41,6 +41,12 @@ impl Accounts {
             .expect("there is one for each program")
     }
 
+    /// The passwords as `ACCOUNT_PASSWORDS` of `hookctl setup`.
+    pub fn passwords(&self) -> String {
+        let lines = (self.0.iter()).map(|(program, login)| format!("{program}={}", login.password));
+        lines.collect::<Vec<_>>().join(",")
+    }
+
     /// Runs `hookctl setup` as the stores' owner: schema, topology, accounts. Its output goes to a
     /// log in `folder`.
     ///
@@ -61,19 +67,13 @@ impl Accounts {
         owner: &OwnerUrls,
         folder: &Path,
     ) -> Result<()> {
-        let passwords = self
-            .0
-            .iter()
-            .map(|(program, login)| format!("{program}={}", login.password))
-            .collect::<Vec<_>>()
-            .join(",");
         let mut spec = Spec::new("hookctl setup", programs.hookctl())
             .args(["setup"])
             .env("DATABASE_URL", &owner.database)
             .env("AMQP_URL", &owner.amqp)
             .env("RABBITMQ_MANAGEMENT_URL", &owner.management)
             .env("TOPOLOGY_PREFIX", PREFIX)
-            .env("ACCOUNT_PASSWORDS", passwords)
+            .env("ACCOUNT_PASSWORDS", self.passwords())
             .log(folder.join("hookctl-setup.log"));
         spec.clean_env = true;
         let process = Process::spawn(spec)?;

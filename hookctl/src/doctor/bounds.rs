@@ -112,8 +112,9 @@ impl Sweep {
                                  filter (where (select rolsuper from pg_roles o where o.oid = proowner)),
                              '{}')
                from pg_roles r
+               join pg_namespace n on n.nspname = current_schema()
                join pg_proc p on p.proname = $2
-                             and p.pronamespace = current_schema()::regnamespace
+                             and p.pronamespace = n.oid
                              and has_function_privilege(r.oid, p.oid, 'execute')
               where rolname = any($1)",
         )

@@ -157,7 +157,7 @@ async fn lacking(connection: &mut PgConnection, prefix: &str) -> Result<Vec<Poli
 async fn open_tables(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "select relname::text from pg_class
-          where relnamespace = current_schema()::regnamespace
+          where relnamespace = (select oid from pg_namespace where nspname = current_schema())
             and relname = any($1) and not relrowsecurity
           order by relname",
     )

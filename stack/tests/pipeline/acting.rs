@@ -22,7 +22,7 @@ fn field(page: &str, name: &str) -> String {
 }
 
 /// Opens the page that shows what would be changed, and sends its form.
-async fn act(console: &Service, action: &str, note: &str) {
+pub(crate) async fn act(console: &Service, action: &str, fields: &str) {
     let client = Client::builder().redirect(Policy::none()).build();
     let client = client.expect("a client");
     let origin = format!("http://{}", console.public());
@@ -34,7 +34,7 @@ async fn act(console: &Service, action: &str, note: &str) {
         .post(url)
         .header("origin", origin)
         .header("content-type", "application/x-www-form-urlencoded")
-        .body(format!("id=msg_1&until={until}&shown={shown}&note={note}"))
+        .body(format!("id=msg_1&until={until}&shown={shown}{fields}"))
         .send()
         .await
         .expect("an answer");
@@ -76,9 +76,9 @@ async fn a_developer_can_dismiss_a_dead_letter_and_restore_it() {
     let pool = pipeline.pool().await;
     until_count(&pool, OPEN, 1).await;
 
-    act(&console, "dismiss", "a+test").await;
+    act(&console, "dismiss", "&note=a+test").await;
     until_count(&pool, OPEN, 0).await;
-    act(&console, "restore", "").await;
+    act(&console, "restore", "&note=").await;
     until_count(&pool, OPEN, 1).await;
     assert_eq!(
         record(&pool).await,

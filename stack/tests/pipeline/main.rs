@@ -13,5 +13,6 @@ mod pipeline;
 mod policies;
 mod readiness;
 mod restore;
+mod schema;
 mod startup;
 mod subscribing;

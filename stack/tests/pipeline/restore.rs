@@ -15,7 +15,12 @@ use crate::pipeline::{Pipeline, SOON, post, until_count};
 
 /// A script of `deploy/`, as an operator runs it beside the server, with client programs of the server's
 /// version.
-async fn script(pipeline: &Pipeline, name: &str, file: &Path) -> (bool, String) {
+pub(crate) async fn script(
+    pipeline: &Pipeline,
+    schema: &str,
+    name: &str,
+    file: &Path,
+) -> (bool, String) {
     let packages = Packages::find().expect("Postgres is installed");
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -32,6 +37,7 @@ async fn script(pipeline: &Pipeline, name: &str, file: &Path) -> (bool, String) 
         .args([file])
         .env("PATH", path)
         .env("DATABASE_URL", pipeline.stores.database_url())
+        .env("DATABASE_SCHEMA", schema)
         .log(&log);
     let process = Process::spawn(spec).expect("the script runs");
     let status = process.wait().await;
@@ -118,13 +124,13 @@ async fn a_restored_backup_takes_again_what_came_since() {
     // Accepted, and in RabbitMQ when the backup is made.
     stop(running).await;
     send(&ingest, &ids("queued")).await;
-    let (saved, said) = script(&pipeline, "backup", &file).await;
+    let (saved, said) = script(&pipeline, "public", "backup", &file).await;
     assert!(saved, "{said}");
     let running = start(&pipeline, workers).await;
     send(&ingest, &ids("after")).await;
     until_count(&pipeline.pool().await, "select count(*) from events", 30).await;
 
-    let (restored, said) = script(&pipeline, "restore", &file).await;
+    let (restored, said) = script(&pipeline, "public", "restore", &file).await;
     assert!(
         !restored && said.contains("holds a pipeline already"),
         "{said}"
@@ -152,7 +158,7 @@ async fn a_restored_backup_takes_again_what_came_since() {
     let created = pipeline.stores.postgres.create_database(DATABASE).await;
     created.expect("an empty database");
 
-    let (restored, said) = script(&pipeline, "restore", &file).await;
+    let (restored, said) = script(&pipeline, "public", "restore", &file).await;
     assert!(restored && said.contains("restored 10 events"), "{said}");
     pipeline.set_up().await;
     let services = start(&pipeline, &Program::ALL).await;

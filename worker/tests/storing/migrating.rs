@@ -169,21 +169,21 @@ async fn time_limits_of_a_database_end_no_migration(pool: PgPool) {
 /// Earlier versions used the role's search path. New tables would hide theirs.
 #[sqlx::test(migrations = false)]
 async fn tables_in_another_schema_are_not_made_a_second_time(pool: PgPool) {
-    const BOOKS: &str = "set local search_path = books, pg_temp";
-    sql(&pool, "create schema books").await;
+    const BOOKS: &str = "set local search_path = \"The books\", pg_temp";
+    sql(&pool, "create schema \"The books\"").await;
     let mut connection = pool.acquire().await.expect("a connection");
     let mut observer = pool.acquire().await.expect("a connection");
     let deadline = Instant::now() + 3 * SOON;
     migrations::run(&mut connection, &mut observer, BOOKS, deadline, |_| {})
         .await
         .expect("migrated");
-    sqlx::raw_sql("set search_path = books")
+    sqlx::raw_sql("set search_path = \"The books\"")
         .execute(&mut *connection)
         .await
         .expect("as an account may have it");
     let outcome = migrations::run(&mut connection, &mut observer, SEARCH, deadline, |_| {}).await;
     assert!(
-        matches!(&outcome, Err(Error::Elsewhere(schema)) if schema == "books"),
+        matches!(&outcome, Err(Error::Elsewhere(schema)) if schema == "The books"),
         "{outcome:?}"
     );
     let in_public = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";

@@ -78,7 +78,7 @@ impl Operations {
 }
 
 /// A replay in the console: with one connection, and without what hookctl does only with further flags.
-pub(super) fn attempt(url: &DatabaseUrl, run: Option<Run>, job: Option<i64>) -> Attempt {
+pub(super) fn attempt(url: &DatabaseUrl, run: Option<Run>, job: Option<job::OfJob>) -> Attempt {
     let name = Program::ConsoleOperator.name();
     Attempt {
         watch: Watch::of(url, name),

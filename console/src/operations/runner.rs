@@ -4,9 +4,8 @@
 //! nor on this process: after a restart or an outage of Postgres it continues with the dead letters that
 //! have no outcome yet. The outcome of a dead letter is written in the transaction that replays it.
 //!
-//! If there are several consoles, one of them runs the jobs: the one whose connection holds an advisory
-//! lock in Postgres. It uses this connection before each batch. So two consoles overlap for at most one
-//! batch after a takeover, and even then each dead letter is replayed once.
+//! If there are several consoles, one of them runs the jobs: the one that has the [`Lease`]. If it crashes or
+//! freezes, another one takes over when the lease ends, and the first one changes nothing when it wakes.
 //!
 //! It connects as the operators' account only while there is a job.
 
@@ -15,10 +14,11 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use anyhow::Context;
 use futures_util::FutureExt as _;
 use operations::{
-    database::{Connection, READING},
+    database::Connection,
     dead_letters::replay::{
         Host, Letters, Outcome, Replay, Replayed,
         job::{End, Job},
+        lease::{Lease, LeaseLost},
     },
 };
 use shared::database::TransactionError;
@@ -38,27 +38,19 @@ const POLL_INTERVAL: Duration = Duration::from_secs(3);
 /// be what crashes the console or Postgres.
 const MAX_TRIES: i32 = 5;
 
-/// If a statement on the connection with the lock takes longer, the connection counts as lost.
-const LOCK_CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+/// If a statement about a job takes longer, the connection counts as lost.
+const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The console that has this lock runs the jobs. The first number is arbitrary. The second is that of the
-/// table, as there may be several schemas.
-const LOCK: &str =
-    "select pg_try_advisory_lock(723683991, to_regclass('replay_jobs')::oid::integer)";
-
-/// With these Postgres releases the lock within half a minute if this machine fails.
-const KEEPALIVE: &str = "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;
-                         set tcp_keepalives_count = 3";
-
-/// The connection with the lock does not answer.
+/// A statement about a job took too long.
 #[derive(Debug, Error)]
-#[error("the connection that holds the lock for replays does not answer")]
-struct LockConnectionLost;
+#[error("Postgres does not answer")]
+struct NoAnswer;
 
 /// Runs the jobs.
 pub struct Runner {
     operations: Operations,
     store: Store,
+    lease: Lease,
     /// The current or last job.
     job: Option<i64>,
     last_run: LastRun,
@@ -83,6 +75,7 @@ impl Runner {
         Self {
             operations,
             store,
+            lease: Lease::default(),
             job: None,
             last_run: LastRun::Well,
             poll_failed: false,
@@ -152,7 +145,7 @@ impl Runner {
     /// Does nothing if another console runs the jobs.
     async fn try_run_jobs(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
         let mut connection = self.operations.connect().await?;
-        if !with_deadline(lock(&mut connection)).await? {
+        if !with_deadline(self.lease.take(&mut connection)).await? {
             connection.close().await;
             return Ok(());
         }
@@ -161,6 +154,7 @@ impl Runner {
             let Some(job) = job else { break };
             self.run_job(&job, &mut connection, stop).await?;
         }
+        with_deadline(self.lease.release(&mut connection)).await?;
         connection.close().await;
         Ok(())
     }
@@ -171,7 +165,7 @@ impl Runner {
             _ => None,
         };
         let counts = !matches!(self.last_run, LastRun::Unreachable);
-        let job = Job::take(connection, counts, error).await?;
+        let job = Job::take(connection, &self.lease, counts, error).await?;
         self.last_run = LastRun::Well;
         self.job = job.as_ref().map(|job| job.id);
         Ok(job)
@@ -191,7 +185,7 @@ impl Runner {
         info!(job = job.id, events = letters.len(), "running a replay");
         let url = self.operations.url.as_ref();
         let url = url.context("there is no account for operators")?;
-        let attempt = replays::attempt(url, Some(job.run.clone()), Some(job.id));
+        let attempt = replays::attempt(url, Some(job.run.clone()), Some(job.share()));
         let mut host = RunningJob {
             job,
             connection,
@@ -219,6 +213,10 @@ impl LastRun {
     /// Only an error of a batch may be the fault of its dead letters, which also includes a lost connection:
     /// they may crash Postgres.
     fn of(error: &anyhow::Error) -> Self {
+        if error.is::<LeaseLost>() {
+            info!("another console runs the replays now");
+            return Self::Well;
+        }
         let class = error.downcast_ref::<TransactionError>().map(Class::of);
         let error = shared::reason::one_line(error);
         warn!(error, "a replay was interrupted and will continue");
@@ -270,19 +268,9 @@ impl Host for RunningJob<'_> {
     }
 }
 
-async fn lock(connection: &mut Connection) -> anyhow::Result<bool> {
-    sqlx::raw_sql(KEEPALIVE).execute(connection.bare()).await?;
-    let mut transaction = connection.begin(&READING).await?;
-    let has_lock = sqlx::query_scalar(LOCK)
-        .fetch_one(&mut *transaction)
-        .await?;
-    transaction.rollback().await?;
-    Ok(has_lock)
-}
-
-/// Runs a statement on the connection with the lock.
+/// Runs a statement about a job.
 async fn with_deadline<T>(statement: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    timeout(LOCK_CONNECTION_DEADLINE, statement)
+    timeout(DEADLINE, statement)
         .await
-        .map_err(|_elapsed| LockConnectionLost)?
+        .map_err(|_elapsed| NoAnswer)?
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{ConnectOptions, PgPool};
 use stack::proxy::Mode;
 use tokio::{
-    process::Command,
+    process::{Child, Command},
     time::{Instant, sleep},
 };
 
@@ -70,7 +70,11 @@ async fn replayed(pool: &PgPool) -> Vec<String> {
 }
 
 async fn until(pool: &PgPool, condition: &str) {
-    let deadline = Instant::now() + SOON;
+    until_within(pool, condition, SOON).await;
+}
+
+async fn until_within(pool: &PgPool, condition: &str, limit: Duration) {
+    let deadline = Instant::now() + limit;
     while !is(pool, condition).await {
         assert!(Instant::now() < deadline, "still waiting for {condition}");
         sleep(Duration::from_millis(50)).await;
@@ -218,7 +222,26 @@ async fn a_trial_of_too_many_says_how_many_it_left_out(pool: PgPool) {
     app.stop().await;
 }
 
-/// The first console is stopped, the second is killed, and the third finishes.
+/// A console as a process of its own, which runs replays.
+fn process(pool: &PgPool) -> Child {
+    let url = pool.connect_options().to_url_lossy();
+    Command::new(env!("CARGO_BIN_EXE_console"))
+        .env_clear()
+        .args(["--database-url", url.as_str(), OPERATORS, url.as_str()])
+        .args(["--listen", "127.0.0.1:0", "--private-listen", "127.0.0.1:0"])
+        .kill_on_drop(true)
+        .spawn()
+        .expect("it starts")
+}
+
+async fn signal(process: &Child, signal: &str) {
+    let pid = process.id().expect("it runs").to_string();
+    let sent = Command::new("kill").args([signal, &pid]).status().await;
+    assert!(sent.expect("it can be sent").success());
+}
+
+/// The first console is stopped, the second is killed, and the third finishes when the lease of the second has
+/// ended.
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn a_replay_goes_on_after_a_restart_of_the_console(pool: PgPool) {
     letters(&pool, &TEN).await;
@@ -229,23 +252,89 @@ async fn a_replay_goes_on_after_a_restart_of_the_console(pool: PgPool) {
     assert!(is(&pool, "select ended is null from replay_jobs").await);
     let done = TEN.len() - open(&pool).await.len();
     assert!(done < TEN.len(), "it stops in the middle");
-    let url = pool.connect_options().to_url_lossy();
-    let mut console = Command::new(env!("CARGO_BIN_EXE_console"))
-        .env_clear()
-        .args(["--database-url", url.as_str(), OPERATORS, url.as_str()])
-        .args(["--listen", "127.0.0.1:0", "--private-listen", "127.0.0.1:0"])
-        .kill_on_drop(true)
-        .spawn()
-        .expect("it starts");
+    let mut console = process(&pool);
     let more = format!("select count(outcome) > {done} from replay_job_letters");
     until(&pool, &more).await;
     console.kill().await.expect("it runs");
     assert!(is(&pool, "select ended is null from replay_jobs").await);
     let app = operator_of(&pool).await;
-    until(&pool, "select ended = 'done' from replay_jobs").await;
+    until_within(&pool, "select ended = 'done' from replay_jobs", 3 * SOON).await;
     assert_eq!(replayed(&pool).await, TEN);
     assert!(is(&pool, ALL_NEWEST).await);
     assert!(open(&pool).await.is_empty());
+    app.stop().await;
+}
+
+/// It freezes in the middle of a batch, and wakes while the other one is in the middle of the rest.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn another_console_takes_over_from_one_that_is_frozen(pool: PgPool) {
+    letters(&pool, &TEN).await;
+    sql(
+        &pool,
+        "create function wait() returns trigger language plpgsql as
+             'begin perform pg_sleep(3); return new; end';
+         create trigger wait before insert on vendors
+             for each row when (new.id = 'v-m3') execute function wait()",
+    )
+    .await;
+    let app = operator_of(&pool).await;
+    begin(&app, &format!("{}&rate=1", form(&app, "").await)).await;
+    until(&pool, SOME_DONE).await;
+    app.stop().await;
+    let mut console = process(&pool);
+    let in_a_batch = "select exists (select from pg_stat_activity
+                                      where datname = current_database() and wait_event = 'PgSleep')";
+    until(&pool, in_a_batch).await;
+    signal(&console, "-STOP").await;
+    let done = "select count(outcome) from replay_job_letters";
+    let done: i64 = sqlx::query_scalar(done)
+        .fetch_one(&pool)
+        .await
+        .expect("a count");
+    let app = operator_of(&pool).await;
+    let more = format!("select count(outcome) > {done} from replay_job_letters");
+    until_within(&pool, &more, 3 * SOON).await;
+    assert!(is(&pool, "select ended is null from replay_jobs").await);
+    signal(&console, "-CONT").await;
+    until(&pool, "select ended = 'done' from replay_jobs").await;
+    // It looks for jobs meanwhile.
+    sleep(Duration::from_secs(4)).await;
+    assert!(console.try_wait().expect("its state").is_none(), "it runs");
+    assert_eq!(replayed(&pool).await, TEN);
+    assert!(is(&pool, ALL_NEWEST).await);
+    assert!(open(&pool).await.is_empty());
+    // It was interrupted once, and nothing was counted twice.
+    assert!(is(&pool, "select tries = 0 and error is null from replay_jobs").await);
+    console.kill().await.expect("it runs");
+    app.stop().await;
+}
+
+/// No single statement takes too long, but all together do.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_dead_letter_that_takes_too_long_is_left_and_the_others_are_replayed(pool: PgPool) {
+    letters(&pool, &["m1", "slow", "m2"]).await;
+    sql(
+        &pool,
+        "create function wait() returns trigger language plpgsql as
+             'begin perform pg_sleep(15); return new; end';
+         create trigger wait before insert on vendors
+             for each row when (new.id = 'v-slow') execute function wait();
+         create trigger wait before update on events
+             for each row when (new.webhook_id = 'slow') execute function wait();
+         create trigger wait before update on replay_job_letters
+             for each row when (new.webhook_id = 'slow' and new.outcome = 'newest')
+             execute function wait()",
+    )
+    .await;
+    let app = operator_of(&pool).await;
+    let replay = begin(&app, &format!("{}&rate=1", form(&app, "").await)).await;
+    until_within(&pool, "select ended = 'done' from replay_jobs", 4 * SOON).await;
+    assert_eq!(replayed(&pool).await, ["m1", "m2"]);
+    assert_eq!(open(&pool).await, ["slow"]);
+    let page = app.page(&replay).await;
+    for expected in ["refused by postgres", "took longer than 40 s"] {
+        assert!(page.contains(expected), "{expected} is not in {page}");
+    }
     app.stop().await;
 }
 
@@ -415,6 +504,9 @@ async fn a_replay_is_deleted_a_month_after_its_end_and_not_before(pool: PgPool) 
     for refused in [
         "delete from replay_jobs",
         "update replay_jobs set ended = 'failed'",
+        "update replay_job_letters set outcome = 'gone'",
+        "insert into replay_job_letters (job, webhook_id, position) values (1, 'm9', 9)",
+        "delete from replay_job_letters",
     ] {
         let refused = sqlx::query(refused).execute(&pool).await;
         refused.expect_err("it has just ended");

@@ -11,7 +11,8 @@ revoke all on
     webhook_receipts, webhook_spool, events, export_jobs, vendors,
     dead_letters, dismissed_dead_letters, pending_export_jobs, draft_vendors, latest_events,
     export_jobs_reported_pending, vendors_reported_draft, stored_receipts, unstored_receipts,
-    written_off_receipts, operator_actions, replay_jobs, replay_job_letters, sweeps, _sqlx_migrations
+    written_off_receipts, operator_actions, replay_jobs, replay_job_letters, replay_runner, sweeps,
+    _sqlx_migrations
   from :"ingest", :"export_job_worker", :"vendor_worker", :"other_worker", :"console",
        :"console_operator";
 revoke all on function
@@ -122,3 +123,5 @@ grant select,
    on replay_jobs to :"console_operator";
 grant select, insert (job, webhook_id, position), update (outcome, reason, done_at)
    on replay_job_letters to :"console_operator";
+-- The console that runs the jobs holds a lease. A trigger decides how long it counts.
+grant select, update (holder) on replay_runner to :"console_operator";

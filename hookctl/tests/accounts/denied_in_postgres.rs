@@ -4,6 +4,7 @@ use operations::{
     dead_letters::replay::{
         Attempt, Outcome,
         job::{self, End, Job, NewJob},
+        lease::Lease,
     },
     lock_holders::Watch,
 };
@@ -163,7 +164,32 @@ async fn for_operators_the_console_can_change_dead_letters_and_nothing_else(pool
             "delete from replay_jobs",
             "delete from replay_job_letters",
             "update replay_job_letters set webhook_id = ''",
+            "insert into replay_runner default values",
+            "delete from replay_runner",
+            "update replay_runner set until = 'infinity'",
             "select sweep_receipts(null, '-infinity', 1)",
+        ],
+    )
+    .await;
+    sqlx::raw_sql(
+        "update replay_job_letters set outcome = 'newest';
+         update replay_jobs set ended = 'done', ended_at = now()",
+    )
+    .execute(&mut operator)
+    .await
+    .expect("a right on a running job");
+    assert_denied(
+        &mut operator,
+        who,
+        &[
+            "update replay_job_letters set outcome = 'gone'",
+            "update replay_job_letters set outcome = null",
+            "update replay_job_letters set reason = 'another'",
+            "insert into replay_job_letters (job, webhook_id, position) values (1, 'n', 2)",
+            "update replay_jobs set error = 'another'",
+            "update replay_jobs set ended = null, ended_at = null",
+            "update replay_jobs set stop_requested_by = 'another'",
+            "delete from replay_jobs",
         ],
     )
     .await;
@@ -256,7 +282,13 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
     let id = new.create(&mut connection).await.expect("a job");
     let again = new.create(&mut connection).await.expect("the same job");
     assert_eq!(again, id);
-    let job = Job::take(&mut connection, true, None)
+    let (lease, other) = (Lease::default(), Lease::default());
+    assert!(lease.take(&mut connection).await.expect("a right"));
+    assert!(!other.take(&mut connection).await.expect("a right"));
+    Job::take(&mut connection, &other, true, None)
+        .await
+        .expect_err("it has no lease");
+    let job = Job::take(&mut connection, &lease, true, None)
         .await
         .expect("a right");
     let job = job.expect("a job");
@@ -269,7 +301,7 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
         include_withheld: false,
         any_company: false,
         trial: Default::default(),
-        job: Some(id),
+        job: Some(job.share()),
     };
     let mut replayed = Vec::new();
     let ids = vec!["replayed".to_owned()];
@@ -291,6 +323,8 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
             .expect("a right")
     );
     job.end(&mut connection, End::Done).await.expect("a right");
+    lease.release(&mut connection).await.expect("a right");
+    assert!(other.take(&mut connection).await.expect("a right"));
     place.clean_up().await;
 }
 
@@ -792,7 +826,11 @@ async fn others_see_what_they_saw_and_one_account_cannot_take_all_connections(po
         .expect("a role");
     let limits: Vec<i32> =
         sqlx::query_scalar("select distinct rolconnlimit from pg_roles where rolname = any($1)")
-            .bind(Program::ALL.map(|program| place.name(program)).to_vec())
+            .bind(
+                Program::ACCOUNTS
+                    .map(|program| place.name(program))
+                    .to_vec(),
+            )
             .fetch_all(&pool)
             .await
             .expect("the limits");

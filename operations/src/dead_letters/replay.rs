@@ -2,6 +2,7 @@
 
 mod attempt;
 pub mod job;
+pub mod lease;
 mod letter;
 mod mended;
 mod outcome;

@@ -14,7 +14,7 @@ use shared::{
     message::Receipt,
 };
 use sqlx::PgConnection;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use worker::{
     families::{self, Typed},
     judge::Class,
@@ -24,7 +24,8 @@ use worker::{
 };
 
 use super::{
-    job,
+    job::{self, OfJob},
+    lease::LeaseLost,
     letter::{LOCK, Letter},
     mended::{Mended, clear, newest},
     outcome::{Outcome, Replayed},
@@ -32,12 +33,17 @@ use super::{
 };
 use crate::{
     Run,
-    database::STORING,
+    database::{READING, STORING},
     lock_holders::{LATER_LOCK_WAIT, MOST_LOCKED_ALONE, Watch, said},
     stored_type,
 };
 
 const DEADLINE: Duration = Duration::from_secs(40);
+
+/// After the deadline the statement that is under way keeps its locks until Postgres ends it, which it does by
+/// the limit of [`STORING`].
+const ENDING: Duration = Duration::from_secs(30);
+const ENDING_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What the JSON has lost, by the parser's own words.
 const DOUBLED: &str = "duplicate field";
@@ -56,13 +62,40 @@ pub struct Attempt {
     pub any_company: bool,
     /// What was taken back of earlier batches.
     pub trial: Mutex<Trial>,
-    /// The replay job that this belongs to. The outcomes are then written in the same transaction.
-    pub job: Option<i64>,
+    /// The replay job that this belongs to. Its lease is then checked, and the outcomes are written, in the same
+    /// transaction.
+    pub job: Option<OfJob>,
 }
 
 /// Why a transaction did nothing, and who was seen to hold it up.
 struct Failure {
     error: TransactionError,
+    holders: Vec<Blocker>,
+    /// It exceeded its deadline, and Postgres answers.
+    took_too_long: bool,
+}
+
+impl Failure {
+    fn class(&self) -> Class {
+        match self.took_too_long {
+            true => Class::Slow,
+            false => Class::of(&self.error),
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self.took_too_long {
+            true => format!("took longer than {} s", DEADLINE.as_secs()),
+            false => problem::refusal(&self.error),
+        }
+    }
+}
+
+/// How far a transaction got.
+#[derive(Default)]
+struct Progress {
+    /// The backend in Postgres, once it has begun.
+    backend: Option<i32>,
     holders: Vec<Blocker>,
 }
 
@@ -85,14 +118,14 @@ impl Attempt {
         let mut suspects = Vec::new();
         let mut locked_alone = 0;
         while let Some((mut group, lock_wait)) = groups.pop() {
-            let failure = match self.transaction(&group, lock_wait, false).await {
+            let failure = match self.transaction(&group, lock_wait, false).await? {
                 Ok(done) => {
                     replayed.extend(done);
                     continue;
                 }
                 Err(failure) => failure,
             };
-            let class = Class::of(&failure.error);
+            let class = failure.class();
             let is_lock = matches!(class, Class::Locked | Class::Contention);
             match (class, &group[..]) {
                 // A lost connection is never taken for an event's fault: the proof would be more crashes.
@@ -103,7 +136,7 @@ impl Attempt {
                     replayed.push(self.locked(id, &failure));
                 }
                 (Class::Environment, [_]) => suspects.push((group.remove(0), failure.error)),
-                (_, [id]) => replayed.extend(self.again(id).await?),
+                (_, [id]) => replayed.extend(self.again(id, &failure).await?),
                 (_, _) if is_lock && locked_alone >= MOST_LOCKED_ALONE => {
                     replayed.extend(group.iter().map(|id| self.locked(id, &failure)));
                 }
@@ -133,50 +166,130 @@ impl Attempt {
     }
 
     /// Leaves the body as bytes, in case `jsonb` is what refuses it.
-    async fn again(&self, id: &String) -> anyhow::Result<Vec<Replayed>> {
+    async fn again(&self, id: &String, first: &Failure) -> anyhow::Result<Vec<Replayed>> {
         let ids = std::slice::from_ref(id);
-        let failure = match self.transaction(ids, LATER_LOCK_WAIT, true).await {
+        let keep_bytes = !first.took_too_long;
+        let failure = match self.transaction(ids, LATER_LOCK_WAIT, keep_bytes).await? {
             Ok(done) => return Ok(done),
             Err(failure) => failure,
         };
-        Ok(vec![match Class::of(&failure.error) {
+        Ok(vec![match failure.class() {
             Class::Row | Class::Suspect | Class::Slow => {
-                let reason = problem::refusal(&failure.error);
-                self.replayed(id, Outcome::Refused, Some(reason))
+                self.replayed(id, Outcome::Refused, Some(failure.reason()))
             }
             Class::Locked | Class::Contention => self.locked(id, &failure),
             Class::Environment | Class::Lost | Class::Away => return Err(failure.error.into()),
         }])
     }
 
+    /// The outer error ends the replay.
     async fn transaction(
         &self,
         ids: &[String],
         lock_wait: Duration,
         keep_bytes: bool,
-    ) -> Result<Vec<Replayed>, Failure> {
-        let mut holders = Vec::new();
-        let done = async {
-            let mut transaction = self.begin(lock_wait).await?;
-            let (replayed, mended) = transaction
-                .run(async |connection| {
-                    let work =
-                        async |connection: &mut _| self.replay(connection, ids, keep_bytes).await;
-                    self.watch.during(connection, &mut holders, work).await
-                })
-                .await?;
-            if self.run.is_some() {
-                transaction.commit().await?;
-            } else {
-                // What would fail only with the commit is to fail now.
-                transaction.execute("set constraints all immediate").await?;
-                transaction.rollback().await?;
-                self.trial()
-                    .add(mended.into_iter().map(|(_, record)| *record));
-            }
-            Ok(replayed)
+    ) -> anyhow::Result<Result<Vec<Replayed>, Failure>> {
+        if let Some(job) = &self.job
+            && !job.lease.renew(&self.pool).await?
+        {
+            return Err(LeaseLost.into());
+        }
+        let mut progress = Progress::default();
+        let done = self
+            .try_transaction(ids, lock_wait, keep_bytes, &mut progress)
+            .await;
+        let error = match done {
+            Ok(Some(done)) => return Ok(Ok(done)),
+            Ok(None) => return Err(LeaseLost.into()),
+            Err(error) => error,
         };
-        done.await.map_err(|error| Failure { error, holders })
+        let took_too_long = match (&error, progress.backend) {
+            (TransactionError::Deadline, Some(backend)) => self.has_ended(backend).await,
+            _ => false,
+        };
+        Ok(Err(Failure {
+            error,
+            holders: progress.holders,
+            took_too_long,
+        }))
+    }
+
+    /// Returns `None` if the lease of the job is lost.
+    async fn try_transaction(
+        &self,
+        ids: &[String],
+        lock_wait: Duration,
+        keep_bytes: bool,
+        progress: &mut Progress,
+    ) -> Result<Option<Vec<Replayed>>, TransactionError> {
+        let mut transaction = self.begin(lock_wait).await?;
+        let (backend, is_ours) = transaction
+            .run(async |connection| self.start(connection).await)
+            .await?;
+        if !is_ours {
+            return Ok(None);
+        }
+        progress.backend = Some(backend);
+        let (replayed, mended) = transaction
+            .run(async |connection| {
+                let work =
+                    async |connection: &mut _| self.replay(connection, ids, keep_bytes).await;
+                (self.watch)
+                    .during(connection, &mut progress.holders, work)
+                    .await
+            })
+            .await?;
+        if self.run.is_some() {
+            transaction.commit().await?;
+        } else {
+            // What would fail only with the commit is to fail now.
+            transaction.execute("set constraints all immediate").await?;
+            transaction.rollback().await?;
+            self.trial()
+                .add(mended.into_iter().map(|(_, record)| *record));
+        }
+        Ok(Some(replayed))
+    }
+
+    /// The transaction's backend, and whether the lease of the job still counts, which it then does until the
+    /// transaction ends.
+    async fn start(&self, connection: &mut PgConnection) -> Result<(i32, bool), sqlx::Error> {
+        let is_ours = match &self.job {
+            Some(job) => job.lease.hold(connection).await?,
+            None => true,
+        };
+        let backend = sqlx::query_scalar("select pg_backend_pid()")
+            .fetch_one(connection)
+            .await?;
+        Ok((backend, is_ours))
+    }
+
+    /// Waits until the backend of a transaction that exceeded its deadline has ended. Returns `false` if
+    /// Postgres does not answer.
+    async fn has_ended(&self, backend: i32) -> bool {
+        let deadline = Instant::now() + ENDING;
+        while Instant::now() < deadline {
+            match self.runs(backend, deadline).await {
+                Ok(true) => sleep(ENDING_INTERVAL).await,
+                Ok(false) => return true,
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    async fn runs(&self, backend: i32, deadline: Instant) -> Result<bool, TransactionError> {
+        let mut transaction = DeadlineTransaction::begin(&self.pool, &READING, deadline).await?;
+        let runs = transaction
+            .run(async |connection| {
+                sqlx::query_scalar("select exists (select from pg_stat_activity where pid = $1)")
+                    .bind(backend)
+                    .fetch_one(connection)
+                    .await
+            })
+            .await?;
+        transaction.rollback().await?;
+        Ok(runs)
     }
 
     async fn begin(&self, lock_wait: Duration) -> Result<DeadlineTransaction, TransactionError> {
@@ -185,9 +298,9 @@ impl Attempt {
     }
 
     fn locked(&self, id: &str, failure: &Failure) -> Replayed {
-        let reason = match Class::of(&failure.error) {
+        let reason = match failure.class() {
             Class::Locked => said(&failure.holders),
-            _ => problem::refusal(&failure.error),
+            _ => failure.reason(),
         };
         self.replayed(id, Outcome::Locked, Some(reason))
     }
@@ -243,8 +356,8 @@ impl Attempt {
         let found: HashSet<String> = replayed.iter().map(|r| r.webhook_id.clone()).collect();
         let gone = ids.iter().filter(|id| !found.contains(*id));
         replayed.extend(gone.map(|id| self.replayed(id, Outcome::Gone, None)));
-        if let Some(job) = self.job {
-            job::write_outcomes(connection, job, &replayed).await?;
+        if let Some(job) = &self.job {
+            job::write_outcomes(connection, job.id, &replayed).await?;
         }
         Ok((replayed, mended))
     }

@@ -1,14 +1,16 @@
 //! Replays as background jobs: a row of `replay_jobs` for each job, and a row of `replay_job_letters` for each
 //! of its dead letters. So a job can continue after the program was restarted.
 //!
-//! The caller makes sure that only one process runs a job at a time. If two do, each dead letter is still
-//! replayed once: a replay locks it, and the second one finds that it is no dead letter any more.
+//! The process that has the [`Lease`] runs the jobs, and each of its transactions checks that it still has it.
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 use worker::problem::STOPPED_WORKER;
 
-use super::{ACTION, Replayed};
+use super::{
+    ACTION, Replayed,
+    lease::{Lease, LeaseLost},
+};
 use crate::{
     Run,
     database::{CHANGING, Connection, READING, STORING},
@@ -42,6 +44,14 @@ pub struct Job {
     pub tries: i32,
     /// The error that interrupted it last.
     pub error: Option<String>,
+    lease: Lease,
+}
+
+/// What a batch of a job needs of it.
+#[derive(Clone, Debug)]
+pub struct OfJob {
+    pub(super) id: i64,
+    pub(super) lease: Lease,
 }
 
 /// How a job ended.
@@ -110,16 +120,20 @@ impl NewJob<'_> {
 }
 
 impl Job {
-    /// Takes the oldest unfinished job. `counts` says whether this is another try. `error` is the job that
+    /// Takes the oldest unfinished job, if the lease is not lost. `counts` says whether this is another try. `error` is the job that
     /// was interrupted last, and why.
     pub async fn take(
         connection: &mut Connection,
+        lease: &Lease,
         counts: bool,
         error: Option<(i64, &str)>,
     ) -> anyhow::Result<Option<Self>> {
         type Row = (i64, String, Option<String>, Value, i32, i32, Option<String>);
         let row: Option<Row> = connection
             .change(&STORING, async |connection| {
+                if !lease.hold(connection).await? {
+                    return Err(LeaseLost.into());
+                }
                 let job = sqlx::query_as(
                     "update replay_jobs
                         set tries = tries + $1, error = case when id = $2 then $3 else error end
@@ -144,9 +158,34 @@ impl Job {
                     rate: rate.unsigned_abs(),
                     tries,
                     error,
+                    lease: lease.clone(),
                 }
             }),
         )
+    }
+
+    /// What its batches need.
+    pub fn share(&self) -> OfJob {
+        OfJob {
+            id: self.id,
+            lease: self.lease.clone(),
+        }
+    }
+
+    /// Changes the job, unless the lease is lost.
+    async fn change(
+        &self,
+        connection: &mut Connection,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<(), sqlx::Error>,
+    ) -> anyhow::Result<()> {
+        connection
+            .change(&STORING, async |connection| {
+                if !self.lease.hold(connection).await? {
+                    return Err(LeaseLost.into());
+                }
+                Ok(work(connection).await?)
+            })
+            .await
     }
 
     /// The dead letters without an outcome, in their order, each with whether it is a poison message.
@@ -185,29 +224,27 @@ impl Job {
 
     /// Starts to count tries anew, after a dead letter was finished.
     pub async fn reset_tries(&self, connection: &mut Connection) -> anyhow::Result<()> {
-        connection
-            .change(&STORING, async |connection| {
-                sqlx::query("update replay_jobs set tries = 0, error = null where id = $1")
-                    .bind(self.id)
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-            .await
+        self.change(connection, async |connection| {
+            sqlx::query("update replay_jobs set tries = 0, error = null where id = $1")
+                .bind(self.id)
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Ends the job.
     pub async fn end(&self, connection: &mut Connection, end: End) -> anyhow::Result<()> {
-        connection
-            .change(&STORING, async |connection| {
-                sqlx::query("update replay_jobs set ended = $2, ended_at = now() where id = $1")
-                    .bind(self.id)
-                    .bind(end.name())
-                    .execute(connection)
-                    .await?;
-                Ok(())
-            })
-            .await
+        self.change(connection, async |connection| {
+            sqlx::query("update replay_jobs set ended = $2, ended_at = now() where id = $1")
+                .bind(self.id)
+                .bind(end.name())
+                .execute(connection)
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Writes the outcomes of dead letters that were not changed.
@@ -216,11 +253,10 @@ impl Job {
         connection: &mut Connection,
         replayed: &[Replayed],
     ) -> anyhow::Result<()> {
-        connection
-            .change(&STORING, async |c| {
-                Ok(write_outcomes(c, self.id, replayed).await?)
-            })
-            .await
+        self.change(connection, async |connection| {
+            write_outcomes(connection, self.id, replayed).await
+        })
+        .await
     }
 }
 

@@ -339,14 +339,14 @@ impl Rebuild<'_> {
         let mut locked_alone = 0;
         while let Some((mut group, wait)) = groups.pop() {
             let outcome = self
-                .patiently(async || self.or_fate(work(&group, wait).await))
+                .patiently(async || self.attempted(work(&group, wait).await))
                 .await?;
             let fate = match outcome {
-                Ok(outcome) => {
+                Attempt::Done(outcome) => {
                     done(outcome);
                     continue;
                 }
-                Err(fate) => fate,
+                Attempt::Failed(fate) => fate,
             };
             let is_locked = matches!(fate, Fate::Locked(_));
             if group.len() > 1 && !(is_locked && locked_alone >= MOST_LOCKED_ALONE) {
@@ -361,22 +361,21 @@ impl Rebuild<'_> {
     }
 
     /// Distinguishes an error of a single row, and a lock, from errors that may go away.
-    fn or_fate<T>(
+    fn attempted<T>(
         &self,
         done: Result<T, TransactionError>,
-    ) -> Result<Result<T, Fate>, TransactionError> {
+    ) -> Result<Attempt<T>, TransactionError> {
         let error = match done {
-            Ok(done) => return Ok(Ok(done)),
+            Ok(done) => return Ok(Attempt::Done(done)),
             Err(error) => error,
         };
-        match Class::of(&error) {
-            Class::Row | Class::Suspect | Class::Slow => {
-                Ok(Err(Fate::Refused(problem::refusal(&error))))
-            }
-            Class::Locked => Ok(Err(Fate::Locked(self.writer.lock_holders()))),
-            Class::Contention => Ok(Err(Fate::Locked(problem::refusal(&error)))),
-            Class::Environment | Class::Lost | Class::Away => Err(error),
-        }
+        let fate = match Class::of(&error) {
+            Class::Row | Class::Suspect | Class::Slow => Fate::Refused(problem::refusal(&error)),
+            Class::Locked => Fate::Locked(self.writer.lock_holders()),
+            Class::Contention => Fate::Locked(problem::refusal(&error)),
+            Class::Environment | Class::Lost | Class::Away => return Err(error),
+        };
+        Ok(Attempt::Failed(fate))
     }
 
     /// Tries again after an error that may go away.
@@ -400,6 +399,14 @@ impl Rebuild<'_> {
         }
         work().await.context(REFUSED)
     }
+}
+
+/// One attempt to write some rows, unless it failed by an error that may go away.
+enum Attempt<T> {
+    /// They are written.
+    Done(T),
+    /// None of them is, because of at least one.
+    Failed(Fate),
 }
 
 /// Why a row was not written.

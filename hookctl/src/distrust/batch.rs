@@ -57,8 +57,8 @@ impl Batch<'_> {
         }
         for _ in 0..TRIES {
             match self.attempt(connection, &locked).await? {
-                Ok(done) => return Ok(done),
-                Err(NotLocked(ids)) => locked.extend(ids),
+                Attempt::Done(done) => return Ok(done),
+                Attempt::NotLocked(ids) => locked.extend(ids),
             }
         }
         bail!("more events of the same resources come all the time; run it again")
@@ -70,15 +70,17 @@ impl Batch<'_> {
         &self,
         connection: &mut Connection,
         locked: &HashSet<String>,
-    ) -> anyhow::Result<Result<Done, NotLocked>> {
+    ) -> anyhow::Result<Attempt> {
         let done = connection
             .change(&CHANGING, async |connection| {
                 self.attempt_on(connection, locked).await
             })
             .await;
         match done {
-            Ok(done) => Ok(Ok(done)),
-            Err(error) => error.downcast::<NotLocked>().map(Err),
+            Ok(done) => Ok(Attempt::Done(done)),
+            Err(error) => error
+                .downcast()
+                .map(|NotLocked(ids)| Attempt::NotLocked(ids)),
         }
     }
 
@@ -178,7 +180,14 @@ impl Batch<'_> {
     }
 }
 
-/// These events have to be locked as well. Nothing was changed.
+/// One attempt to change all resources of a batch.
+enum Attempt {
+    Done(Done),
+    /// These events have to be locked as well. Nothing was changed.
+    NotLocked(Vec<String>),
+}
+
+/// The error that rolls back an attempt that has not locked all events.
 #[derive(Debug, Error)]
 #[error("more events have come")]
 struct NotLocked(Vec<String>);

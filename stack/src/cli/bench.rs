@@ -51,9 +51,7 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let ended = signals.unless_stopped(bench(args)).await;
     data_folder::sweep_abandoned()?;
-    match ended? {
-        Ok(code) | Err(code) => Ok(code),
-    }
+    Ok(ended?.exit_code())
 }
 
 async fn bench(args: &Args) -> Result<ExitCode> {

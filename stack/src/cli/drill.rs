@@ -68,9 +68,7 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
         signals.unless_stopped(on_one_machine(args)).await
     };
     data_folder::sweep_abandoned()?;
-    match ended? {
-        Ok(code) | Err(code) => Ok(code),
-    }
+    Ok(ended?.exit_code())
 }
 
 async fn on_one_machine(args: &Args) -> Result<ExitCode> {

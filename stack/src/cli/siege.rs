@@ -35,9 +35,7 @@ pub(super) struct Args {
 pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let ended = signals.unless_stopped(besiege(args)).await;
     data_folder::sweep_abandoned()?;
-    match ended? {
-        Ok(code) | Err(code) => Ok(code),
-    }
+    Ok(ended?.exit_code())
 }
 
 async fn besiege(args: &Args) -> Result<ExitCode> {

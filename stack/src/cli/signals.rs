@@ -10,6 +10,23 @@ use tokio_util::sync::CancellationToken;
 /// The exit code that shells report for a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
+/// How work ended that the first signal stops.
+#[derive(Debug)]
+pub(super) enum Ended<T> {
+    Finished(T),
+    Interrupted,
+}
+
+impl Ended<ExitCode> {
+    /// The program's exit code.
+    pub(super) fn exit_code(self) -> ExitCode {
+        match self {
+            Self::Finished(code) => code,
+            Self::Interrupted => ExitCode::from(INTERRUPTED),
+        }
+    }
+}
+
 /// Stops in order at the first signal, and at once at the second.
 #[derive(Debug)]
 pub(super) struct Signals {
@@ -47,16 +64,16 @@ impl Signals {
     }
 
     /// Runs `work` unless the first signal arrives before its end. In that case drops it, with every
-    /// process that it has started, and returns the exit code.
+    /// process that it has started.
     pub(super) async fn unless_stopped<T>(
         &self,
         work: impl Future<Output = Result<T>>,
-    ) -> Result<std::result::Result<T, ExitCode>> {
+    ) -> Result<Ended<T>> {
         tokio::select! {
-            result = work => result.map(Ok),
+            result = work => result.map(Ended::Finished),
             () = self.first() => {
                 note("interrupted, stopping …");
-                Ok(Err(ExitCode::from(INTERRUPTED)))
+                Ok(Ended::Interrupted)
             }
         }
     }

@@ -35,9 +35,7 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
     let ended = signals.unless_stopped(test(args, &base)).await;
     // Interrupted tests could not clean up after themselves.
     data_folder::sweep_abandoned()?;
-    match ended? {
-        Ok(code) | Err(code) => Ok(code),
-    }
+    Ok(ended?.exit_code())
 }
 
 async fn test(args: &Args, base: &DataFolder) -> Result<ExitCode> {

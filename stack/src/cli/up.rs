@@ -24,7 +24,7 @@ use stack::stores::{Addresses, Stores};
 use tokio::time::{Instant, sleep};
 
 use super::report;
-use super::signals::Signals;
+use super::signals::{Ended, Signals};
 
 /// Ports that are used if they are free, so that bookmarks stay valid between runs. The stores' ports are
 /// next to the standard ones, which a system-wide server may use.
@@ -73,8 +73,8 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
         base.wipe()?;
     }
     let running = match signals.unless_stopped(start(args, &base)).await? {
-        Ok(running) => running,
-        Err(code) => return Ok(code),
+        Ended::Finished(running) => running,
+        Ended::Interrupted => return Ok(Ended::Interrupted.exit_code()),
     };
     let deaths = stay(&running, signals).await;
     let step = Progress::Shown.step("stopping");

@@ -10,10 +10,12 @@ use chrono::Utc;
 use serde::Serialize;
 
 use crate::{
-    batcher::Outcome,
-    endpoint::PATH,
     headers::{HeaderError, Stale},
+    outcome::Outcome,
 };
+
+/// The path to configure at Pleo. A refusal of another path names it.
+pub const PATH: &str = "/webhooks/pleo";
 
 /// The Retry-After of a 503. Senders wait between one and two times as long.
 const RETRY_AFTER: Duration = Duration::from_secs(5);

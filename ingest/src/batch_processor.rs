@@ -20,9 +20,9 @@ use tracing::{debug, error, warn};
 
 use self::item::Item;
 use crate::{
-    batcher::{Layer, Outcome},
     breaker::Permit,
     metrics::Metrics,
+    outcome::{Layer, Outcome},
     publisher::{PublishError, Publisher},
     receipts::{self, Claim},
     watch::Breakers,

@@ -17,18 +17,16 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    answer::Answer,
-    batcher::{Outcome, Submitter},
+    answer::{Answer, PATH},
+    batcher::Submitter,
     body::Bodies,
     headers::WebhookHeaders,
     metrics::Metrics,
+    outcome::Outcome,
     secrets::Secrets,
     unread_body::{self, WithUnreadBody},
     verifier::{Signer, Verifier, Webhook},
 };
-
-/// The path to configure at Pleo.
-pub const PATH: &str = "/webhooks/pleo";
 
 /// Also accepted, because people and proxies add the slash.
 const PATH_AS_FOLDER: &str = "/webhooks/pleo/";

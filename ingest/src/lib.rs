@@ -17,6 +17,7 @@ pub mod config;
 pub mod endpoint;
 pub mod headers;
 pub mod metrics;
+pub mod outcome;
 pub mod publisher;
 pub mod receipts;
 pub mod recent_ids;

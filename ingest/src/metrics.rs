@@ -10,7 +10,7 @@ use shared::{
     metrics::{BATCH_BUCKETS, LATENCY_BUCKETS, ServiceMetrics},
 };
 
-use crate::{answer::Answer, batcher::Layer, secrets::Secrets};
+use crate::{answer::Answer, outcome::Layer, secrets::Secrets};
 
 /// Postgres, as a label.
 pub const POSTGRES: &str = "postgres";

@@ -14,7 +14,7 @@ use shared::{
 };
 use sqlx::{PgConnection, Row};
 
-use crate::batcher::Layer;
+use crate::outcome::Layer;
 
 /// The commit does not wait for the disk: if a crash of Postgres loses a receipt, a repetition is
 /// published again and the workers absorb it. The time limits release the locks of an ingest that

@@ -3,7 +3,7 @@
 
 use shared::AcceptedEvent;
 
-use crate::{batcher::Outcome, publisher::PublishError, receipts::Claim};
+use crate::{outcome::Outcome, publisher::PublishError, receipts::Claim};
 
 /// An event of a batch, and how far it has come.
 pub(super) struct Item<'e> {
@@ -107,7 +107,7 @@ mod tests {
     use shared::{EventType, message::body_sha256};
 
     use super::*;
-    use crate::batcher::Layer;
+    use crate::outcome::Layer;
 
     const DUPLICATE: Claim = Claim::Duplicate(Layer::Receipt);
 

@@ -75,7 +75,7 @@ impl Pipeline {
 
     /// The webhook address.
     pub(crate) fn webhook_url(&self) -> String {
-        format!("http://{}{}", self.webhooks, ingest::endpoint::PATH)
+        format!("http://{}{}", self.webhooks, ingest::answer::PATH)
     }
 
     /// A program's `/metrics`.

@@ -14,7 +14,6 @@ pub mod consumer;
 pub mod due_rows;
 pub mod families;
 pub mod floor;
-mod groups;
 pub mod housekeeping;
 pub mod jsonb;
 pub mod judge;

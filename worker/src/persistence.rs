@@ -1,6 +1,8 @@
 //! Stores a batch in spite of failures: it waits while Postgres is down, and it finds rows that
 //! Postgres refuses and defers them, so that they do not affect other events.
 
+mod groups;
+
 use std::{
     sync::{
         Mutex, PoisonError,
@@ -18,15 +20,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
+use self::groups::{BatchRun, Failure, Task};
 use crate::{
     families,
-    groups::{BatchRun, Failure, Task, Timeouts},
     metrics::Metrics,
     problem::Kind,
     record::{Body, Record},
     rehearsal,
     spool_writer::{self, Claims, Deferral},
-    store::{self, Stored},
+    store::{self, Stored, Timeouts},
     work::Work,
 };
 

@@ -17,7 +17,6 @@ use tokio::time::Instant;
 use crate::{
     due_rows::free_spooled,
     families::{self, Text, Typed},
-    groups::Timeouts,
     judge::Class,
     problem,
     record::{Body, Record},
@@ -29,6 +28,17 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The message is acknowledged after the commit and is then gone, so the commit must be durable.
 const MODE: TransactionMode = TransactionMode::write(Durability::Replicated);
+
+/// The time limit of statements. Later batches wait meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timeouts {
+    /// For a first attempt.
+    Short,
+    /// For a part of a batch with slow events.
+    Shortest,
+    /// For a single event from the spool that was refused before; it may just be slow.
+    Long,
+}
 
 impl Timeouts {
     /// The lock timeout is shorter, so that waiting for a lock is not taken for slowness. Other

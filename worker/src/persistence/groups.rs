@@ -10,13 +10,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::{Abandoned, Hold, Persistence};
 use crate::{
     due_rows::LEASE,
     judge::{Class, History, Rehearsal, Size, Verdict, judge},
-    persistence::{Abandoned, Hold, Persistence},
     problem,
     record::Record,
     spool_writer::{Claims, Deferral},
+    store::Timeouts,
     work::Work,
 };
 
@@ -51,17 +52,6 @@ pub(crate) enum Failure {
     Refused(String),
     /// Another session has locked a row that it changes.
     Locked,
-}
-
-/// The time limit of statements. Later batches wait meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timeouts {
-    /// For a first attempt.
-    Short,
-    /// For a part of a batch with slow events.
-    Shortest,
-    /// For a single event from the spool that was refused before; it may just be slow.
-    Long,
 }
 
 /// Events that share a transaction.

@@ -1,11 +1,13 @@
 //! Access to Postgres: its address, a connection pool, and transactions with one deadline over all
 //! steps.
 
+mod certificates;
 mod hung_commit;
 mod mode;
 mod pool;
 mod pooler;
 mod schema;
+mod server;
 mod transaction;
 mod url;
 

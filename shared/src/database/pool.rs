@@ -24,7 +24,8 @@ use tokio::{
 use super::{
     pooler::{Opened, PreparedStatements},
     schema::Schema,
-    url::{Access, DatabaseUrl, Role, role},
+    server::{Role, role},
+    url::{Access, DatabaseUrl},
 };
 use crate::reach::{Cause, Unreached};
 

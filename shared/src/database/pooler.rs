@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::{
     mode::TransactionMode,
     schema::Schema,
-    url::{Role, cause as cause_of, role_of},
+    server::{Role, cause as cause_of, role_of},
 };
 use crate::reach::{Cause, Unreached};
 

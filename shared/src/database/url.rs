@@ -2,40 +2,30 @@
 
 use std::{
     fmt,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
-use anyhow::{Context, bail};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, PgConnection,
+    PgConnection,
     postgres::{PgConnectOptions, PgSslMode},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
 };
 
 use super::{
-    pooler::{self, Opened, PreparedStatements},
+    certificates::{Certificates, file},
+    pooler::Opened,
     schema::Schema,
+    server::{Failure, Server, Session},
 };
 use crate::{
     address::{
         Address, AddressError, Host, HostName, hosts_of_parameters, parse_port, unknown_parameter,
     },
-    port_protocol::PortProtocol,
-    reach::{self, ATTEMPT_DEADLINE, Cause, Unreached},
-    reason, settings_file,
-    tls::{self, Identity, NamedFile},
+    reach::{self, Cause, Unreached},
+    reason,
 };
 
 const DEFAULT_PORT: u16 = 5432;
-
-/// The time for any answer from a server that did not finish a login.
-const KNOCK_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What the connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,13 +47,6 @@ pub struct DatabaseUrl {
     certificates: Certificates,
     /// The last known primary, which is tried first.
     last: Arc<Mutex<Option<Host>>>,
-}
-
-#[derive(Clone)]
-struct Server {
-    /// Without a host, Postgres' environment variables and defaults apply.
-    host: Option<Host>,
-    options: PgConnectOptions,
 }
 
 impl fmt::Debug for DatabaseUrl {
@@ -271,72 +254,6 @@ impl DatabaseUrl {
     }
 }
 
-/// The TLS files and the `sslmode` of an address.
-#[derive(Clone, Default)]
-struct Certificates {
-    mode: Option<PgSslMode>,
-    root: Option<PathBuf>,
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-}
-
-impl Certificates {
-    /// The files that sqlx will read, including those of Postgres' environment variables.
-    fn files(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
-        let named = [
-            ("sslrootcert of DATABASE_URL", &self.root, "PGSSLROOTCERT"),
-            ("sslcert of DATABASE_URL", &self.certificate, "PGSSLCERT"),
-            ("sslkey of DATABASE_URL", &self.key, "PGSSLKEY"),
-        ];
-        named.into_iter().filter_map(|(parameter, path, variable)| {
-            let from_variable = || Some((variable, std::env::var_os(variable)?.into()));
-            match path {
-                Some(path) => Some((parameter, path.clone())),
-                None => from_variable(),
-            }
-        })
-    }
-
-    /// Fails if one of the files is not a regular file. For a missing file, sqlx's own error is
-    /// clear.
-    fn check_kinds(&self) -> anyhow::Result<()> {
-        for (setting, path) in self.files() {
-            settings_file::check(&path)
-                .with_context(|| format!("{setting}: cannot read {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> anyhow::Result<()> {
-        fn named<'a>(setting: &'a str, path: &'a Path) -> NamedFile<'a> {
-            NamedFile { setting, path }
-        }
-        self.check_kinds()?;
-        if let Some(root) = &self.root {
-            named("sslrootcert of DATABASE_URL", root).authorities()?;
-        }
-        match (&self.certificate, &self.key) {
-            (Some(certificate), Some(key)) => Identity::read(
-                named("sslcert of DATABASE_URL", certificate),
-                named("sslkey of DATABASE_URL", key),
-            )
-            .map(drop),
-            (None, None) => Ok(()),
-            (Some(_), None) => bail!("DATABASE_URL has sslcert and no sslkey"),
-            (None, Some(_)) => bail!("DATABASE_URL has sslkey and no sslcert"),
-        }
-    }
-}
-
-/// The path of a file in an address. Unlike sqlx, it does not accept a certificate or key as text:
-/// a key does not belong in an address.
-fn file(name: &'static str, value: &str) -> Result<PathBuf, AddressError> {
-    if value.is_empty() || value.contains("-----") {
-        return Err(AddressError::Value(name, "the path of a PEM file"));
-    }
-    Ok(value.into())
-}
-
 /// The settings of an address, including its parameters.
 struct Parameters {
     hosts: Vec<Host>,
@@ -504,225 +421,6 @@ fn read_options(text: &str) -> Option<Vec<(String, String)>> {
         settings.push((name.to_owned(), value.to_owned()));
     }
     Some(settings)
-}
-
-/// Why there is no connection to one server.
-enum Failure {
-    Unreached(String, Cause),
-    /// The server is read-only by default, and writes only in transactions declared read-write.
-    ReadOnlyByDefault(Option<Host>, Box<Opened>),
-}
-
-impl Server {
-    /// Connects to any of the server's addresses.
-    async fn connect(&self, session: Session<'_>) -> Result<(Option<Host>, Opened), Vec<Failure>> {
-        let options = self.options.clone().application_name(session.name);
-        let port = options.get_port();
-        let label = |address| match &self.host {
-            Some(host) => reach::label(host, port, address),
-            None => format!("{}:{port}", options.get_host()),
-        };
-        let unreached = |address, cause| Failure::Unreached(label(address), cause);
-        let by_address = match &self.host {
-            Some(host) if goes_by_address(host, options.get_ssl_mode()) => Some(host),
-            _ => None,
-        };
-        let Some(host) = by_address else {
-            let connected = self.attempt(&options, session, label(None)).await;
-            return connected.map_err(|cause| vec![cause.named(|cause| unreached(None, cause))]);
-        };
-        let addresses = reach::resolve(&host.name, port)
-            .await
-            .map_err(|cause| vec![unreached(None, cause)])?;
-        let attempts = addresses.into_iter().map(|address| {
-            let options = options.clone().host(&address.ip().to_string());
-            async move {
-                let connected = self.attempt(&options, session, label(Some(address))).await;
-                connected.map_err(|cause| cause.named(|cause| unreached(Some(address), cause)))
-            }
-        });
-        reach::first(attempts).await
-    }
-
-    async fn attempt(
-        &self,
-        options: &PgConnectOptions,
-        session: Session<'_>,
-        label: String,
-    ) -> Result<(Option<Host>, Opened), Refused> {
-        let login = async {
-            let mut connection = options.connect().await?;
-            let (role, scope) = pooler::examine(&mut connection, session.schema).await?;
-            Ok((role, scope, connection))
-        };
-        let (role, scope, mut connection) = match timeout(ATTEMPT_DEADLINE, login).await {
-            Ok(Ok(login)) => login,
-            Ok(Err(error)) => return Err(Refused::For(or_another(cause(error), options).await)),
-            Err(_elapsed) => {
-                let cause = why_so_slow(options).await;
-                return Err(Refused::For(or_another(cause, options).await));
-            }
-        };
-        if session.write && role == Role::Standby {
-            return Err(Refused::For(Cause::ReadOnly(
-                "is a standby, which takes no writes",
-            )));
-        }
-        pooler::prepare(&mut connection, session.statements)
-            .await
-            .map_err(Refused::For)?;
-        let prepared = PreparedStatements::new(scope, label);
-        let opened = Opened {
-            connection,
-            prepared,
-        };
-        match role {
-            Role::ReadOnlyByDefault if session.write => Err(Refused::ReadOnlyByDefault(
-                self.host.clone(),
-                Box::new(opened),
-            )),
-            _ => Ok((self.host.clone(), opened)),
-        }
-    }
-}
-
-/// What is requested of a new connection.
-#[derive(Clone, Copy)]
-struct Session<'a> {
-    name: &'a str,
-    schema: &'a Schema,
-    write: bool,
-    statements: &'a [&'static str],
-}
-
-enum Refused {
-    For(Cause),
-    ReadOnlyByDefault(Option<Host>, Box<Opened>),
-}
-
-impl Refused {
-    fn named(self, name: impl FnOnce(Cause) -> Failure) -> Failure {
-        match self {
-            Self::For(cause) => name(cause),
-            Self::ReadOnlyByDefault(host, opened) => Failure::ReadOnlyByDefault(host, opened),
-        }
-    }
-}
-
-/// Whether sqlx is given resolved addresses instead of the name. sqlx verifies the certificate for
-/// what it is given, so it needs the name if the certificate may be verified.
-fn goes_by_address(host: &Host, mode: PgSslMode) -> bool {
-    let tls = matches!(
-        mode,
-        PgSslMode::Require | PgSslMode::VerifyCa | PgSslMode::VerifyFull
-    );
-    match host.name {
-        HostName::Name(_) => !tls,
-        HostName::Ipv6(_) => true,
-        HostName::Socket(_) => false,
-    }
-}
-
-/// A server's role for writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    Writable,
-    ReadOnlyByDefault,
-    Standby,
-}
-
-/// Queries the role in one round trip. Both settings are in one row, because a proxy may send the
-/// next statement to another server.
-pub(super) async fn role(connection: &mut PgConnection) -> Result<Role, sqlx::Error> {
-    // The database role's own limit may be too short.
-    role_of(
-        connection,
-        "set local statement_timeout = '2s'; ".to_owned(),
-    )
-    .await
-}
-
-/// As [`role`], after running these statements in the same round trip.
-pub(super) async fn role_of(
-    connection: &mut PgConnection,
-    mut sql: String,
-) -> Result<Role, sqlx::Error> {
-    use sqlx::Row;
-    // Not as a prepared statement, because a connection may be asked often.
-    sql.push_str(
-        "select pg_is_in_recovery()::text, current_setting('default_transaction_read_only')",
-    );
-    let row = sqlx::raw_sql(AssertSqlSafe(sql))
-        .fetch_one(&mut *connection)
-        .await?;
-    let (standby, read_only): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(if standby == "true" {
-        Role::Standby
-    } else if read_only == "on" {
-        Role::ReadOnlyByDefault
-    } else {
-        Role::Writable
-    })
-}
-
-pub(super) fn cause(error: sqlx::Error) -> Cause {
-    match error {
-        sqlx::Error::Io(error) => Cause::from(&error),
-        sqlx::Error::Tls(error) => Cause::Tls(
-            error
-                .downcast_ref()
-                .map_or_else(|| error.to_string(), tls::explain),
-        ),
-        sqlx::Error::Database(error) => {
-            let sqlstate = error.code();
-            pooler::cause(sqlstate.as_deref(), error.message()).unwrap_or_else(|| Cause::Refusal {
-                sqlstate: sqlstate.map(Into::into),
-                message: error.message().to_owned(),
-            })
-        }
-        other => Cause::Other(other.to_string()),
-    }
-}
-
-/// Why a login timed out: distinguishes a missing server, a silent one and a slow one.
-async fn why_so_slow(options: &PgConnectOptions) -> Cause {
-    /// Postgres's request for TLS, which it answers with one byte.
-    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-    if options.get_socket().is_some() {
-        return Cause::Silent;
-    }
-    let address = (options.get_host(), options.get_port());
-    let connected = timeout(KNOCK_DEADLINE, tokio::net::TcpStream::connect(address));
-    let mut stream = match connected.await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Cause::from(&error),
-        Err(_elapsed) => return Cause::NoAnswer,
-    };
-    let knock = async {
-        stream.write_all(&SSL_REQUEST).await?;
-        stream.read(&mut [0]).await
-    };
-    match timeout(KNOCK_DEADLINE, knock).await {
-        Err(_elapsed) => Cause::Silent,
-        Ok(_) => Cause::Other("did not finish the login in time".to_owned()),
-    }
-}
-
-/// Replaces the cause if another program listens on the port.
-async fn or_another(cause: Cause, options: &PgConnectOptions) -> Cause {
-    let may_be_another = matches!(
-        cause,
-        Cause::Closed | Cause::Silent | Cause::Tls(_) | Cause::Other(_)
-    );
-    if !may_be_another || options.get_socket().is_some() {
-        return cause;
-    }
-    match PortProtocol::detect((options.get_host(), options.get_port())).await {
-        Some(protocol @ (PortProtocol::Amqp | PortProtocol::Http | PortProtocol::Tls)) => {
-            Cause::Other(format!("not a Postgres server: {}", protocol.description()))
-        }
-        Some(PortProtocol::Postgres) | None => cause,
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod delays;
 mod events;
 mod failures;
 mod foreign;
+mod ledger;
 mod migrating;
 mod offenders;
 mod order;

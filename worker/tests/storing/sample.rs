@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use chrono::{TimeZone, Utc};
+use prometheus::TextEncoder;
 use shared::{
-    AcceptedEvent, EventType, Family,
+    AcceptedEvent, EventType, Family, Program,
     database::Pool,
     envelope::Envelope,
     message::{Receipt, body_sha256},
+    metrics::ServiceMetrics,
 };
 use sqlx::PgPool;
 use tokio::time::{Instant, sleep};
@@ -139,4 +141,16 @@ pub(crate) async fn sql(pool: &PgPool, statements: &'static str) {
         .execute(pool)
         .await
         .expect("good SQL");
+}
+
+/// Metrics of a worker.
+pub(crate) fn metrics() -> ServiceMetrics {
+    ServiceMetrics::new(Program::Worker(Family::Other))
+}
+
+/// What a scrape of these metrics gets.
+pub(crate) fn exposed(metrics: &ServiceMetrics) -> String {
+    TextEncoder::new()
+        .encode_to_string(&metrics.registry.gather())
+        .expect("text")
 }

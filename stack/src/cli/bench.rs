@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use stack::bench::{self, Plan};
-use stack::data_folder::{self, DataFolder};
-use stack::packages::Packages;
-use stack::programs::{Profile, Programs, Scope};
+use stack::data_folder;
 use stack::progress::Progress;
 
-use super::measuring::{self, Outputs};
+use super::measuring::{self, Outputs, Prepared};
 use super::signals::Signals;
 
 #[derive(Debug, clap::Args)]
@@ -59,24 +57,20 @@ async fn bench(args: &Args) -> Result<ExitCode> {
         args.grown.is_sorted_by(|less, more| less < more),
         "--grown must be ascending, as the tables grow from one measurement to the next"
     );
-    let progress = Progress::Shown;
-    let workspace = super::workspace()?;
-    let programs = Programs::build(&workspace, Scope::Services, Profile::Release, progress).await?;
-    if cfg!(debug_assertions) {
-        // The load generator has to be optimised as well.
-        return measuring::run_built(&programs).await;
-    }
-    let base = DataFolder::temporary()?;
-    let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
-    let folder = args.outputs.logs(&base)?;
     let plan = Plan {
         rounds: args.rounds,
         slice: Duration::from_secs(args.seconds),
         drained: args.drained,
         grown: args.grown.clone(),
-        peers: args.peers.then_some(workspace),
+        peers: args.peers.then(super::workspace).transpose()?,
     };
-    let report = bench::run(&packages, programs, &folder, &plan, progress).await?;
-    args.outputs.print(&report)?;
-    Ok(ExitCode::SUCCESS)
+    measuring::measure(&args.outputs, async |prepared| {
+        let Prepared {
+            packages,
+            programs,
+            logs,
+        } = prepared;
+        bench::run(&packages, programs, &logs, &plan, Progress::Shown).await
+    })
+    .await
 }

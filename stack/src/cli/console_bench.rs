@@ -4,12 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use stack::bench::console::{self, Plan};
-use stack::data_folder::{self, DataFolder};
-use stack::packages::Packages;
-use stack::programs::{Profile, Programs, Scope};
+use stack::data_folder;
 use stack::progress::Progress;
 
-use super::measuring::{self, Outputs};
+use super::measuring::{self, Outputs, Prepared};
 use super::signals::Signals;
 
 #[derive(Debug, clap::Args)]
@@ -37,21 +35,17 @@ pub(super) async fn run(args: &Args, signals: &Signals) -> Result<ExitCode> {
 }
 
 async fn bench(args: &Args) -> Result<ExitCode> {
-    let progress = Progress::Shown;
-    let workspace = super::workspace()?;
-    let programs = Programs::build(&workspace, Scope::Services, Profile::Release, progress).await?;
-    if cfg!(debug_assertions) {
-        // The one who asks has to be optimised as well.
-        return measuring::run_built(&programs).await;
-    }
-    let base = DataFolder::temporary()?;
-    let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
-    let folder = args.outputs.logs(&base)?;
     let plan = Plan {
         events: args.events,
         requests: args.requests,
     };
-    let report = console::run(&packages, programs, &folder, plan, progress).await?;
-    args.outputs.print(&report)?;
-    Ok(ExitCode::SUCCESS)
+    measuring::measure(&args.outputs, async |prepared| {
+        let Prepared {
+            packages,
+            programs,
+            logs,
+        } = prepared;
+        console::run(&packages, programs, &logs, plan, Progress::Shown).await
+    })
+    .await
 }

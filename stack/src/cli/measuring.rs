@@ -1,5 +1,5 @@
-//! Options that the measuring commands share: an optimised build of themselves, and where their logs and
-//! figures go.
+//! What the measuring commands share: an optimised build of themselves and of the services, the stores'
+//! packages, and where their logs and figures go.
 
 use std::fmt::Display;
 use std::fs;
@@ -10,8 +10,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use stack::data_folder::DataFolder;
+use stack::packages::Packages;
 use stack::process::{Process, Spec};
-use stack::programs::Programs;
+use stack::programs::{Profile, Programs, Scope};
+use stack::progress::Progress;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Outputs {
@@ -44,6 +46,37 @@ impl Outputs {
         }
         writeln!(io::stdout(), "{report}").context("cannot print the report")
     }
+}
+
+/// What a measurement runs on.
+pub(super) struct Prepared {
+    pub(super) packages: Packages,
+    pub(super) programs: Programs,
+    /// Where the services' logs go.
+    pub(super) logs: PathBuf,
+}
+
+/// Builds the services, runs `measurement` and reports its figures.
+pub(super) async fn measure<R: Display + Serialize>(
+    outputs: &Outputs,
+    measurement: impl AsyncFnOnce(Prepared) -> Result<R>,
+) -> Result<ExitCode> {
+    let progress = Progress::Shown;
+    let workspace = super::workspace()?;
+    let programs = Programs::build(&workspace, Scope::Services, Profile::Release, progress).await?;
+    if cfg!(debug_assertions) {
+        // The load generator has to be optimised as well.
+        return run_built(&programs).await;
+    }
+    let base = DataFolder::temporary()?;
+    let packages = Packages::find_or_install(&base.path().join("apt.log"), progress).await?;
+    let prepared = Prepared {
+        packages,
+        programs,
+        logs: outputs.logs(&base)?,
+    };
+    outputs.print(&measurement(prepared).await?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the same command line with the `stack` that was built with `programs`, until it ends.

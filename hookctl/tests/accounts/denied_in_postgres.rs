@@ -4,7 +4,7 @@ use operations::{
     dead_letters::replay::{
         Attempt, Outcome,
         job::{self, End, Job, NewJob},
-        lease::Lease,
+        lease::{Lease, LeaseLost},
     },
     lock_holders::Watch,
 };
@@ -325,6 +325,17 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
     job.end(&mut connection, End::Done).await.expect("a right");
     lease.release(&mut connection).await.expect("a right");
     assert!(other.take(&mut connection).await.expect("a right"));
+    // It was frozen meanwhile, and wakes.
+    let woken = attempt.batch(vec!["m".to_owned()], SOON, &mut replayed);
+    let lost = woken.await.expect_err("another one has the lease");
+    assert!(lost.is::<LeaseLost>(), "{lost:#}");
+    for lost in [
+        job.write_outcomes(&mut connection, &replayed).await,
+        job.reset_tries(&mut connection).await,
+        job.end(&mut connection, End::Done).await,
+    ] {
+        assert!(lost.expect_err("no lease").is::<LeaseLost>());
+    }
     place.clean_up().await;
 }
 

@@ -86,6 +86,18 @@ async fn nothing_is_left_of_a_company_and_what_comes_late_is_recognised(pool: Pg
     )
     .await;
     spool(&pool, &waiting, 1, 0).await;
+    // A dead letter with its bytes, and everything else that can be in a row.
+    sql(
+        &pool,
+        &format!(
+            "update events
+                set raw = convert_to(payload::text || '{NAME}', 'utf8'), problem = '{NAME}',
+                    replayed_problem = '{NAME}', dismissed_at = now(), dismissal_note = '{NAME}',
+                    secret_name = '{NAME}', secret_companies = array['{NAME}']
+              where webhook_id = 'card'"
+        ),
+    )
+    .await;
     // What ingest has accepted.
     sql(
         &pool,

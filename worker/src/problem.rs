@@ -163,17 +163,17 @@ impl Kind {
     /// rule as [`Kind::of`].
     pub fn push_condition(self, query: &mut QueryBuilder<Postgres>) {
         let (verb, kinds) = match self {
-            Self::Refused => (" and problem is not null and not exists", &Self::ALL[..]),
-            _ => (" and exists", std::slice::from_ref(&self)),
+            Self::Refused => (" and problem is not null and not ", &Self::ALL[..]),
+            _ => (" and ", std::slice::from_ref(&self)),
         };
         let beginnings: Vec<&str> = kinds
             .iter()
             .flat_map(|kind| kind.beginnings())
             .copied()
             .collect();
-        query.push(verb).push(" (select from unnest(");
-        query.push_bind(beginnings);
-        query.push("::text[]) as beginning where starts_with(problem, beginning))");
+        // The operator is `starts_with`. A subquery instead would be run for each row.
+        query.push(verb).push("(problem ^@ any(");
+        query.push_bind(beginnings).push("::text[]))");
     }
 
     /// The kind of a problem.

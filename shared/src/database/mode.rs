@@ -62,7 +62,7 @@ const HAS_TRANSACTION_TIMEOUT: u32 = 170_000;
 /// Planner settings for statements that read a few rows of many. The planner chooses by statistics
 /// and by settings of the database or the role. If those are wrong, it may read and sort a whole
 /// table.
-const BY_INDEX: [(&str, &str); 8] = [
+const BY_INDEX: [(&str, &str); 9] = [
     ("enable_indexscan", "on"),
     ("enable_tidscan", "on"),
     ("enable_nestloop", "on"),
@@ -71,6 +71,9 @@ const BY_INDEX: [(&str, &str); 8] = [
     ("enable_sort", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
+    // What is off makes an estimate of the cost so high that Postgres compiles the statement, which takes
+    // longer than to run it.
+    ("jit", "off"),
 ];
 
 impl TransactionMode {

@@ -1,30 +1,62 @@
-//! Finding events by what no index knows, the newest first, at a bounded cost.
+//! Finding events by what no index knows, the newest first, in a bounded time.
 //!
-//! `events` has an index on the time of receipt and none on companies, types or resources, which
-//! would cost every event that is stored. So a search walks back in time along that index, some
-//! thousand events at a time, until it has a page full, has come to the end, or has spent its time.
-//! Then it says how far it came, and the next page goes on from there.
+//! `events` has indexes on the time of receipt, also one of only the events with a problem. It has none on
+//! companies, types or resources, because they would slow down the storing of every event. So a search
+//! walks back in time until it has a full page, has come to the end, or its time is over. Then the page
+//! says how far back it looked, and the next page continues from there.
+
+mod walk;
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
+use serde::Deserialize;
+use sqlx::{Postgres, QueryBuilder};
 use tokio::time::Instant;
 use worker::problem::Kind;
 
+pub use self::walk::Walk;
 use crate::{
-    store::{Store, StoreError},
+    store::{STATEMENT_TIMEOUT, Store, StoreError},
     time,
 };
 
-/// For how long a search looks for more.
-pub const BUDGET: Duration = Duration::from_millis(1_500);
+/// How long a page searches, as its address says it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub enum Patience {
+    /// It is answered at once.
+    #[default]
+    #[serde(rename = "")]
+    Short,
+    /// Somebody asked it to look further back.
+    #[serde(rename = "longer")]
+    Longer,
+}
 
-/// Events looked at together: few at first, as the newest are often enough.
-const FIRST_STRIDE: i64 = 2_000;
-const LONGEST_STRIDE: i64 = 50_000;
-/// Bodies take longer.
-const LONGEST_STRIDE_OF_BODIES: i64 = 5_000;
+impl Patience {
+    /// The parameter of the address, if the next page is to search for longer.
+    pub const LONGER: (&str, &str) = ("search", "longer");
+
+    /// The time for the search.
+    pub const fn budget(self) -> Duration {
+        match self {
+            Self::Short => Duration::from_millis(40),
+            Self::Longer => Duration::from_millis(1_500),
+        }
+    }
+}
+
+/// How much longer a slice may take that was expected to be in time. Otherwise a small delay would waste
+/// what it has read.
+const GRACE: Duration = Duration::from_millis(15);
+
+/// With less time left, no further slice is begun.
+const TOO_SHORT: Duration = Duration::from_millis(5);
+
+/// Events of the first slice: few, as the newest are often enough.
+const FIRST_SLICE: i64 = 2_000;
+/// Bodies may be large.
+const FIRST_SLICE_OF_BODIES: i64 = 500;
 
 /// A place in the order of events, by which the next page begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,10 +159,18 @@ impl Filter {
         }
     }
 
-    fn longest_stride(&self) -> i64 {
+    /// The condition of the index that the search follows, with its `and`.
+    fn of_index(&self) -> &'static str {
+        match self.problem {
+            Some(Problem::Any | Problem::Of(_)) => " and problem is not null",
+            Some(Problem::None) | None => "",
+        }
+    }
+
+    fn first_slice(&self) -> i64 {
         match self.field {
-            Some(_) => LONGEST_STRIDE_OF_BODIES,
-            None => LONGEST_STRIDE,
+            Some(_) => FIRST_SLICE_OF_BODIES,
+            None => FIRST_SLICE,
         }
     }
 }
@@ -191,7 +231,7 @@ pub struct Found {
     pub end: End,
 }
 
-/// Finds at most `limit` events before a place, the newest first.
+/// Finds at most `limit` events before a place, the newest first. It looks for as long as `budget`.
 pub async fn find(
     store: &Store,
     filter: &Filter,
@@ -200,166 +240,40 @@ pub async fn find(
     budget: Duration,
 ) -> Result<Found, StoreError> {
     let deadline = Instant::now() + budget;
-    let mut walk = Walk::new(filter.clone(), before, FIRST_STRIDE);
+    let mut walk = Walk::new(filter.clone(), before, filter.first_slice());
     let mut rows: Vec<Summary> = Vec::new();
-    for stride in 0.. {
+    // The first slice is always read, so that each page gets further.
+    let mut time_limit = STATEMENT_TIMEOUT;
+    loop {
         let wanted = limit + 1 - rows.len();
-        match walk.stride(store, wanted).await {
-            Err(StoreError::TooSlow) if stride > 0 => break,
+        match walk.slice(store, wanted, time_limit).await {
+            Err(StoreError::TooSlow) if time_limit < STATEMENT_TIMEOUT => break,
             found => rows.extend(found?),
         }
         if rows.len() > limit {
             rows.truncate(limit);
-            let last = rows.last().map_or(walk.at, Summary::key);
+            let last = rows.last().map_or(walk.at().clone(), Summary::key);
             return Ok(Found {
                 rows,
                 end: End::Full(last),
             });
         }
-        if walk.is_over {
+        if walk.is_over() {
             return Ok(Found {
                 rows,
                 end: End::All,
             });
         }
-        if Instant::now() >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < TOO_SHORT {
             break;
         }
+        time_limit = (left + GRACE).min(STATEMENT_TIMEOUT / 2);
     }
     Ok(Found {
         rows,
-        end: End::Spent(walk.at),
+        end: End::Spent(walk.at().clone()),
     })
-}
-
-/// A walk back in time.
-#[derive(Debug)]
-pub struct Walk {
-    filter: Filter,
-    /// Everything from here on was looked at.
-    at: Key,
-    /// How many events the next stride looks at.
-    length: i64,
-    is_over: bool,
-}
-
-impl Walk {
-    /// Begins before a place, or at the end of the filter's times. `length` is that of the first stride.
-    pub fn new(filter: Filter, before: Option<Key>, length: i64) -> Self {
-        let end = Key::before(filter.to.unwrap_or(DateTime::<Utc>::MAX_UTC));
-        Self {
-            at: match before {
-                Some(before) if before.at < end.at => before,
-                _ => end,
-            },
-            length: length.min(filter.longest_stride()),
-            is_over: false,
-            filter,
-        }
-    }
-
-    /// Whether there is nothing before.
-    pub fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    /// Finds at most `wanted` events on the next stretch, the newest first. It goes on behind the last of
-    /// them, or behind the stretch if it has no more. One that was too slow may be tried again: the
-    /// next one is shorter.
-    pub async fn stride(
-        &mut self,
-        store: &Store,
-        wanted: usize,
-    ) -> Result<Vec<Summary>, StoreError> {
-        let looked = store
-            .look(async |connection| {
-                look(connection, &self.filter, &self.at, self.length, wanted).await
-            })
-            .await;
-        if matches!(looked, Err(StoreError::TooSlow)) {
-            self.length = (self.length / 4).max(1);
-        }
-        let looked = looked?;
-        match (looked.rows.last(), looked.reach) {
-            (Some(last), _) if looked.rows.len() == wanted => self.at = last.key(),
-            (_, Some(reach)) if looked.count == self.length => {
-                self.at = reach;
-                self.length = (self.length * 4).min(self.filter.longest_stride());
-            }
-            _ => self.is_over = true,
-        }
-        Ok(looked.rows)
-    }
-}
-
-/// One stretch of a walk.
-struct Looked {
-    rows: Vec<Summary>,
-    count: i64,
-    /// The oldest event that was looked at.
-    reach: Option<Key>,
-}
-
-async fn look(
-    connection: &mut PgConnection,
-    filter: &Filter,
-    before: &Key,
-    length: i64,
-    wanted: usize,
-) -> Result<Looked, sqlx::Error> {
-    let mut query = QueryBuilder::<Postgres>::new(
-        "with looked as materialized (
-             select webhook_id, event_type, company_id, resource_id, secret_name, problem,
-                    dismissed_at is not null as is_dismissed, received_at, stored_at, (true",
-    );
-    filter.push(&mut query);
-    query.push(") as hit from (select * from events where received_at <= ");
-    query.push_bind(before.at);
-    query.push(" and (received_at, webhook_id) < (");
-    query.push_bind(before.at).push(", ");
-    query.push_bind(before.webhook_id.clone());
-    query.push(") and received_at >= ");
-    query.push_bind(filter.from.unwrap_or(DateTime::UNIX_EPOCH));
-    query.push(" order by received_at desc, webhook_id desc limit ");
-    query.push_bind(length);
-    query.push(
-        ") newest),
-         reach as (select received_at as reached_at, webhook_id as reached_id,
-                          (select count(*) from looked) as looked_at
-                     from looked order by received_at, webhook_id limit 1),
-         found as (select * from looked where hit order by received_at desc, webhook_id desc limit ",
-    );
-    query.push_bind(i64::try_from(wanted).unwrap_or(i64::MAX));
-    query.push(
-        ") select reach.*, found.* from reach left join found on true
-            order by found.received_at desc, found.webhook_id desc",
-    );
-    let rows = query.build().fetch_all(connection).await?;
-    let Some(first) = rows.first() else {
-        return Ok(Looked {
-            rows: Vec::new(),
-            count: 0,
-            reach: None,
-        });
-    };
-    Ok(Looked {
-        count: first.try_get("looked_at")?,
-        reach: Some(Key {
-            at: first.try_get("reached_at")?,
-            webhook_id: first.try_get("reached_id")?,
-        }),
-        rows: rows
-            .iter()
-            .filter(|row| is_found(row))
-            .map(sqlx::FromRow::from_row)
-            .collect::<Result<_, _>>()?,
-    })
-}
-
-/// A stretch without a hit gives one row that says only how far it came.
-fn is_found(row: &PgRow) -> bool {
-    row.try_get::<Option<bool>, _>("hit")
-        .is_ok_and(|hit| hit.is_some())
 }
 
 #[cfg(test)]

@@ -96,11 +96,35 @@ impl Store {
         &self,
         statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
+        self.look_in(&MODE, statement).await
+    }
+
+    /// Looks once, along an index even with wrong statistics. The statement must find its rows in the order of
+    /// an index: to avoid a sort, Postgres would read a whole table in its order. Postgres ends the statement
+    /// after `limit`, which is at most [`STATEMENT_TIMEOUT`].
+    pub async fn look_by_index<T>(
+        &self,
+        limit: Duration,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
+        let limit = limit.clamp(Duration::from_millis(1), STATEMENT_TIMEOUT);
+        let mode = MODE.by_index().statement_timeout(limit);
+        self.look_in(&mode, statement).await
+    }
+
+    async fn look_in<T>(
+        &self,
+        mode: &TransactionMode,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, StoreError> {
         let deadline = Instant::now() + DEADLINE;
-        let mut transaction = DeadlineTransaction::begin(&self.pool, &MODE, deadline).await?;
-        let outcome = transaction.run(statement).await?;
-        transaction.rollback().await?;
-        Ok(outcome)
+        let mut transaction = DeadlineTransaction::begin(&self.pool, mode, deadline).await?;
+        let outcome = transaction.run(statement).await.map_err(StoreError::from);
+        // Only a connection that is rolled back is used again.
+        if matches!(outcome, Ok(_) | Err(StoreError::TooSlow)) {
+            transaction.rollback().await?;
+        }
+        outcome
     }
 
     /// Whether events can be read now.

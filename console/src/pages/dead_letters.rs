@@ -13,7 +13,7 @@ use crate::{
     operations::{Operations, Standing},
     pages::{self, act::Action, events, replay},
     search::Key,
-    store::Store,
+    store::{STATEMENT_TIMEOUT, Store},
     text, time,
     watch::MOST_COUNTED,
 };
@@ -53,6 +53,8 @@ struct Group {
     letters: i64,
     oldest: DateTime<Utc>,
     newest: DateTime<Utc>,
+    /// Letters of all groups, also of those that are not shown.
+    of_all_groups: i64,
 }
 
 #[derive(sqlx::FromRow)]
@@ -102,12 +104,16 @@ pub(crate) async fn page(
 ) -> Result<HttpResponse, PageError> {
     let query = query.into_inner();
     let which = query.which().map_err(PageError::BadAddress)?;
-    let groups = store
-        .look(async |connection| groups(connection, &which).await)
-        .await?;
-    let mut letters = store
-        .look(async |connection| letters(connection, &which).await)
-        .await?;
+    let (groups, mut letters) = tokio::try_join!(
+        store.look_by_index(STATEMENT_TIMEOUT, async |connection| groups(
+            connection, &which
+        )
+        .await),
+        store.look_by_index(STATEMENT_TIMEOUT, async |connection| letters(
+            connection, &which
+        )
+        .await),
+    )?;
     let older = match letters.len() > PAGE as usize {
         true => {
             letters.truncate(PAGE as usize);
@@ -115,7 +121,7 @@ pub(crate) async fn page(
         }
         false => None,
     };
-    let counted: i64 = groups.iter().map(|group| group.letters).sum();
+    let counted = groups.first().map_or(0, |group| group.of_all_groups);
     let title = if which.dismissed {
         "Dismissed dead letters"
     } else {
@@ -254,21 +260,26 @@ impl Which {
 }
 
 /// As `hookctl dead-letters list --summary` groups them. The line in a body says little, and tells
-/// equal problems apart.
+/// equal problems apart. Equal texts are grouped first, because the expression takes longer than all else.
 async fn groups(connection: &mut PgConnection, which: &Which) -> Result<Vec<Group>, sqlx::Error> {
     let mut query = QueryBuilder::<Postgres>::new(
-        "select event_type, what, count(*) as letters, min(stored_at) as oldest,
-                max(stored_at) as newest
-           from (select event_type, stored_at,
-                        regexp_replace(problem, ' at line \\d+( column \\d+)?', '') as what
-                   from events",
+        "select event_type, what, sum(letters)::bigint as letters, min(oldest) as oldest,
+                max(newest) as newest, (sum(sum(letters)) over ())::bigint as of_all_groups
+           from (select event_type, count(*) as letters, min(stored_at) as oldest,
+                        max(stored_at) as newest,
+                        case when problem like '% at line %'
+                             then regexp_replace(problem, ' at line \\d+( column \\d+)?', '')
+                             else problem end as what
+                   from (select event_type, problem, stored_at from events",
     );
     which.push(&mut query);
     query
         .push(" order by stored_at desc limit ")
         .push_bind(MOST_COUNTED + 1);
-    query
-        .push(") letter group by event_type, what order by count(*) desc, what, event_type limit ");
+    query.push(
+        ") letter group by event_type, problem) equal
+          group by event_type, what order by letters desc, what, event_type limit ",
+    );
     query.push_bind(MOST_GROUPS);
     query.build_query_as().fetch_all(connection).await
 }

@@ -25,10 +25,12 @@ const MOST_SHOWN: usize = 100_000;
 
 /// Other events of the resource, and for how long they are looked for.
 const OTHERS: usize = 10;
-const OTHERS_BUDGET: Duration = Duration::from_millis(300);
+const OTHERS_BUDGET: Duration = Duration::from_millis(30);
 
-/// Events of one resource come within a day most of the time.
-pub(super) const AROUND: TimeDelta = TimeDelta::days(1);
+/// The next states of a resource often come soon. With many events it takes long to look at more of them.
+pub(super) const AFTER: TimeDelta = TimeDelta::hours(1);
+/// Older states are looked for as far back as this, if there is time.
+const BEFORE: TimeDelta = TimeDelta::days(1);
 
 #[derive(Deserialize)]
 pub(crate) struct Query {
@@ -74,10 +76,18 @@ struct EventPage {
     kind: Option<Kind>,
     commands: Vec<(&'static str, String)>,
     download: String,
-    others: Vec<Summary>,
+    others: Option<Others>,
     standing: Standing,
     act: String,
     replay: Option<String>,
+}
+
+/// Other events of the resource.
+struct Others {
+    rows: Vec<Summary>,
+    /// All that were received between these times were looked at.
+    from: DateTime<Utc>,
+    to: DateTime<Utc>,
 }
 
 /// A body as a page shows it.
@@ -169,22 +179,30 @@ async fn read(store: &Store, id: &str) -> Result<Option<Event>, PageError> {
 }
 
 /// The events around it that have the same resource.
-async fn others(store: &Store, event: &Event) -> Result<Vec<Summary>, PageError> {
+async fn others(store: &Store, event: &Event) -> Result<Option<Others>, PageError> {
     let Some(resource) = &event.resource_id else {
-        return Ok(Vec::new());
+        return Ok(None);
     };
+    let from = event.received_at - BEFORE;
+    let to = event.received_at + AFTER;
     let filter = Filter {
         resource: Some(resource.clone()),
-        from: Some(event.received_at - AROUND),
+        from: Some(from),
         ..Filter::default()
     };
-    let start = Key::before(event.received_at + AROUND);
+    let start = Key::before(to);
     let found = search::find(store, &filter, Some(start), OTHERS + 1, OTHERS_BUDGET).await?;
+    let (next, _) = found.end.next();
+    let from = next.map_or(from, |key| key.at);
     let others = found
         .rows
         .into_iter()
         .filter(|other| other.webhook_id != event.webhook_id);
-    Ok(others.take(OTHERS).collect())
+    Ok(Some(Others {
+        rows: others.take(OTHERS).collect(),
+        from,
+        to,
+    }))
 }
 
 /// Where it is dismissed, or restored.

@@ -9,7 +9,7 @@ use worker::problem::Kind;
 use crate::{
     error::PageError,
     frame::{Frame, Section, html},
-    search::{self, BUDGET, End, Filter, Key, Problem, Summary},
+    search::{self, End, Filter, Key, Patience, Problem, Summary},
     store::{Store, StoreError},
     text, time,
 };
@@ -32,6 +32,7 @@ pub(crate) struct Query {
     from: String,
     to: String,
     before: String,
+    search: Patience,
 }
 
 #[derive(Template)]
@@ -45,6 +46,8 @@ struct EventsPage {
     older: Option<String>,
     /// How far a search came whose time was over.
     looked_back_to: Option<DateTime<Utc>>,
+    /// For how long it searches.
+    search_limit: &'static str,
     /// It was too slow to find even the first.
     too_slow: bool,
     is_filtered: bool,
@@ -64,25 +67,46 @@ pub(crate) async fn page(
         text => Some(text.parse::<Key>().map_err(PageError::BadAddress)?),
     };
     let is_first = before.is_none();
-    let found = match search::find(&store, &filter, before, PAGE, BUDGET).await {
+    let patience = match filter.field {
+        // Reading bodies takes longer.
+        Some(_) => Patience::Longer,
+        None => query.search,
+    };
+    let found = match search::find(&store, &filter, before, PAGE, patience.budget()).await {
         Err(StoreError::TooSlow) => None,
         found => Some(found?),
     };
     let too_slow = found.is_none();
     let (rows, end) = found.map_or((Vec::new(), End::All), |found| (found.rows, found.end));
     let (next, looked_back_to) = end.next();
-    let older = next.map(|key| query.page_before(key));
+    let older = next.map(|key| match looked_back_to {
+        Some(_) => query.further_before(key),
+        None => query.page_before(key),
+    });
     html(&EventsPage {
         frame: Frame::new(&request, &query.title(), Section::Events),
         problems: problems(),
         rows,
         older,
         looked_back_to,
+        search_limit: search_limit(&filter, patience),
         too_slow,
         is_filtered: filter != Filter::default(),
         is_first,
         query,
     })
+}
+
+fn search_limit(filter: &Filter, patience: Patience) -> &'static str {
+    match (&filter.field, patience) {
+        (Some(_), _) => {
+            "Bodies have no index: the search reads them one by one, for a second and a half at most. With a short time range it is complete."
+        }
+        (None, Patience::Short) => {
+            "It takes only a moment, so that the page is there at once. With a time range it gets there sooner."
+        }
+        (None, Patience::Longer) => "It takes a second and a half at most.",
+    }
 }
 
 /// Choices for the problem, as in the address and in words.
@@ -128,43 +152,42 @@ impl Query {
 
     /// The same from another place on.
     fn page_before(&self, key: &Key) -> String {
-        self.page_from(&key.to_string())
+        self.address("/events", &[("before", &key.to_string())])
+    }
+
+    /// The same from another place on, searched for longer.
+    fn further_before(&self, key: &Key) -> String {
+        let before = key.to_string();
+        self.address("/events", &[("before", &before), Patience::LONGER])
     }
 
     fn first_page(&self) -> String {
-        self.page_from("")
-    }
-
-    fn page_from(&self, before: &str) -> String {
-        self.address("/events", ("before", before))
+        self.address("/events", &[])
     }
 
     /// What comes from now on.
     fn live(&self) -> String {
-        self.address("/events/live", ("before", ""))
+        self.address("/events/live", &[])
     }
 
     /// All of it as a file.
     fn export(&self, format: &str) -> String {
-        self.address("/events/export", ("format", format))
+        self.address("/events/export", &[("format", format)])
     }
 
-    fn address(&self, path: &str, last: (&str, &str)) -> String {
-        text::href(
-            path,
-            &[
-                ("type", &self.event_type),
-                ("company", &self.company),
-                ("resource", &self.resource),
-                ("secret", &self.secret),
-                ("problem", &self.problem),
-                ("field", &self.field),
-                ("value", &self.value),
-                ("from", &self.from),
-                ("to", &self.to),
-                last,
-            ],
-        )
+    fn address(&self, path: &str, more: &[(&str, &str)]) -> String {
+        let filters: [(&str, &str); 9] = [
+            ("type", &self.event_type),
+            ("company", &self.company),
+            ("resource", &self.resource),
+            ("secret", &self.secret),
+            ("problem", &self.problem),
+            ("field", &self.field),
+            ("value", &self.value),
+            ("from", &self.from),
+            ("to", &self.to),
+        ];
+        text::href(path, &[&filters, more].concat())
     }
 
     /// Whether this choice is the one.

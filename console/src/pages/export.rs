@@ -16,7 +16,7 @@ use super::events;
 use crate::{
     error::PageError,
     search::{Summary, Walk},
-    store::{Store, StoreError},
+    store::{STATEMENT_TIMEOUT, Store, StoreError},
     time,
 };
 
@@ -103,8 +103,9 @@ pub(crate) async fn export(
         exports: exports.get_ref().clone(),
         format,
     };
-    // What fails at once is an error page and no file.
-    let first = [format.head(), export.next().await?.unwrap_or_default()].concat();
+    // What fails at once is an error page and no file. Even if the first look finds nothing, the file begins,
+    // because the next hit may be far back.
+    let first = [format.head(), format.write(&export.look().await?)].concat();
     let rest = stream::try_unfold(export, async |mut export| {
         let next = export.next().await;
         if let Err(error) = &next {
@@ -152,7 +153,11 @@ impl Export {
         let mut tries = 0;
         let found = loop {
             tries += 1;
-            match self.walk.stride(&self.store, TOGETHER).await {
+            match self
+                .walk
+                .slice(&self.store, TOGETHER, STATEMENT_TIMEOUT)
+                .await
+            {
                 Err(StoreError::TooSlow) if tries < TRIES => {}
                 found => break found?,
             }

@@ -154,9 +154,13 @@ impl Filter {
             query.push_bind(format!("{action} ")).push(")");
         }
         if let Some(id) = &self.event {
-            // As the index has it.
-            query.push(" and jsonb_path_query_array(changes, '$[*].**{0 to 1}.webhook_id') ? ");
-            query.push_bind(id);
+            // As the index has it. In the same query as the order by id, Postgres might read all actions in that
+            // order and take their changes apart.
+            query.push(
+                " and id = any(array(select id from operator_actions
+                   where jsonb_path_query_array(changes, '$[*].**{0 to 1}.webhook_id') ? ",
+            );
+            query.push_bind(id).push("))");
         }
         if let Some(from) = self.from {
             query.push(" and at >= ").push_bind(from);

@@ -9,12 +9,12 @@ use shared::{EventType, envelope::Envelope};
 use sqlx::PgConnection;
 use worker::families::{SortKey, Typed};
 
-use super::event::AROUND;
+use super::event::AFTER;
 use crate::{
     error::PageError,
     frame::{Frame, Section, html},
     json,
-    search::{self, BUDGET, End, Filter, Key, Summary},
+    search::{self, End, Filter, Key, Patience, Summary},
     store::Store,
     text, time,
 };
@@ -32,6 +32,7 @@ pub(crate) struct Query {
     before: String,
     /// `now`: look at the newest events first, instead of those around the known state.
     from: String,
+    search: Patience,
 }
 
 /// A row of a typed table, column by column.
@@ -92,14 +93,18 @@ pub(crate) async fn page(
         resource: Some(query.id.clone()),
         ..Filter::default()
     };
-    let found = search::find(&store, &filter, before.clone(), PAGE, BUDGET).await?;
+    let budget = query.search.budget();
+    let found = search::find(&store, &filter, before.clone(), PAGE, budget).await?;
     if row.is_none() && found.rows.is_empty() && found.end == End::All {
         return Err(PageError::NotFound(
             "No event that is stored has this resource.",
         ));
     }
     let (next, looked_back_to) = found.end.next();
-    let older = next.map(|key| query.page_before(key));
+    let older = next.map(|key| match looked_back_to {
+        Some(_) => query.further_before(key),
+        None => query.page_before(key),
+    });
     let bodies = store
         .look(async |connection| bodies(connection, &found.rows).await)
         .await?;
@@ -115,7 +120,7 @@ pub(crate) async fn page(
         older,
         looked_back_to,
         looked_up_to: before.map(|before| before.at).filter(|at| *at < Utc::now()),
-        newer: text::href("/resource", &[("id", &query.id), ("from", "now")]),
+        newer: query.newest(),
         row,
         id: query.id,
     })
@@ -126,16 +131,24 @@ impl Query {
     fn before(&self, known_at: Option<DateTime<Utc>>) -> Result<Option<Key>, PageError> {
         match (self.before.as_str(), self.from.as_str()) {
             ("", "now") => Ok(None),
-            ("", _) => Ok(known_at.map(|at| Key::before(at + AROUND))),
+            ("", _) => Ok(known_at.map(|at| Key::before(at + AFTER))),
             (text, _) => text.parse().map(Some).map_err(PageError::BadAddress),
         }
     }
 
     fn page_before(&self, key: &Key) -> String {
-        text::href(
-            "/resource",
-            &[("id", &self.id), ("before", &key.to_string())],
-        )
+        let before = key.to_string();
+        text::href("/resource", &[("id", &self.id), ("before", &before)])
+    }
+
+    fn further_before(&self, key: &Key) -> String {
+        let before = ("before", &*key.to_string());
+        text::href("/resource", &[("id", &self.id), before, Patience::LONGER])
+    }
+
+    fn newest(&self) -> String {
+        let from = ("from", "now");
+        text::href("/resource", &[("id", &self.id), from, Patience::LONGER])
     }
 }
 

@@ -17,7 +17,7 @@ const STRETCH: i64 = 10;
 const SAMPLE: i64 = 10_000;
 
 /// Rows of the spool and dead letters that are counted; more are "more than".
-pub const MOST_COUNTED: i64 = 20_000;
+pub const MOST_COUNTED: i64 = 10_000;
 
 /// Which stretch of the day is counted next. The last hour comes up every other time.
 #[derive(Debug, Default)]

@@ -3,12 +3,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{TimeDelta, Utc};
-use sqlx::PgPool;
+use shared::database::DatabaseUrl;
+use sqlx::{ConnectOptions, PgPool};
 use web_console::{
-    search::{self, End, Filter},
+    search::{self, End, Filter, Problem},
     store::Store,
     text,
 };
+use worker::problem::Kind;
 
 use crate::{
     app::{App, link, links},
@@ -148,10 +150,7 @@ async fn a_search_that_takes_long_stops_and_goes_on_from_there(pool: PgPool) {
            from generate_series(1, 5000) n",
     )
     .await;
-    use sqlx::ConnectOptions;
-    let url = pool.connect_options().to_url_lossy();
-    let url = shared::database::DatabaseUrl::parse(url.as_str()).expect("an address");
-    let store = Store::new(url);
+    let store = searched(&pool);
     let filter = Filter {
         company: Some("wanted".to_owned()),
         ..Filter::default()
@@ -168,6 +167,58 @@ async fn a_search_that_takes_long_stops_and_goes_on_from_there(pool: PgPool) {
         .expect("a search");
     assert_eq!(found.rows.len(), 1);
     assert_eq!(found.end, End::All);
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_search_by_problem_looks_at_no_healthy_event(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, problem, received_at, raw, body_sha256)
+         select 'msg_' || n, 'unknown', case when n = 1 then 'the body is empty' end,
+                '2026-01-01'::timestamptz + interval '1 second' * n, '', ''
+           from generate_series(1, 5000) n",
+    )
+    .await;
+    for problem in [Problem::Any, Problem::Of(Kind::NotAnEvent)] {
+        let filter = Filter {
+            problem: Some(problem),
+            ..Filter::default()
+        };
+        // With no time for a second slice.
+        let found = search::find(&searched(&pool), &filter, None, 10, Duration::ZERO)
+            .await
+            .expect("a search");
+        assert_eq!((found.rows.len(), found.end), (1, End::All), "{problem:?}");
+    }
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_page_searches_for_a_moment_and_for_longer_when_it_is_asked_to(pool: PgPool) {
+    // More than can be read in the time of a page.
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, company_id, received_at, raw, body_sha256)
+         select 'msg_' || n, 'unknown', case when n = 1 then 'wanted' end,
+                '2026-01-01'::timestamptz + interval '1 second' * n, '', ''
+           from generate_series(1, 600000) n",
+    )
+    .await;
+    let app = App::start(&pool).await;
+    let mut page = app.page("/events?company=wanted").await;
+    assert!(page.contains("Nothing found so far"), "{page}");
+    while let Some(further) = link(&page, "Search further back") {
+        assert!(further.contains("search=longer"), "{further}");
+        page = app.page(&further).await;
+    }
+    assert!(page.contains("id=msg_1\""), "{page}");
+    app.page_with("/events?search=forever", 400).await;
+    app.stop().await;
+}
+
+/// The database as the console searches it.
+fn searched(pool: &PgPool) -> Store {
+    let url = pool.connect_options().to_url_lossy();
+    Store::new(DatabaseUrl::parse(url.as_str()).expect("an address"))
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

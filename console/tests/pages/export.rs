@@ -119,6 +119,22 @@ async fn a_csv_file_has_the_same_rows_and_no_formula(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn more_events_of_one_time_than_are_looked_at_together_are_all_found(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, company_id, received_at, raw, body_sha256)
+         select 'msg_' || n, 'unknown', case when n % 1000 = 0 then 'c1' end,
+                '2026-01-01'::timestamptz + interval '1 second' * (n / 4500), '', ''
+           from generate_series(1, 9000) n",
+    )
+    .await;
+    let app = App::start(&pool).await;
+    let found = json_lines(&app, "/events/export?format=jsonl&company=c1").await;
+    assert_eq!((found.len(), ids(&found).len()), (9, 9));
+    app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn what_cannot_be_exported_is_no_file(pool: PgPool) {
     let app = App::start(&pool).await;
     for address in [

@@ -73,6 +73,25 @@ async fn what_nobody_can_have_signed_is_refused_before_its_body(pool: PgPool) {
     stores.clean_up().await;
 }
 
+/// Each one costs processor time before anybody is known to have signed.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn of_many_signatures_the_first_sixteen_are_looked_at(pool: PgPool) {
+    let stores = Stores::new(&pool).await;
+    let app = App::start(&stores).await;
+    for (others, status) in [(15, 202), (16, 401)] {
+        let webhook = Webhook::vendor(&Webhook::new_id());
+        let mut signatures = vec![foreign(&webhook.id).signature; others];
+        signatures.push(webhook.signature.clone());
+        let webhook = Webhook {
+            signature: signatures.join(" "),
+            ..webhook
+        };
+        assert_eq!(app.send(&webhook).await.0, status, "after {others}");
+    }
+    app.stop().await;
+    stores.clean_up().await;
+}
+
 /// Sends the body in `parts` pieces, one second before each.
 async fn send_slowly(app: &App, webhook: &Webhook, parts: usize) -> (Vec<u16>, Instant) {
     let mut connection = connect(app).await;

@@ -104,7 +104,7 @@ pub(crate) async fn export(
         format,
     };
     // What fails at once is an error page and no file. Even if the first look finds nothing, the file begins,
-    // because the next hit may be far back.
+    // because the next hit may be far back. This look is short, so it does not wait for those of other exports.
     let first = [format.head(), format.write(&export.look().await?)].concat();
     let rest = stream::try_unfold(export, async |mut export| {
         let next = export.next().await;
@@ -140,7 +140,7 @@ impl Export {
     /// The next lines, which are some; `None` at the end.
     async fn next(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
         while !self.walk.is_over() {
-            let found = self.look().await?;
+            let found = self.look_in_turn().await?;
             if !found.is_empty() {
                 return Ok(Some(self.format.write(&found)));
             }
@@ -148,8 +148,14 @@ impl Export {
         Ok(None)
     }
 
+    /// Looks when few other exports do.
+    async fn look_in_turn(&mut self) -> Result<Vec<Line>, StoreError> {
+        let exports = self.exports.clone();
+        let _turn = exports.0.acquire().await;
+        self.look().await
+    }
+
     async fn look(&mut self) -> Result<Vec<Line>, StoreError> {
-        let _turn = self.exports.0.acquire().await;
         let mut tries = 0;
         let found = loop {
             tries += 1;

@@ -72,6 +72,9 @@ pub enum Error {
         "the tables are in the schema `{0}`, which the search path names: set DATABASE_SCHEMA to it"
     )]
     Elsewhere(String),
+    /// The schema does not exist, or the session's role may not use it.
+    #[error("there is no schema of that name that we may use: create it, or set DATABASE_SCHEMA")]
+    NoSchema,
     /// A migration failed, or differs from the one that was applied.
     #[error(transparent)]
     Failed(#[from] MigrateError),
@@ -93,6 +96,9 @@ pub async fn run(
 ) -> Result<(), Error> {
     if let Some(schema) = elsewhere(connection, search).await? {
         return Err(Error::Elsewhere(schema));
+    }
+    if !has_schema(connection, search).await? {
+        return Err(Error::NoSchema);
     }
     let mut failures = 0;
     loop {
@@ -138,6 +144,20 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
         .map_err(MigrateError::from)?;
     transaction.rollback().await.map_err(MigrateError::from)?;
     Ok(by_session.filter(|_| by_search.is_none()))
+}
+
+/// Whether `search` finds a schema that is not that of temporary tables, which would take the tables otherwise.
+async fn has_schema(connection: &mut PgConnection, search: &str) -> Result<bool, Error> {
+    let begin = AssertSqlSafe(format!("begin; {search}"));
+    let begun = connection.begin_with(begin).await;
+    let mut transaction = begun.map_err(MigrateError::from)?;
+    let has_schema = "select coalesce(current_schema() !~ '^pg_temp_', false)";
+    let has_schema = sqlx::query_scalar(has_schema)
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(MigrateError::from)?;
+    transaction.rollback().await.map_err(MigrateError::from)?;
+    Ok(has_schema)
 }
 
 enum Attempt {

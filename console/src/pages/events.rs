@@ -130,7 +130,7 @@ impl Query {
             "any" => Some(Problem::Any),
             name => Some(Problem::Of(kind(name)?)),
         };
-        let field = match (self.field.trim(), &self.value) {
+        let field = match (self.field.as_str(), &self.value) {
             ("", value) if value.is_empty() => None,
             ("", _) => return Err("there is a value, and no field that should have it".to_owned()),
             (field, value) => {

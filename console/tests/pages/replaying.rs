@@ -338,6 +338,29 @@ async fn a_dead_letter_that_takes_too_long_is_left_and_the_others_are_replayed(p
     app.stop().await;
 }
 
+/// The batch would be halved until each letter is alone, for twenty seconds each time.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_replay_stops_in_the_middle_of_a_batch_that_is_slow(pool: PgPool) {
+    letters(&pool, &TEN).await;
+    sql(
+        &pool,
+        "create function wait() returns trigger language plpgsql as
+             'begin perform pg_sleep(30); return new; end';
+         create trigger wait before insert on vendors for each row execute function wait()",
+    )
+    .await;
+    let app = operator_of(&pool).await;
+    let replay = begin(&app, &format!("{}&rate=100", form(&app, "").await)).await;
+    let sleeps = "select exists (select from pg_stat_activity
+                                  where datname = current_database() and wait_event = 'PgSleep')";
+    until(&pool, sleeps).await;
+    post(&app, &format!("{replay}/stop"), "", &[]).await;
+    until_within(&pool, "select ended = 'stopped' from replay_jobs", 4 * SOON).await;
+    assert_eq!(replayed(&pool).await, [""; 0]);
+    assert_eq!(open(&pool).await.len(), TEN.len());
+    app.stop().await;
+}
+
 #[sqlx::test(migrator = "migrations::MIGRATOR")]
 async fn two_operators_on_two_consoles_replay_each_letter_once(pool: PgPool) {
     letters(&pool, &TEN).await;

@@ -64,10 +64,10 @@ pub(super) struct Place {
 impl Place {
     /// Where the connection's statements go.
     pub(super) async fn find(connection: &mut PgConnection) -> anyhow::Result<Self> {
+        // Without that schema the schema of temporary tables comes first.
+        let found = "select current_database(), case when current_schema() !~ '^pg_temp_' then current_schema() end, current_user";
         let (database, schema, role): (String, Option<String>, String) =
-            sqlx::query_as("select current_database(), current_schema(), current_user")
-                .fetch_one(connection)
-                .await?;
+            sqlx::query_as(found).fetch_one(connection).await?;
         let schema = schema.context(
             "there is no schema of that name that we may use: create it, or set DATABASE_SCHEMA",
         )?;

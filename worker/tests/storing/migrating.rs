@@ -193,6 +193,19 @@ async fn tables_in_another_schema_are_not_made_a_second_time(pool: PgPool) {
         .expect("nothing to do");
 }
 
+/// Otherwise the tables would become temporary ones.
+#[sqlx::test(migrations = false)]
+async fn a_schema_that_does_not_exist_gets_no_tables(pool: PgPool) {
+    let mut connection = pool.acquire().await.expect("a connection");
+    let mut observer = pool.acquire().await.expect("a connection");
+    let nowhere = "set local search_path = \"nowhere\", pg_temp";
+    let deadline = Instant::now() + 3 * SOON;
+    let outcome = migrations::run(&mut connection, &mut observer, nowhere, deadline, |_| {}).await;
+    assert!(matches!(outcome, Err(Error::NoSchema)), "{outcome:?}");
+    let ours = "select count(*) from pg_class where relname = 'webhook_receipts'";
+    assert_eq!(count(&pool, ours).await, 0);
+}
+
 #[sqlx::test(migrations = false)]
 async fn many_may_migrate_an_empty_database_at_once(pool: PgPool) {
     let migrate = async || {

@@ -121,7 +121,7 @@ pub(crate) async fn count(pool: &PgPool, sql: &'static str) -> i64 {
 
 /// Waits until a query gives the expected number.
 pub(crate) async fn until_count(pool: &PgPool, sql: &'static str, expected: i64) {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + 3 * SOON;
     loop {
         let found = count(pool, sql).await;
         if found == expected {

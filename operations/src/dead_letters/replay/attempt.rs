@@ -29,6 +29,7 @@ use super::{
     letter::{LOCK, Letter},
     mended::{Mended, clear, newest},
     outcome::{Outcome, Replayed},
+    rounds::Host,
     trial::Trial,
 };
 use crate::{
@@ -107,17 +108,24 @@ enum Judgement {
 
 impl Attempt {
     /// Replays these, and adds what became of each to `replayed`. An offender is found by halving, so that
-    /// it costs the others nothing. An error that ends the replay leaves everything before it done.
+    /// it costs the others nothing. An error that ends the replay leaves everything before it done. Halving
+    /// may take minutes, so `host` is asked meanwhile whether to continue. Returns those that were not tried to the end.
     pub async fn batch(
         &self,
         ids: Vec<String>,
         lock_wait: Duration,
+        host: &mut impl Host,
         replayed: &mut Vec<Replayed>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<String>> {
         let mut groups = vec![(ids, lock_wait)];
         let mut suspects = Vec::new();
         let mut locked_alone = 0;
+        let mut has_failed = false;
         while let Some((mut group, lock_wait)) = groups.pop() {
+            if has_failed && !host.may_continue().await? {
+                groups.push((group, lock_wait));
+                break;
+            }
             let failure = match self.transaction(&group, lock_wait, false).await? {
                 Ok(done) => {
                     replayed.extend(done);
@@ -125,6 +133,7 @@ impl Attempt {
                 }
                 Err(failure) => failure,
             };
+            has_failed = true;
             let class = failure.class();
             let is_lock = matches!(class, Class::Locked | Class::Contention);
             match (class, &group[..]) {
@@ -143,7 +152,8 @@ impl Attempt {
                 (_, _) => groups.extend(halves(group)),
             }
         }
-        self.judge_suspects(suspects, replayed)
+        self.judge_suspects(suspects, replayed)?;
+        Ok(groups.into_iter().rev().flat_map(|(ids, _)| ids).collect())
     }
 
     /// Those that failed alone with an error that is usually everybody's. Where others got through beside

@@ -52,6 +52,13 @@ impl Letters {
         this
     }
 
+    /// These were taken and not tried to the end.
+    fn put_back(&mut self, ids: Vec<String>) {
+        for id in ids.into_iter().rev() {
+            self.ordinary.push_front(id);
+        }
+    }
+
     fn push(&mut self, id: String, is_ordinary: bool) {
         match is_ordinary {
             true => self.ordinary.push_back(id),
@@ -146,7 +153,10 @@ impl<H: Host> Replay<'_, H> {
         let mut replayed = Vec::new();
         let ended = match letters.dangerous.pop_front_if(|_| batch.is_empty()) {
             Some(id) => self.host.dangerous(id).await.map(|one| replayed.push(one)),
-            None => self.attempt.batch(batch, lock_wait, &mut replayed).await,
+            None => (self.attempt)
+                .batch(batch, lock_wait, self.host, &mut replayed)
+                .await
+                .map(|left| letters.put_back(left)),
         };
         Step {
             took: size.max(1),

@@ -16,14 +16,11 @@ use stack::packages::{Packages, STORES};
 use stack::postgres::Durability;
 use stack::process::{Process, Spec};
 use stack::programs;
-use stack::progress::Progress;
+use stack::progress::{self, Progress};
 use stack::stores::{Addresses, Stores};
 
 /// The variable that sets how many tests of a program run at once.
 const THREADS: &str = "RUST_TEST_THREADS";
-
-/// How many tests of each program run at once for each processor.
-const THREADS_PER_PROCESSOR: usize = 2;
 
 /// What all test programs have in common.
 #[derive(Debug)]
@@ -88,11 +85,9 @@ impl Lane {
                 .map(|release| (STORES, release.name().to_owned())),
         );
         if env::var_os(THREADS).is_none() {
-            let processors = thread::available_parallelism()?;
-            variables.push((
-                THREADS,
-                (THREADS_PER_PROCESSOR * processors.get()).to_string(),
-            ));
+            // There are as many lanes as processors, and most tests wait.
+            let threads = thread::available_parallelism()?.get() + 1;
+            variables.push((THREADS, threads.to_string()));
         }
         Ok(Self {
             arguments: setting.arguments.to_vec(),
@@ -131,6 +126,7 @@ impl Lane {
             test = test.log(&log);
         }
         let started = Instant::now();
+        progress::note(&format!("… running {name}"));
         let process = Process::spawn(test)?;
         let status = process.wait().await;
         if !live {

@@ -2,7 +2,7 @@
 
 use operations::{
     dead_letters::replay::{
-        Attempt, Outcome,
+        Attempt, Host, Outcome, Replayed,
         job::{self, End, Job, NewJob},
         lease::{Lease, LeaseLost},
     },
@@ -306,7 +306,7 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
     let mut replayed = Vec::new();
     let ids = vec!["replayed".to_owned()];
     attempt
-        .batch(ids, SOON, &mut replayed)
+        .batch(ids, SOON, &mut Unattended, &mut replayed)
         .await
         .expect("all rights");
     assert_eq!(replayed[0].outcome, Outcome::Newest);
@@ -326,8 +326,11 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
     lease.release(&mut connection).await.expect("a right");
     assert!(other.take(&mut connection).await.expect("a right"));
     // It was frozen meanwhile, and wakes.
-    let woken = attempt.batch(vec!["m".to_owned()], SOON, &mut replayed);
-    let lost = woken.await.expect_err("another one has the lease");
+    let ids = vec!["m".to_owned()];
+    let lost = attempt
+        .batch(ids, SOON, &mut Unattended, &mut replayed)
+        .await
+        .expect_err("another one has the lease");
     assert!(lost.is::<LeaseLost>(), "{lost:#}");
     for lost in [
         job.write_outcomes(&mut connection, &replayed).await,
@@ -337,6 +340,27 @@ async fn for_operators_the_console_can_run_a_replay_as_a_job(pool: PgPool) {
         assert!(lost.expect_err("no lease").is::<LeaseLost>());
     }
     place.clean_up().await;
+}
+
+/// A replay that nobody stops, of no poison message.
+struct Unattended;
+
+impl Host for Unattended {
+    async fn may_continue(&mut self) -> anyhow::Result<bool> {
+        Ok(true)
+    }
+
+    async fn dangerous(&mut self, webhook_id: String) -> anyhow::Result<Replayed> {
+        anyhow::bail!("{webhook_id} is a poison message")
+    }
+
+    async fn finished(&mut self, _replayed: Vec<Replayed>) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    fn retrying(&mut self, _locked: usize) -> anyhow::Result<()> {
+        Ok(())
+    }
 }
 
 #[sqlx::test(migrations = false)]

@@ -15,7 +15,7 @@ use crate::lock_holders::{FIRST_LOCK_WAIT, LAST_LOCK_WAIT};
 
 /// The program that replays.
 pub trait Host {
-    /// Called before each batch. `false` ends the replay.
+    /// Called before each batch, and while one is halved. `false` ends the replay.
     fn may_continue(&mut self) -> impl Future<Output = anyhow::Result<bool>> + Send;
 
     /// Replays a poison message, which could stop this process like the workers, or leaves it.

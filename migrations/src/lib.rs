@@ -135,7 +135,7 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
     if by_session.is_none() {
         return Ok(None);
     }
-    let begin = AssertSqlSafe(format!("begin; {search}"));
+    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
     let begun = connection.begin_with(begin).await;
     let mut transaction = begun.map_err(MigrateError::from)?;
     let by_search: Option<String> = sqlx::query_scalar(FOUND)
@@ -148,7 +148,7 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
 
 /// Whether `search` finds a schema that is not that of temporary tables, which would take the tables otherwise.
 async fn has_schema(connection: &mut PgConnection, search: &str) -> Result<bool, Error> {
-    let begin = AssertSqlSafe(format!("begin; {search}"));
+    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
     let begun = connection.begin_with(begin).await;
     let mut transaction = begun.map_err(MigrateError::from)?;
     let has_schema = "select coalesce(current_schema() !~ '^pg_temp_', false)";

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use blocker::Blocker;
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection,
+    AssertSqlSafe, Connection, PgConnection, Postgres, Transaction,
     migrate::{Migrate, MigrateError, Migrator},
 };
 use thiserror::Error;
@@ -119,6 +119,15 @@ pub async fn run(
     }
 }
 
+async fn begin<'c>(
+    connection: &'c mut PgConnection,
+    search: &str,
+) -> Result<Transaction<'c, Postgres>, MigrateError> {
+    // In one message, because the session's own limits apply until these are set.
+    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
+    Ok(connection.begin_with(begin).await?)
+}
+
 /// The schema of the tables that the session's own search path finds, if `search` finds none. New
 /// tables would hide them.
 async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option<String>, Error> {
@@ -135,9 +144,7 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
     if by_session.is_none() {
         return Ok(None);
     }
-    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
-    let begun = connection.begin_with(begin).await;
-    let mut transaction = begun.map_err(MigrateError::from)?;
+    let mut transaction = begin(connection, search).await?;
     let by_search: Option<String> = sqlx::query_scalar(FOUND)
         .fetch_optional(&mut *transaction)
         .await
@@ -148,9 +155,7 @@ async fn elsewhere(connection: &mut PgConnection, search: &str) -> Result<Option
 
 /// Whether `search` finds a schema that is not that of temporary tables, which would take the tables otherwise.
 async fn has_schema(connection: &mut PgConnection, search: &str) -> Result<bool, Error> {
-    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
-    let begun = connection.begin_with(begin).await;
-    let mut transaction = begun.map_err(MigrateError::from)?;
+    let mut transaction = begin(connection, search).await?;
     let has_schema = "select coalesce(current_schema() !~ '^pg_temp_', false)";
     let has_schema = sqlx::query_scalar(has_schema)
         .fetch_one(&mut *transaction)
@@ -174,10 +179,7 @@ async fn attempt(
     search: &str,
 ) -> Result<Attempt, Error> {
     let mut blockers = Vec::new();
-    // In one message, because the session's own limits apply until these are set.
-    let begin = AssertSqlSafe(format!("begin; {LIMITS}; {search}"));
-    let begun = connection.begin_with(begin).await;
-    let mut transaction = begun.map_err(MigrateError::from)?;
+    let mut transaction = begin(connection, search).await?;
     let outcome = async {
         let backend: i32 = sqlx::query_scalar("select pg_backend_pid()")
             .fetch_one(&mut *transaction)

@@ -55,6 +55,7 @@ const SEARCH: TransactionMode = TransactionMode::read()
 /// The pause between two rounds of searching.
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
 
+/// The pause after a search that failed, and the first one after a round that missed rows.
 const SEARCH_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// A row's due time is the start of the transaction that writes it, and the row becomes visible at
@@ -182,12 +183,16 @@ enum Search {
     Running(AbortOnDropHandle<Result<Vec<RowKey>, TransactionError>>),
 }
 
+/// How far a round of searches has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct SearchPosition {
-    /// It starts at rows with this due time; `None` is the oldest.
+struct Round {
+    /// The next search starts at rows with this due time; `None` is the oldest.
     due_from: Option<DateTime<Utc>>,
     /// It skips this many rows of that time, which were found before and could not be claimed.
     skip: i64,
+    /// Whether a row that was found could not be claimed. It may be free soon; and if it is deleted
+    /// in the middle of the round, `skip` passes over a row that was never found.
+    misses_rows: bool,
 }
 
 /// Claims the due rows of one kind.
@@ -198,7 +203,9 @@ pub struct DueRows {
     /// The due time at which the next claim starts, by Postgres' clock.
     start: Option<DateTime<Utc>>,
     search: Search,
-    position: SearchPosition,
+    round: Round,
+    /// The pause after a round that misses rows.
+    search_again_after: Duration,
 }
 
 impl DueRows {
@@ -210,7 +217,8 @@ impl DueRows {
             spool,
             start: None,
             search: Search::Planned { at: Instant::now() },
-            position: SearchPosition::default(),
+            round: Round::default(),
+            search_again_after: SEARCH_AGAIN_AFTER,
         }
     }
 
@@ -282,12 +290,8 @@ impl DueRows {
         match &mut self.search {
             Search::Planned { at } => {
                 if *at <= now {
-                    let search = search(
-                        self.spool.clone(),
-                        self.kind.search,
-                        self.limit,
-                        self.position,
-                    );
+                    let search =
+                        search(self.spool.clone(), self.kind.search, self.limit, self.round);
                     self.search = Search::Running(AbortOnDropHandle::new(tokio::spawn(search)));
                 }
                 None
@@ -320,18 +324,33 @@ impl DueRows {
     /// Plans the next search after one that found these rows, of which `claimed` could be claimed.
     fn plan(&mut self, found: &[RowKey], claimed: &[Work]) {
         let is_full = usize::try_from(self.limit).is_ok_and(|limit| found.len() >= limit);
-        let (position, pause) = match is_full {
-            true => (self.position.after(found, claimed), Duration::ZERO),
-            false => (SearchPosition::default(), SEARCH_EVERY),
+        let round = self.round.after(found, claimed);
+        let pause = if is_full {
+            self.round = round;
+            Duration::ZERO
+        } else {
+            self.round = Round::default();
+            self.pause_after(round)
         };
-        self.position = position;
         self.search = Search::Planned {
             at: Instant::now() + pause,
         };
     }
+
+    /// The pause after a round that has ended. Rows may stay locked for hours, and a search may
+    /// cost seconds, so rounds that miss rows become rarer.
+    fn pause_after(&mut self, ended: Round) -> Duration {
+        if !ended.misses_rows {
+            self.search_again_after = SEARCH_AGAIN_AFTER;
+            return SEARCH_EVERY;
+        }
+        let pause = self.search_again_after;
+        self.search_again_after = (2 * pause).min(SEARCH_EVERY);
+        pause
+    }
 }
 
-impl SearchPosition {
+impl Round {
     /// The position after these rows. Rows of the last due time that were not claimed, because
     /// another replica takes them or a session has locked them, are skipped, so that they do not
     /// hide other rows of the same time.
@@ -356,6 +375,7 @@ impl SearchPosition {
         Self {
             due_from: Some(due_from),
             skip: skipped + i64::try_from(left).unwrap_or(i64::MAX - skipped),
+            misses_rows: self.misses_rows || claimed.len() < found.len(),
         }
     }
 }
@@ -364,7 +384,7 @@ async fn search(
     spool: Spool,
     sql: &'static str,
     limit: i64,
-    position: SearchPosition,
+    round: Round,
 ) -> Result<Vec<RowKey>, TransactionError> {
     let _one_at_a_time = spool.searching.lock().await;
     let deadline = Instant::now() + SEARCH_DEADLINE;
@@ -375,8 +395,8 @@ async fn search(
                 sqlx::query_as(sql)
                     .bind(spool.family.name())
                     .bind(limit)
-                    .bind(position.due_from)
-                    .bind(position.skip)
+                    .bind(round.due_from)
+                    .bind(round.skip)
                     .fetch_all(connection)
                     .await
             })
@@ -444,11 +464,19 @@ mod tests {
     #[test]
     fn rows_that_cannot_be_claimed_hide_none_of_the_same_time() {
         let due_at = DateTime::UNIX_EPOCH;
-        let first = SearchPosition::default().after(&found(&["a", "b"], due_at), &[]);
+        let first = Round::default().after(&found(&["a", "b"], due_at), &[]);
         assert_eq!((first.due_from, first.skip), (Some(due_at), 2));
         assert_eq!(first.after(&found(&["c"], due_at), &[]).skip, 3);
         let later = due_at + TimeDelta::seconds(1);
         let next = first.after(&found(&["d"], later), &[]);
         assert_eq!((next.due_from, next.skip), (Some(later), 1));
+    }
+
+    #[test]
+    fn a_round_misses_rows_as_soon_as_one_could_not_be_claimed() {
+        let missed = Round::default().after(&found(&["a"], DateTime::UNIX_EPOCH), &[]);
+        assert!(missed.misses_rows);
+        assert!(missed.after(&[], &[]).misses_rows);
+        assert!(!Round::default().after(&[], &[]).misses_rows);
     }
 }

@@ -3,8 +3,10 @@
 //! `events` has indexes on the time of receipt, also one of only the events with a problem. It has none on
 //! companies, types or resources, because they would slow down the storing of every event. So a search
 //! walks back in time until it has a full page, has come to the end, or its time is over. Then the page
-//! says how far back it looked, and the next page continues from there.
+//! says how far back it looked, and the next page continues from there. If somebody has created an index
+//! on resources, a search for one uses it.
 
+mod of_resource;
 mod walk;
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -15,7 +17,7 @@ use sqlx::{Postgres, QueryBuilder};
 use tokio::time::Instant;
 use worker::problem::Kind;
 
-pub use self::walk::Walk;
+pub use self::{of_resource::is_indexed as resources_are_indexed, walk::Walk};
 use crate::{
     store::{STATEMENT_TIMEOUT, Store, StoreError},
     time,
@@ -174,6 +176,10 @@ impl Filter {
         }
     }
 }
+
+/// The columns of a [`Summary`].
+const SUMMARY: &str = "webhook_id, event_type, company_id, resource_id, secret_name, problem,
+                       dismissed_at is not null as is_dismissed, received_at, stored_at";
 
 /// An event without its body.
 #[derive(Clone, Debug, sqlx::FromRow)]

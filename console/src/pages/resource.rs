@@ -88,7 +88,12 @@ pub(crate) async fn page(
     let (row, known_at) = store
         .look(async |connection| row(connection, &query.id).await)
         .await?;
-    let before = query.before(known_at)?;
+    // All of them are found at once, so there is no reason to begin at the known one.
+    let begin = match search::resources_are_indexed(&store).await? {
+        true => None,
+        false => known_at,
+    };
+    let before = query.before(begin)?;
     let filter = Filter {
         resource: Some(query.id.clone()),
         ..Filter::default()

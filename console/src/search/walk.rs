@@ -3,6 +3,9 @@
 //! A slice is a number of events that follow each other in the order of an index: of all events by their
 //! time of receipt, or of those with a problem. So each statement reads a bounded number of rows, whatever
 //! the filter is and however few events match it.
+//!
+//! Events of one resource need no slices where somebody has created an index on resources
+//! (`of_resource.rs`).
 
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, Postgres, QueryBuilder, Row as _, postgres::PgRow};
 use tokio::time::Instant;
 
-use super::{Filter, Key, Summary};
+use super::{Filter, Key, SUMMARY, Summary, of_resource};
 use crate::store::{Store, StoreError};
 
 /// The longest slice.
@@ -22,10 +25,26 @@ const GROWTH: f64 = 4.0;
 /// The share of the time limit that a slice should take, by the rate of the slice before.
 const SHARE: f64 = 0.7;
 
+/// Longer than this, the events of a resource are not looked for by its index. A resource with so many has
+/// some in each slice.
+const OF_RESOURCE_WITHIN: Duration = Duration::from_millis(500);
+
+/// What a walk follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    /// Not known before the first slice.
+    Unknown,
+    /// The events' time of receipt.
+    Time,
+    /// The index on resources.
+    Resource,
+}
+
 /// A walk back in time.
 #[derive(Debug)]
 pub struct Walk {
     filter: Filter,
+    path: Path,
     /// Everything from here on was looked at.
     at: Key,
     /// How many events the next slice has.
@@ -43,6 +62,10 @@ impl Walk {
             at: match before {
                 Some(before) if before.at < end.at => before,
                 _ => end,
+            },
+            path: match filter.resource {
+                Some(_) => Path::Unknown,
+                None => Path::Time,
             },
             length,
             rate: None,
@@ -65,6 +88,45 @@ impl Walk {
     /// last of them, or behind the slice if it has no more. Postgres ends it after `limit`. It can then be
     /// tried again, with a shorter slice.
     pub async fn slice(
+        &mut self,
+        store: &Store,
+        wanted: usize,
+        limit: Duration,
+    ) -> Result<Vec<Summary>, StoreError> {
+        if self.path == Path::Unknown {
+            self.path = match of_resource::is_indexed(store).await? {
+                true => Path::Resource,
+                false => Path::Time,
+            };
+        }
+        if self.path == Path::Resource {
+            match self.rest_of_resource(store, wanted, limit).await {
+                Err(StoreError::TooSlow) => self.path = Path::Time,
+                found => return found,
+            }
+        }
+        self.slice_of_time(store, wanted, limit).await
+    }
+
+    async fn rest_of_resource(
+        &mut self,
+        store: &Store,
+        wanted: usize,
+        limit: Duration,
+    ) -> Result<Vec<Summary>, StoreError> {
+        let rows = store
+            .look_by_index(limit.min(OF_RESOURCE_WITHIN), async |connection| {
+                of_resource::find(connection, &self.filter, &self.at, wanted).await
+            })
+            .await?;
+        match rows.last() {
+            Some(last) if rows.len() == wanted => self.at = last.key(),
+            _ => self.is_over = true,
+        }
+        Ok(rows)
+    }
+
+    async fn slice_of_time(
         &mut self,
         store: &Store,
         wanted: usize,
@@ -139,10 +201,10 @@ async fn look(
         " limit 1) as since)
          select slice.since, found.*
            from slice left join lateral (
-                select webhook_id, event_type, company_id, resource_id, secret_name, problem,
-                       dismissed_at is not null as is_dismissed, received_at, stored_at
-                  from events where received_at <= ",
+                select ",
     );
+    query.push(SUMMARY);
+    query.push(" from events where received_at <= ");
     query.push_bind(before.at);
     query.push(" and (received_at, webhook_id) < (");
     query.push_bind(before.at).push(", ");

@@ -13,7 +13,7 @@ use web_console::{
 use worker::problem::Kind;
 
 use crate::{
-    app::{App, link, links},
+    app::{App, SOON, link, links},
     sample::{event, nameless, received, sql, store, vendor},
 };
 
@@ -138,6 +138,66 @@ async fn pages_show_each_event_once_the_newest_first(pool: PgPool) {
     let batch = |id: &String| id["msg_".len()..].parse::<i32>().expect("a number") / 40;
     assert!(seen.is_sorted_by(|a, b| batch(a) >= batch(b)), "{seen:?}");
     app.stop().await;
+}
+
+/// What pages and files show of a resource with many events, some of one time.
+async fn of_resource(app: &App) -> Vec<Vec<String>> {
+    let mut shown = Vec::new();
+    for filters in [
+        "",
+        "&type=v1.card.created",
+        "&company=c1&problem=none",
+        "&problem=any",
+        "&from=2026-01-01T00:00:02&to=2026-01-01T00:00:03",
+    ] {
+        let (mut next, mut ids) = (Some(format!("/events?resource=r-1{filters}")), Vec::new());
+        while let Some(path) = next {
+            let page = app.page(&path).await;
+            let links = links(&page).into_iter();
+            ids.extend(links.filter_map(|l| l.strip_prefix("/event?id=").map(str::to_owned)));
+            next = link(&page, "Older");
+        }
+        shown.push(ids);
+        let file = format!("/events/export?format=jsonl&resource=r-1{filters}");
+        shown.push(app.page(&file).await.lines().map(str::to_owned).collect());
+    }
+    shown
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn an_index_on_resources_is_used_and_changes_no_answer(pool: PgPool) {
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, company_id, resource_id, received_at, problem, raw,
+                             body_sha256)
+         select 'msg_' || n, (array['v1.card.created', 'v1.card.frozen'])[1 + n % 2],
+                (array['c1', 'c2'])[1 + n / 2 % 2], (array['r-1', 'r-2', null])[1 + n / 4 % 3],
+                '2026-01-01'::timestamptz + interval '1 second' * (n / 80),
+                case when n % 7 = 0 then 'not JSON' end, '', ''
+           from generate_series(0, 1199) n",
+    )
+    .await;
+    let app = App::start(&pool).await;
+    let by_time = of_resource(&app).await;
+    assert_eq!(by_time[0].len(), 400);
+    assert!(by_time.iter().all(|shown| shown.len() > 20));
+    sql(&pool, "create index of_resources on events (resource_id)").await;
+    assert_eq!(of_resource(&app).await, by_time);
+    app.stop().await;
+    // Sessions report what they have read when they end.
+    let is_used =
+        "select idx_scan > 0 from pg_stat_user_indexes where indexrelname = 'of_resources'";
+    tokio::time::timeout(SOON, async {
+        while !sqlx::query_scalar::<_, bool>(is_used)
+            .fetch_one(&pool)
+            .await
+            .expect("a look")
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("the index is used");
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

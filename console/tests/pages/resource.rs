@@ -97,3 +97,22 @@ async fn a_resource_of_long_ago_is_found_at_once(pool: PgPool) {
     assert!(app.page(&all).await.contains("/event?id=msg_1"));
     app.stop().await;
 }
+
+/// Without an index the search begins at the state that the row shows.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn with_an_index_on_resources_all_states_are_looked_at(pool: PgPool) {
+    let ago = |hours| Utc::now() - TimeDelta::hours(hours);
+    for (id, minute, at) in [("msg_2", 2, ago(400)), ("msg_1", 1, ago(1))] {
+        let state = vendor(id, "v-1", "Acme", "DRAFT", minute);
+        store(&pool, [received(state, at)]).await;
+    }
+    let app = App::start(&pool).await;
+    let page = app.page("/resource?id=v-1").await;
+    assert!(page.contains("were not looked at"), "{page}");
+    assert!(!page.contains("/event?id=msg_1"), "{page}");
+    sql(&pool, "create index on events (resource_id)").await;
+    let page = app.page("/resource?id=v-1").await;
+    assert!(!page.contains("were not looked at"), "{page}");
+    assert!(page.contains("/event?id=msg_1"), "{page}");
+    app.stop().await;
+}

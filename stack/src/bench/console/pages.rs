@@ -129,6 +129,13 @@ struct Builder {
 type Fields<'a> = Vec<(&'a str, &'a str)>;
 
 impl Builder {
+    fn new(base: Url) -> Self {
+        Self {
+            base,
+            pages: Vec::new(),
+        }
+    }
+
     fn add<'a>(
         &mut self,
         name: impl Into<String>,
@@ -152,17 +159,32 @@ impl Builder {
     }
 }
 
-/// All pages of the console at this address.
-pub(super) async fn all(pool: &PgPool, base: Url, events: i64) -> Result<Vec<Page>> {
-    let known = Known::find(pool, events).await?;
-    let pages = Vec::new();
-    let mut builder = Builder { base, pages };
-    lists(&mut builder, &known);
-    searches(&mut builder, &known);
-    single(&mut builder, &known);
-    problems(&mut builder, &known);
-    files(&mut builder, &known);
-    Ok(builder.pages)
+/// All pages of the console.
+#[derive(Debug)]
+pub(super) struct Pages {
+    /// As the schema is.
+    pub(super) without_index: Vec<Page>,
+    /// Those that are faster if somebody creates an index on resources.
+    pub(super) with_index: Vec<Page>,
+}
+
+impl Pages {
+    /// Those of the console at the address `base`.
+    pub(super) async fn find(pool: &PgPool, base: Url, events: i64) -> Result<Self> {
+        let known = Known::find(pool, events).await?;
+        let mut without_index = Builder::new(base.clone());
+        lists(&mut without_index, &known);
+        searches(&mut without_index, &known);
+        single(&mut without_index, &known);
+        problems(&mut without_index, &known);
+        files(&mut without_index, &known);
+        let mut with_index = Builder::new(base);
+        of_resources(&mut with_index, &known, ", with an index on resources");
+        Ok(Self {
+            without_index: without_index.pages,
+            with_index: with_index.pages,
+        })
+    }
 }
 
 /// Those that always find a page full at once.
@@ -211,8 +233,6 @@ fn searches(builder: &mut Builder, known: &Known) {
         "/events",
         of_small(),
     );
-    let resources = || known.resources().map(|id| vec![("resource", &**id)]);
-    builder.add("events by resource", Promise::Page, "/events", resources());
     let longer = known
         .resources()
         .map(|id| vec![("resource", &**id), ("search", "longer")]);
@@ -261,10 +281,34 @@ fn single(builder: &mut Builder, known: &Known) {
     builder.add("one event", Promise::Page, "/event", events);
     let letters = known.dead_letters.iter().map(|letter| id(&**letter));
     builder.add("one dead letter", Promise::Page, "/event", letters);
+    of_resources(builder, known, "");
+}
+
+/// Those of the events of one resource. `index` ends their names.
+fn of_resources(builder: &mut Builder, known: &Known, index: &str) {
+    let id = |id| vec![("id", id)];
+    let name = |page| format!("{page}{index}");
     let vendors = known.vendors.iter().map(|vendor| id(&**vendor));
-    builder.add("one vendor", Promise::Page, "/resource", vendors);
+    builder.add(name("one vendor"), Promise::Page, "/resource", vendors);
     let jobs = known.export_jobs.iter().map(|job| id(&**job));
-    builder.add("one export job", Promise::Page, "/resource", jobs);
+    builder.add(name("one export job"), Promise::Page, "/resource", jobs);
+    let resources = || known.resources().map(|id| vec![("resource", &**id)]);
+    builder.add(
+        name("events by resource"),
+        Promise::Page,
+        "/events",
+        resources(),
+    );
+    let files = resources().map(|mut fields| {
+        fields.push(("format", "csv"));
+        fields
+    });
+    builder.add(
+        name("CSV of a resource"),
+        Promise::FirstByte,
+        "/events/export",
+        files,
+    );
 }
 
 fn problems(builder: &mut Builder, known: &Known) {
@@ -347,10 +391,6 @@ fn files(builder: &mut Builder, known: &Known) {
         let name = format!("{name} of a company's type in a day");
         builder.add(name, Promise::FirstByte, path, of_company);
     }
-    let resources = known
-        .resources()
-        .map(|id| vec![("format", "csv"), ("resource", &**id)]);
-    builder.add("CSV of a resource", Promise::FirstByte, path, resources);
 }
 
 /// From a time on, for so long, as the form on the page writes it.

@@ -5,6 +5,7 @@ use askama::Template;
 use chrono::{DateTime, Utc};
 use operations::dead_letters::replay::Outcome;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use sqlx::PgConnection;
 
 use crate::{
@@ -237,6 +238,20 @@ impl Progress {
 }
 
 impl Job {
+    /// The parts of the selection. Its column may hold any JSON that the operators' account wrote.
+    fn selection(&self) -> Vec<(String, String)> {
+        let Ok(parts) = serde_json::from_str::<Map<String, Value>>(&self.filter) else {
+            return vec![("filter".to_owned(), self.filter.clone())];
+        };
+        parts
+            .into_iter()
+            .map(|(name, value)| match value {
+                Value::String(text) => (name, text),
+                other => (name, other.to_string()),
+            })
+            .collect()
+    }
+
     fn is_running(&self) -> bool {
         self.ended.is_none()
     }

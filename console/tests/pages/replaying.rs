@@ -132,6 +132,7 @@ async fn a_replay_takes_exactly_what_was_shown_and_says_what_became_of_it(pool: 
     for expected in [
         "4 of 4: done",
         "by <bdi>grace</bdi>",
+        "<bdi>company</bdi>: <bdi>c1</bdi>",
         "stored, as the newest state",
         "`data.name` is missing",
         "refused by postgres",
@@ -140,7 +141,9 @@ async fn a_replay_takes_exactly_what_was_shown_and_says_what_became_of_it(pool: 
         assert!(page.contains(expected), "{expected} is not in {page}");
     }
     let (_, page) = desk.page("/replays", &viewer).await;
-    assert!(page.contains("4 of 4") && page.contains("grace"), "{page}");
+    for expected in ["4 of 4", "grace", "<bdi>company</bdi>: <bdi>c1</bdi>"] {
+        assert!(page.contains(expected), "{expected} is not in {page}");
+    }
     let (_, page) = desk.page("/record?who=grace", &viewer).await;
     assert!(page.contains(r#""job": 1"#), "{page}");
     let by = "select bool_and(person = 'grace' and run = (select run from replay_jobs)

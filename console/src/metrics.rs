@@ -6,9 +6,12 @@ use shared::{
     metrics::{LATENCY_BUCKETS, ServiceMetrics},
 };
 
+use crate::{pages::replay::PATH as REPLAY, server::ACT};
+
 /// The pages, as labels, by the patterns of their addresses.
-const PAGES: [(&str, &str); 11] = [
+const PAGES: [(&str, &str); 18] = [
     ("/", "overview"),
+    ("/overview/figures", "figures"),
     ("/events", "events"),
     ("/events/export", "export"),
     ("/events/live", "live"),
@@ -16,6 +19,12 @@ const PAGES: [(&str, &str); 11] = [
     ("/event/body", "body"),
     ("/resource", "resource"),
     ("/dead-letters", "dead-letters"),
+    (ACT, "act"),
+    ("/dead-letters/try", "try"),
+    (REPLAY, "replay"),
+    ("/replays", "replays"),
+    ("/replays/{id}", "replay-progress"),
+    ("/replays/{id}/progress", "replay-progress"),
     ("/receipts", "receipts"),
     ("/record", "record"),
     ("/sign-in", "sign-in"),

@@ -33,7 +33,7 @@ const MOST_CONNECTIONS: usize = 1_000;
 const MOST_FORM_BYTES: usize = 8 * 1024;
 
 /// Where operators act on dead letters.
-const ACT: &str = "/dead-letters/{action:dismiss|restore}";
+pub(crate) const ACT: &str = "/dead-letters/{action:dismiss|restore}";
 
 /// What pages need.
 #[derive(Clone)]

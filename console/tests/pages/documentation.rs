@@ -15,6 +15,8 @@ const SETTINGS: &str = include_str!("../../../docs/settings.md");
 async fn every_metric_is_documented(pool: PgPool) {
     let app = App::start(&pool).await;
     app.page("/events").await;
+    app.get("/dead-letters/dismiss").await;
+    app.page_with("/replays/1", 404).await;
     let request = app.client.get(format!("{}/metrics", app.private_url));
     let exposed = request.send().await.expect("an answer").text().await;
     let exposed = exposed.expect("text");
@@ -32,8 +34,21 @@ async fn every_metric_is_documented(pool: PgPool) {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(ours, documented);
-    let counted = "pleo_console_request_seconds_count{page=\"events\"} 1";
-    assert!(exposed.contains(counted), "{exposed}");
+    let pages: BTreeSet<&str> = exposed
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("pleo_console_request_seconds_count{page=\"")?
+                .split_once('"')
+        })
+        .map(|(page, _)| page)
+        .collect();
+    for page in pages {
+        assert!(section.contains(&format!("`{page}`")), "{page}");
+    }
+    for page in ["events", "act", "replay-progress"] {
+        let counted = format!("pleo_console_request_seconds_count{{page=\"{page}\"}} 1");
+        assert!(exposed.contains(&counted), "{counted} is not in {exposed}");
+    }
     app.stop().await;
 }
 

@@ -179,7 +179,7 @@ impl Filter {
 
 /// The columns of a [`Summary`].
 const SUMMARY: &str = "webhook_id, event_type, company_id, resource_id, secret_name, problem,
-                       dismissed_at is not null as is_dismissed, received_at, stored_at";
+                       problem_kind, dismissed_at is not null as is_dismissed, received_at, stored_at";
 
 /// An event without its body.
 #[derive(Clone, Debug, sqlx::FromRow)]
@@ -191,12 +191,19 @@ pub struct Summary {
     pub resource_id: Option<String>,
     pub secret_name: Option<String>,
     pub problem: Option<String>,
+    pub problem_kind: Option<String>,
     pub is_dismissed: bool,
     pub received_at: DateTime<Utc>,
     pub stored_at: DateTime<Utc>,
 }
 
 impl Summary {
+    /// The kind of its problem.
+    pub fn kind(&self) -> Option<Kind> {
+        let problem = self.problem.as_ref();
+        problem.map(|_| Kind::shown(self.problem_kind.as_deref()))
+    }
+
     /// Its place in the order.
     pub fn key(&self) -> Key {
         Key {

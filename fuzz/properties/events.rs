@@ -11,6 +11,7 @@ use shared::{
 use worker::{
     families::{Resource, Row, Text, Typed},
     jsonb,
+    problem::{Kind, Problem},
     record::{Body, Record},
     work::{Source, Work},
 };
@@ -122,12 +123,12 @@ fn check_record(work: &mut Work) {
     assert_eq!(retried.typed, record.typed);
 
     // A dead letter says why, and changes no typed table.
-    let dead = record.with_problem(work, String::from_utf8_lossy(&body).into_owned());
+    let dead = record.with_refusal(work, &String::from_utf8_lossy(&body));
     check_columns(&dead);
     assert!(dead.typed.is_none());
 
     // What stopped a worker is stored without being read.
-    work.problem = Some("stopped".to_owned());
+    work.problem = Some(Problem::new(Kind::StoppedWorker, "stopped"));
     let unread = Record::new(work);
     assert_eq!(unread.body, Body::Raw(body));
     assert!(unread.typed.is_none() && unread.company_id.is_none() && unread.resource_id.is_none());
@@ -139,7 +140,7 @@ fn check_columns(record: &Record) {
     check_type(&record.event_type);
     let ids = [&record.event_id, &record.company_id, &record.resource_id];
     assert!(ids.iter().all(|id| id.as_ref().is_none_or(is_an_id)));
-    let problem = record.problem.as_deref().unwrap_or_default();
+    let problem = record.problem.as_ref().map_or("", |problem| &problem.text);
     assert!(!problem.contains('\0') && problem.chars().count() <= 1_001);
     assert!(record.problem.is_none() || record.typed.is_none());
     match &record.typed {

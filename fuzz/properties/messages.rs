@@ -105,7 +105,8 @@ pub(crate) fn check(message: &Message, now: DateTime<Utc>) -> Vec<Work> {
     for work in &works {
         let record = Record::new(work);
         assert_eq!(record.webhook_id, work.event.webhook_id);
-        assert!(!record.problem.as_deref().unwrap_or_default().contains('\0'));
+        let problem = record.problem.as_ref();
+        assert!(problem.is_none_or(|problem| !problem.text.contains('\0')));
         let is_marked = record.problem.is_some() && record.typed.is_none();
         assert!(is_marked || !work.event.is_unidentified());
     }

@@ -3,6 +3,7 @@
 
 pub(crate) mod policies;
 mod postgres;
+mod problem_kinds;
 mod rabbitmq;
 mod record;
 mod sweep_indexes;
@@ -207,6 +208,7 @@ impl Setup {
         let rabbitmq = broker::connect(&self.broker, "hookctl").await?;
 
         self.migrate(postgres).await?;
+        problem_kinds::fill(postgres).await?;
         if self.terms.sweeps_typed_rows() {
             sweep_indexes::make(postgres).await?;
         }
@@ -343,6 +345,11 @@ impl Setup {
         }
         writeln!(out, "\n{}", postgres::grants(&place, prefix, self.terms))?;
         writeln!(out, "{}", policies::script(prefix))?;
+        writeln!(
+            out,
+            "-- For dead letters of workers of an earlier version, until it changes no row:{};\n",
+            problem_kinds::STATEMENT
+        )?;
         if self.terms.sweeps_typed_rows() {
             writeln!(
                 out,

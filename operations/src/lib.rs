@@ -5,7 +5,6 @@
 
 pub mod database;
 pub mod dead_letters;
-pub mod distrusted;
 pub mod duration;
 pub mod family;
 pub mod lock_holders;

@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::{
-    problem::{self, STOPPED_WORKER},
+    problem::{self, Problem, STOPPED_WORKER},
     work::{Source, Work},
 };
 
@@ -430,7 +430,8 @@ fn as_work(row: &PgRow) -> Result<Work, sqlx::Error> {
     };
     let gives_up = claims > ISOLATE_AFTER + TRIES_ALONE;
     let problem = if gives_up {
-        Some(format!("{STOPPED_WORKER} {TRIES_ALONE} times"))
+        let text = format!("{STOPPED_WORKER} {TRIES_ALONE} times");
+        Some(Problem::new(problem::Kind::StoppedWorker, text))
     } else {
         problem::known_of(&event)
     };

@@ -172,7 +172,7 @@ impl Persistence {
     /// refuses the body as JSON, or as a dead letter if all attempts are spent.
     async fn simpler(&self, work: &Work, record: &Record, reason: &str) -> Option<Record> {
         if delay(work).is_none() {
-            return Some(record.clone().with_problem(work, reason.to_owned()));
+            return Some(record.clone().with_refusal(work, reason));
         }
         match &record.body {
             Body::Json(json) if !store::takes_as_json(&self.pool, json).await => {
@@ -294,7 +294,7 @@ impl Persistence {
             self.metrics
                 .event_stored(stored, now - work.event.received_at);
             if stored == Stored::WithProblem {
-                if record.problem.as_deref().map(Kind::of) == Some(Kind::Misrouted) {
+                if record.problem.as_ref().map(|p| p.kind) == Some(Kind::Misrouted) {
                     self.metrics.misrouted.inc();
                 }
                 // The problem is not logged, because a parser may quote the body.

@@ -1,39 +1,55 @@
-//! The kinds of problems of events. A kind is recognised by the beginning of the problem's text,
-//! because the text is what all versions have stored.
+//! Problems of events: a kind for programs, and a text for people. Whoever writes a problem writes
+//! its kind beside it, into `events.problem_kind`. No kind is recognised by a text.
 
 use std::fmt;
 
 use shared::{AcceptedEvent, Family, database::TransactionError};
 use sqlx::{Postgres, QueryBuilder};
 
-/// The problem of a second body under one id.
+/// Why an event has no typed row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its kind.
+    pub kind: Kind,
+    /// The reason in words. It has no values of bodies.
+    pub text: String,
+}
+
+impl Problem {
+    /// A problem of this kind.
+    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { kind, text }
+    }
+}
+
+/// The text of a second body under one id.
 pub const CONFLICT: &str = "another body was accepted under this webhook id before";
 
-/// The problem of a message that ingest did not publish.
+/// The text of a message that ingest did not publish.
 pub const UNIDENTIFIED: &str =
     "the message had no id that ingest gives, so it did not come from there";
 
-/// The beginning of the problem of an event that came on another family's queue.
-pub const MISROUTED: &str = "it came by the queue of";
-
 /// The problem of an event that came on the queue of `family`, which is not its own family.
-pub fn misrouted(family: Family) -> String {
-    format!("{MISROUTED} {family}, whose worker has no right to store it as an event of its type")
+pub fn misrouted(family: Family) -> Problem {
+    let text = format!(
+        "it came by the queue of {family}, whose worker has no right to store it as an event of its type"
+    );
+    Problem::new(Kind::Misrouted, text)
 }
 
 /// A problem that is known before the body is parsed.
-pub fn known_of(event: &AcceptedEvent) -> Option<String> {
+pub fn known_of(event: &AcceptedEvent) -> Option<Problem> {
     if event.is_unidentified() {
-        Some(UNIDENTIFIED.to_owned())
+        Some(Problem::new(Kind::Unidentified, UNIDENTIFIED))
     } else if event.is_conflict() {
-        Some(CONFLICT.to_owned())
+        Some(Problem::new(Kind::Conflict, CONFLICT))
     } else {
         None
     }
 }
 
-/// The beginning of the problem of an event whose secret was stolen, so that an operator distrusts
-/// it.
+/// The beginning of the text for an event whose secret was stolen, so that an operator distrusts it.
 pub const DISTRUSTED: &str = "signed with a secret that is distrusted";
 
 /// Postgres' reason for refusing an event. Its data exceptions quote values, as in `invalid input
@@ -61,19 +77,19 @@ fn without_quoted(words: &str) -> String {
     }
 }
 
-/// The beginning of the problem of an event that kept stopping its worker.
+/// The beginning of the text for an event that kept stopping its worker.
 pub const STOPPED_WORKER: &str = "stopped the worker";
 
-/// The problem of a typed event without `data`.
+/// The text for a typed event without `data`.
 pub const NO_DATA: &str = "the event has no `data`";
 
-/// The beginning of the problem of an event whose `data` its family's parser refuses.
+/// The beginning of the text for an event whose `data` its family's parser refuses.
 pub const WRONG_DATA: &str = "`data` is not that of the";
 
-/// The problem of an event whose company its secret is not tied to.
+/// The text for an event whose company its secret is not tied to.
 pub const FOREIGN_COMPANY: &str = "the secret that verified it does not speak for its company";
 
-/// The problem of an event whose resource belongs to another company in the typed table.
+/// The text for an event whose resource belongs to another company in the typed table.
 pub const COMPANY_CHANGE: &str = "its resource belongs to another company";
 
 /// A kind of problem.
@@ -141,47 +157,32 @@ impl Kind {
         )
     }
 
-    /// The beginnings of its problems. Empty for [`Kind::Refused`], which has all problems that
-    /// match no other kind.
-    pub const fn beginnings(self) -> &'static [&'static str] {
-        match self {
-            Self::NotAnEvent => &["the body is ", "the body has ", "`eventType` is "],
-            Self::WrongData => &[WRONG_DATA, NO_DATA],
-            Self::Refused => &[],
-            Self::StoppedWorker => &[STOPPED_WORKER],
-            Self::Conflict => &[CONFLICT],
-            // This also matches the text of an earlier version.
-            Self::Unidentified => &["the message had no id"],
-            Self::Distrusted => &[DISTRUSTED],
-            Self::ForeignCompany => &[FOREIGN_COMPANY],
-            Self::CompanyChange => &[COMPANY_CHANGE],
-            Self::Misrouted => &[MISROUTED],
-        }
+    /// The kind with this [`name`](Self::name).
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Appends to a query on `events` the condition that the problem is of this kind, by the same
-    /// rule as [`Kind::of`].
+    /// The kind to show for a problem with this `problem_kind`. An older version may have written
+    /// none, and a newer one may have kinds that this one does not know.
+    pub fn shown(stored: Option<&str>) -> Self {
+        stored.and_then(Self::named).unwrap_or(Self::Refused)
+    }
+
+    /// Appends to a query on `events` the condition that the event has a problem, which
+    /// [is shown](Self::shown) as one of this kind.
     pub fn push_condition(self, query: &mut QueryBuilder<Postgres>) {
-        let (verb, kinds) = match self {
-            Self::Refused => (" and problem is not null and not ", &Self::ALL[..]),
-            _ => (" and ", std::slice::from_ref(&self)),
-        };
-        let beginnings: Vec<&str> = kinds
-            .iter()
-            .flat_map(|kind| kind.beginnings())
-            .copied()
-            .collect();
-        // The operator is `starts_with`. A subquery instead would be run for each row.
-        query.push(verb).push("(problem ^@ any(");
-        query.push_bind(beginnings).push("::text[]))");
-    }
-
-    /// The kind of a problem.
-    pub fn of(problem: &str) -> Self {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.beginnings().iter().any(|b| problem.starts_with(b)))
-            .unwrap_or(Self::Refused)
+        query.push(" and problem is not null and ");
+        match self {
+            Self::Refused => {
+                let others = Self::ALL.into_iter().filter(|kind| *kind != self);
+                let others: Vec<&str> = others.map(Self::name).collect();
+                query.push("(problem_kind is null or problem_kind <> all(");
+                query.push_bind(others).push("))");
+            }
+            _ => {
+                query.push("problem_kind = ").push_bind(self.name());
+            }
+        }
     }
 }
 
@@ -193,50 +194,18 @@ impl fmt::Display for Kind {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
     use rstest::rstest;
-    use shared::{Family, envelope::Envelope};
 
     use super::*;
-    use crate::families::Typed;
 
-    #[rstest]
-    #[case("")]
-    #[case("[]")]
-    #[case("{}")]
-    #[case("{")]
-    #[case(r#"{"eventType":"no type"}"#)]
-    #[case(r#"{"eventType":5}"#)]
-    #[case(r#"{"payload":5}"#)]
-    #[case(r#"{"data":1,"data":2}"#)]
-    fn every_reason_not_to_be_an_event_is_of_that_kind(#[case] body: &str) {
-        let reason = Envelope::parse(body.as_bytes()).expect_err("no event");
-        assert_eq!(Kind::of(&reason.to_string()), Kind::NotAnEvent);
-    }
-
-    #[rstest]
-    #[case(
-        "the body is not a JSON object: duplicate field `data` at line 1 column 17",
-        Kind::NotAnEvent
-    )]
-    #[case(
-        "`data` is not that of the vendor its type names: it is not an object",
-        Kind::WrongData
-    )]
-    fn problems_of_earlier_versions_keep_their_kind(#[case] problem: &str, #[case] kind: Kind) {
-        assert_eq!(Kind::of(problem), kind);
-    }
-
-    #[rstest]
-    #[case(None)]
-    #[case(Some("[]"))]
-    #[case(Some("{}"))]
-    #[case(Some(r#"{"id":"v","companyId":"c","name":"n","state":"DRAFT","updatedAt":"1970-01-02T00:00:01Z"}"#))]
-    fn every_reason_not_to_be_typed_is_of_that_kind(#[case] data: Option<&str>) {
-        let data = data.map(|json| serde_json::from_str(json).expect("JSON"));
-        let reason = Typed::parse(Family::Vendor, data, "msg_1", DateTime::UNIX_EPOCH)
-            .expect_err("no vendor");
-        assert_eq!(Kind::of(&reason), Kind::WrongData);
+    #[test]
+    fn a_kind_is_found_by_its_name() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::named(kind.name()), Some(kind));
+            assert_eq!(Kind::shown(Some(kind.name())), kind);
+        }
+        assert_eq!(Kind::shown(Some("of-a-newer-version")), Kind::Refused);
+        assert_eq!(Kind::shown(None), Kind::Refused);
     }
 
     #[rstest]
@@ -246,16 +215,5 @@ mod tests {
     #[case(r#"one " alone"#, r#"one " alone"#)]
     fn what_postgres_quotes_is_left_out(#[case] words: &str, #[case] expected: &str) {
         assert_eq!(without_quoted(words), expected);
-    }
-
-    #[test]
-    fn an_event_of_another_queue_is_misrouted() {
-        assert_eq!(Kind::of(&misrouted(Family::Vendor)), Kind::Misrouted);
-    }
-
-    #[test]
-    fn what_postgres_says_is_a_refusal() {
-        let words = "error returned from database: new row for relation \"vendors\" violates";
-        assert_eq!(Kind::of(words), Kind::Refused);
     }
 }

@@ -8,7 +8,7 @@ use shared::{Companies, EventType, Family, envelope::Envelope};
 use crate::{
     families::{Text, Typed},
     jsonb,
-    problem::{self, Kind},
+    problem::{self, Kind, Problem},
     work::Work,
 };
 
@@ -39,7 +39,7 @@ pub struct Record {
     /// The body.
     pub body: Body,
     /// Why there is no typed row.
-    pub problem: Option<String>,
+    pub problem: Option<Problem>,
     /// The typed row.
     pub typed: Option<Typed>,
 }
@@ -50,7 +50,7 @@ impl Record {
         let record = Self::of_any_company(work);
         match &work.event.secret_companies {
             Some(companies) if !record.may_be_of(companies) => Self {
-                problem: Some(problem::FOREIGN_COMPANY.to_owned()),
+                problem: Some(Problem::new(Kind::ForeignCompany, problem::FOREIGN_COMPANY)),
                 typed: None,
                 ..record
             },
@@ -70,7 +70,7 @@ impl Record {
     fn of_any_company(work: &Work) -> Self {
         match &work.problem {
             None => Self::read(work),
-            Some(problem) if Kind::of(problem) == Kind::Conflict => Self {
+            Some(problem) if problem.kind == Kind::Conflict => Self {
                 problem: Some(problem.clone()),
                 typed: None,
                 ..Self::read(work)
@@ -90,7 +90,10 @@ impl Record {
         };
         let envelope = match Envelope::parse(&work.event.body) {
             Ok(envelope) => envelope,
-            Err(error) => return Self::unread(work, body, error.to_string()),
+            Err(error) => {
+                let problem = Problem::new(Kind::NotAnEvent, error.to_string());
+                return Self::unread(work, body, problem);
+            }
         };
         let ids = envelope.data.map_or_else(Ids::default, Ids::of);
         let typed = Typed::parse(
@@ -101,7 +104,7 @@ impl Record {
         );
         let (typed, problem) = match typed {
             Ok(typed) => (typed, None),
-            Err(problem) => (None, Some(problem)),
+            Err(reason) => (None, Some(Problem::new(Kind::WrongData, reason))),
         };
         Self {
             webhook_id: work.event.webhook_id.clone(),
@@ -125,7 +128,7 @@ impl Record {
         let misrouted = problem::misrouted(family);
         Self {
             problem: Some(match self.problem {
-                Some(problem) => storable(format!("{misrouted}; besides: {problem}")),
+                Some(problem) => storable(besides(&misrouted, &problem.text)),
                 None => misrouted,
             }),
             typed: None,
@@ -134,8 +137,13 @@ impl Record {
     }
 
     fn is_withheld(&self) -> bool {
-        let problem = self.problem.as_deref();
-        problem.is_some_and(|problem| Kind::of(problem).is_withheld())
+        self.withholding().is_some()
+    }
+
+    /// The problem that withholds the event from replays.
+    fn withholding(&self) -> Option<&Problem> {
+        let problem = self.problem.as_ref();
+        problem.filter(|problem| problem.kind.is_withheld())
     }
 
     /// Keeps the body as bytes, because Postgres does not accept it as JSON.
@@ -148,10 +156,10 @@ impl Record {
 
     /// Drops what Postgres may have refused, the typed row and the body as JSON, and records the
     /// reason. A problem that withholds the event is kept too.
-    pub fn with_problem(self, work: &Work, problem: String) -> Self {
-        let problem = match &self.problem {
-            Some(known) if self.is_withheld() => format!("{known}; besides: {problem}"),
-            Some(_) | None => problem,
+    pub fn with_refusal(self, work: &Work, reason: &str) -> Self {
+        let problem = match self.withholding() {
+            Some(known) => besides(known, reason),
+            None => Problem::new(Kind::Refused, reason),
         };
         Self {
             problem: Some(storable(problem)),
@@ -163,13 +171,13 @@ impl Record {
     /// Drops the typed row, because its resource belongs to another company in the table.
     pub fn of_another_company(self) -> Self {
         Self {
-            problem: Some(problem::COMPANY_CHANGE.to_owned()),
+            problem: Some(Problem::new(Kind::CompanyChange, problem::COMPANY_CHANGE)),
             typed: None,
             ..self
         }
     }
 
-    fn unread(work: &Work, body: Body, problem: String) -> Self {
+    fn unread(work: &Work, body: Body, problem: Problem) -> Self {
         Self {
             webhook_id: work.event.webhook_id.clone(),
             event_type: work.event.event_type.clone(),
@@ -184,15 +192,20 @@ impl Record {
     }
 }
 
+/// A problem with a second reason. The kind stays.
+fn besides(problem: &Problem, reason: &str) -> Problem {
+    Problem::new(problem.kind, format!("{}; besides: {reason}", problem.text))
+}
+
 /// Makes a problem storable: a parser's message may quote the body, with NUL and at any length.
-fn storable(problem: String) -> String {
+fn storable(problem: Problem) -> Problem {
     const LONGEST: usize = 1_000;
-    let mut problem = problem.replace('\0', "\u{fffd}");
-    if let Some((end, _)) = problem.char_indices().nth(LONGEST) {
-        problem.truncate(end);
-        problem.push('…');
+    let mut text = problem.text.replace('\0', "\u{fffd}");
+    if let Some((end, _)) = text.char_indices().nth(LONGEST) {
+        text.truncate(end);
+        text.push('…');
     }
-    problem
+    Problem { text, ..problem }
 }
 
 /// The id, unless it is blank or Postgres cannot store it.
@@ -334,7 +347,7 @@ mod tests {
             ),
         );
         assert_eq!(record.typed.is_none(), is_problem, "{record:?}");
-        let problem = record.problem.unwrap_or_default();
+        let problem = text(record.problem);
         assert_eq!(problem.contains(&format!("`data.{field}`")), is_problem);
         assert!(!problem.contains(time), "{problem}");
     }
@@ -361,7 +374,8 @@ mod tests {
     ) {
         let record = event(event_type, data);
         let problem = record.problem.expect("a problem");
-        assert!(problem.contains(expected), "{problem}");
+        assert!(problem.text.contains(expected), "{problem:?}");
+        assert_eq!(problem.kind, Kind::WrongData);
         assert!(record.typed.is_none());
         assert_eq!(record.event_type.as_str(), event_type);
     }
@@ -404,7 +418,7 @@ mod tests {
         let others = others.into_iter().filter(|other| !other.starts_with(name));
         let fields: Vec<_> = others.chain([field]).collect();
         let record = event("v1.vendor.created", &format!("{{{}}}", fields.join(",")));
-        let problem = record.problem.expect("a problem");
+        let problem = record.problem.expect("a problem").text;
         assert!(problem.contains(expected), "{problem}");
         for quoted in ["4711", "secret", "Acme", "line 1"] {
             assert!(!problem.contains(quoted), "{problem}");
@@ -427,7 +441,7 @@ mod tests {
     )]
     fn so_does_the_problem_of_an_export_job(#[case] data: &str, #[case] expected: &str) {
         let problem = event("v1.export-job.created", data).problem;
-        let problem = problem.expect("a problem");
+        let problem = problem.expect("a problem").text;
         assert!(problem.contains(expected), "{problem}");
         assert!(!problem.contains("4711"), "{problem}");
     }
@@ -437,14 +451,14 @@ mod tests {
         let nested = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
         let data = format!(r#"{{"id":"","companyId":"c1","status":"pending","x":{nested}}}"#);
         let problem = event("v1.export-job.created", &data).problem;
-        let problem = problem.expect("a problem");
+        let problem = problem.expect("a problem").text;
         assert!(
             problem.ends_with("`data.x`: expected at most 127 levels, found more"),
             "{problem}"
         );
         let data = r#"{"id":"","companyId":"c1","status":"pending","y":[1],"n":1e999}"#;
         let problem = event("v1.export-job.created", data).problem;
-        let problem = problem.expect("a problem");
+        let problem = problem.expect("a problem").text;
         assert!(
             problem.ends_with("`data.n`: expected numbers up to 1.8e308, found a larger one"),
             "{problem}"
@@ -469,7 +483,8 @@ mod tests {
     ) {
         let record = Record::new(&work(body));
         let problem = record.problem.expect("a problem");
-        assert!(problem.contains(expected), "{problem}");
+        assert!(problem.text.contains(expected), "{problem:?}");
+        assert_eq!(problem.kind, Kind::NotAnEvent);
         assert_eq!(record.event_type, EventType::unknown());
     }
 
@@ -479,6 +494,14 @@ mod tests {
         let record = event("v1.vendor.created", data);
         assert!(matches!(record.body, Body::Raw(_)));
         assert!(matches!(record.typed, Some(Typed::Vendor(_))), "{record:?}");
+    }
+
+    fn text(problem: Option<Problem>) -> String {
+        problem.map(|problem| problem.text).unwrap_or_default()
+    }
+
+    fn foreign_company() -> Problem {
+        Problem::new(Kind::ForeignCompany, problem::FOREIGN_COMPANY)
     }
 
     /// `c1` is the company of all these events.
@@ -491,16 +514,16 @@ mod tests {
     fn an_event_of_a_company_that_its_secret_does_not_speak_for_is_a_problem(
         #[case] event_type: &str,
         #[case] data: &str,
-        #[values(None, Some(problem::CONFLICT))] known: Option<&str>,
+        #[values(false, true)] is_conflict: bool,
     ) {
         let mut work = work(format!(
             r#"{{"data":{data},"eventType":"{event_type}","eventId":"e1"}}"#
         ));
-        work.problem = known.map(str::to_owned);
+        work.problem = is_conflict.then(|| Problem::new(Kind::Conflict, problem::CONFLICT));
         for companies in ["c2", "c2 c11", ""] {
             work.event.secret_companies = Some(Companies::read(companies));
             let record = Record::new(&work);
-            assert_eq!(record.problem.as_deref(), Some(problem::FOREIGN_COMPANY));
+            assert_eq!(record.problem, Some(foreign_company()));
             assert!(record.typed.is_none());
             assert_eq!(record.company_id.as_ref().map(Text::as_str), Some("c1"));
         }
@@ -531,13 +554,8 @@ mod tests {
         let mut work = work(format!(r#"{{"data":{data},"eventType":"{event_type}"}}"#));
         work.event.secret_companies = Some(Companies::read("c1"));
         let record = Record::new(&work);
-        let problem = record.problem.as_deref();
-        assert_eq!(problem.is_some(), expected.is_some(), "{problem:?}");
-        assert!(
-            problem
-                .unwrap_or_default()
-                .contains(expected.unwrap_or_default())
-        );
+        assert_eq!(record.problem.is_some(), expected.is_some(), "{record:?}");
+        assert!(text(record.problem).contains(expected.unwrap_or_default()));
         assert!(record.typed.is_none());
     }
 
@@ -554,7 +572,7 @@ mod tests {
         let mut work = work(format!(r#"{{"data":{data},"eventType":"{event_type}"}}"#));
         work.event.secret_companies = Some(Companies::read("c1"));
         let record = Record::new(&work);
-        assert_eq!(record.problem.as_deref(), Some(problem::FOREIGN_COMPANY));
+        assert_eq!(record.problem, Some(foreign_company()));
         assert!(record.typed.is_none());
     }
 
@@ -570,8 +588,22 @@ mod tests {
         }
         let no_vendor = event("v1.vendor.created", "{}").taken_by(Family::Other);
         let problem = no_vendor.problem.expect("both problems");
-        assert_eq!(Kind::of(&problem), Kind::Misrouted);
-        assert!(problem.contains("`data.id` is missing"), "{problem}");
+        assert_eq!(problem.kind, Kind::Misrouted);
+        assert!(problem.text.contains("`data.id` is missing"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_refusal_is_a_problem_of_its_own_unless_another_one_withholds_the_event() {
+        let mut work = work(format!(
+            r#"{{"eventType":"v1.vendor.created","data":{VENDOR}}}"#
+        ));
+        let refused = Record::new(&work).with_refusal(&work, "too long").problem;
+        assert_eq!(refused, Some(Problem::new(Kind::Refused, "too long")));
+        work.problem = Some(Problem::new(Kind::Conflict, problem::CONFLICT));
+        let refused = Record::new(&work).with_refusal(&work, "too long").problem;
+        let refused = refused.expect("both problems");
+        assert_eq!(refused.kind, Kind::Conflict);
+        assert!(refused.text.ends_with("; besides: too long"), "{refused:?}");
     }
 
     #[test]
@@ -579,7 +611,7 @@ mod tests {
         let mut work = work(format!(
             r#"{{"eventType":"v1.vendor.created","data":{VENDOR}}}"#
         ));
-        work.problem = Some("stopped the worker".to_owned());
+        work.problem = Some(Problem::new(Kind::StoppedWorker, "stopped the worker"));
         let record = Record::new(&work);
         assert!(matches!(record.body, Body::Raw(_)));
         assert!(record.typed.is_none());
@@ -589,7 +621,7 @@ mod tests {
         #[test]
         fn no_body_panics_and_each_can_be_stored(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             let record = Record::new(&work(body));
-            prop_assert!(!record.problem.unwrap_or_default().contains('\0'));
+            prop_assert!(!text(record.problem).contains('\0'));
         }
 
         #[test]

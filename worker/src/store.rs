@@ -18,7 +18,7 @@ use crate::{
     due_rows::free_spooled,
     families::{self, Text, Typed},
     judge::Class,
-    problem,
+    problem::{self, Kind},
     record::{Body, Record},
     work::{Source, Work},
 };
@@ -56,8 +56,9 @@ impl Timeouts {
 
 /// Fails unless a batch could be stored now, apart from its typed table. It writes nothing.
 pub const PROBE: &str =
-    "insert into events (webhook_id, event_type, received_at, raw, body_sha256, secret_companies)
-     select '', '', now(), '', '', null where false;
+    "insert into events (webhook_id, event_type, received_at, raw, body_sha256, secret_companies,
+                         problem_kind)
+     select '', '', now(), '', '', null, null where false;
     delete from webhook_spool where false";
 
 /// The error if a row was neither inserted nor there before.
@@ -254,7 +255,7 @@ struct EventRow<'a> {
     work: &'a Work,
     record: &'a Record,
     webhook_id: String,
-    problem: Option<&'a str>,
+    problem: Option<(Kind, &'a str)>,
 }
 
 impl<'a> EventRow<'a> {
@@ -263,15 +264,15 @@ impl<'a> EventRow<'a> {
             work,
             record,
             webhook_id: record.webhook_id.clone(),
-            problem: record.problem.as_deref(),
+            problem: record.problem.as_ref().map(|p| (p.kind, p.text.as_str())),
         }
     }
 
     /// Turns it into a conflict, with an id of its own.
     fn conflicting(self) -> Self {
         let problem = match self.problem {
-            Some(problem::FOREIGN_COMPANY) => problem::FOREIGN_COMPANY,
-            _ => problem::CONFLICT,
+            Some(known @ (Kind::ForeignCompany, _)) => known,
+            _ => (Kind::Conflict, problem::CONFLICT),
         };
         Self {
             webhook_id: self.work.event.conflict_id(&self.webhook_id),
@@ -293,16 +294,17 @@ async fn insert_events(
     let inserted: Vec<String> = sqlx::query_scalar(
         "insert into events
              (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
-              payload, raw, body_sha256, secret_name, secret_companies, problem, attempts)
+              payload, raw, body_sha256, secret_name, secret_companies, problem, problem_kind,
+              attempts)
          select webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
                 received_at, payload::jsonb, raw, body_sha256, secret_name,
-                string_to_array(companies, ' '), problem, attempts
+                string_to_array(companies, ' '), problem, problem_kind, attempts
            from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
                        $6::timestamptz[], $7::timestamptz[], $8::text[], $9::bytea[], $10::bytea[],
-                       $11::text[], $12::text[], $13::text[], $14::int[])
+                       $11::text[], $12::text[], $13::text[], $14::text[], $15::int[])
              as event (webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
                        received_at, payload, raw, body_sha256, secret_name, companies, problem,
-                       attempts)
+                       problem_kind, attempts)
          on conflict (webhook_id) do nothing
          returning webhook_id",
     )
@@ -329,7 +331,8 @@ async fn insert_events(
         let companies = r.work.event.secret_companies.as_ref();
         companies.map(Companies::as_str)
     }))
-    .bind(column(rows, |r| r.problem))
+    .bind(column(rows, |r| r.problem.map(|(_, text)| text)))
+    .bind(column(rows, |r| r.problem.map(|(kind, _)| kind.name())))
     .bind(column(rows, |r| r.work.attempts.saturating_add(1)))
     .fetch_all(connection)
     .await?;

@@ -5,7 +5,7 @@ use shared::{
     message::{Delivered, Receipt},
 };
 
-use crate::problem;
+use crate::problem::{self, Problem};
 
 /// One event to be stored.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub struct Work {
     /// Failed attempts to store it so far.
     pub attempts: i32,
     /// A problem that is known before its body is parsed.
-    pub problem: Option<String>,
+    pub problem: Option<Problem>,
     /// Where it came from.
     pub source: Source,
 }

@@ -15,7 +15,7 @@ use shared::{
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use worker::problem::STOPPED_WORKER;
+use worker::problem::Kind;
 
 use super::Operations;
 
@@ -108,13 +108,13 @@ pub(super) fn left_to_hookctl(webhook_id: String) -> Replayed {
 async fn find(connection: &mut Connection, ids: &[String]) -> anyhow::Result<Letters> {
     let mut transaction = connection.begin(&READING).await?;
     let found: Vec<(String, bool)> = sqlx::query_as(
-        "select id, coalesce(starts_with(e.problem, $2), false)
+        "select id, coalesce(e.problem_kind = $2, false)
            from unnest($1::text[]) with ordinality as letter (id, position)
            left join events e on e.webhook_id = id
           order by position",
     )
     .bind(ids)
-    .bind(STOPPED_WORKER)
+    .bind(Kind::StoppedWorker.name())
     .fetch_all(&mut *transaction)
     .await?;
     transaction.rollback().await?;

@@ -49,6 +49,7 @@ struct Which {
 #[derive(sqlx::FromRow)]
 struct Group {
     event_type: String,
+    problem_kind: Option<String>,
     what: String,
     letters: i64,
     oldest: DateTime<Utc>,
@@ -263,22 +264,22 @@ impl Which {
 /// equal problems apart. Equal texts are grouped first, because the expression takes longer than all else.
 async fn groups(connection: &mut PgConnection, which: &Which) -> Result<Vec<Group>, sqlx::Error> {
     let mut query = QueryBuilder::<Postgres>::new(
-        "select event_type, what, sum(letters)::bigint as letters, min(oldest) as oldest,
+        "select event_type, problem_kind, what, sum(letters)::bigint as letters, min(oldest) as oldest,
                 max(newest) as newest, (sum(sum(letters)) over ())::bigint as of_all_groups
-           from (select event_type, count(*) as letters, min(stored_at) as oldest,
+           from (select event_type, problem_kind, count(*) as letters, min(stored_at) as oldest,
                         max(stored_at) as newest,
                         case when problem like '% at line %'
                              then regexp_replace(problem, ' at line \\d+( column \\d+)?', '')
                              else problem end as what
-                   from (select event_type, problem, stored_at from events",
+                   from (select event_type, problem_kind, problem, stored_at from events",
     );
     which.push(&mut query);
     query
         .push(" order by stored_at desc limit ")
         .push_bind(MOST_COUNTED + 1);
     query.push(
-        ") letter group by event_type, problem) equal
-          group by event_type, what order by letters desc, what, event_type limit ",
+        ") letter group by event_type, problem_kind, problem) equal
+          group by event_type, problem_kind, what order by letters desc, what, event_type limit ",
     );
     query.push_bind(MOST_GROUPS);
     query.build_query_as().fetch_all(connection).await
@@ -305,7 +306,7 @@ async fn letters(connection: &mut PgConnection, which: &Which) -> Result<Vec<Let
 fn sections(groups: Vec<Group>) -> Vec<KindSection> {
     let mut sections: Vec<KindSection> = Vec::new();
     for group in groups {
-        let kind = Kind::of(&group.what);
+        let kind = Kind::shown(group.problem_kind.as_deref());
         let index = sections.iter().position(|section| section.kind == kind);
         let index = index.unwrap_or_else(|| {
             sections.push(KindSection {

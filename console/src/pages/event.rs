@@ -53,6 +53,7 @@ struct Event {
     body_sha256: Vec<u8>,
     secret_name: Option<String>,
     problem: Option<String>,
+    problem_kind: Option<String>,
     attempts: i32,
     dismissed_at: Option<DateTime<Utc>>,
     dismissed_by: Option<String>,
@@ -64,7 +65,7 @@ struct Event {
 const EVENT: &str =
     "select webhook_id, event_id, event_type, company_id, resource_id, attempted_at,
         received_at, stored_at, payload::text as payload, raw, body_sha256, secret_name, problem,
-        attempts, dismissed_at, dismissed_by, dismissal_note, replayed_at, replayed_problem
+        problem_kind, attempts, dismissed_at, dismissed_by, dismissal_note, replayed_at, replayed_problem
    from events where webhook_id = $1";
 
 #[derive(Template)]
@@ -111,7 +112,8 @@ pub(crate) async fn page(
         return waiting(&request, &query.id, &store).await;
     };
     let others = others(&store, &event).await?;
-    let kind = event.problem.as_deref().map(Kind::of);
+    let problem = event.problem.as_ref();
+    let kind = problem.map(|_| Kind::shown(event.problem_kind.as_deref()));
     html(&EventPage {
         frame: Frame::new(
             &request,

@@ -216,8 +216,6 @@ impl Query {
 
 /// A kind of problem by its name.
 pub(super) fn kind(name: &str) -> Result<Kind, String> {
-    Kind::ALL
-        .into_iter()
-        .find(|kind| kind.name() == name)
+    Kind::named(name)
         .ok_or_else(|| format!("there is no problem of the kind `{}`", text::plain(name)))
 }

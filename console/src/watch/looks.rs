@@ -158,10 +158,9 @@ async fn spooled(connection: &mut PgConnection) -> Result<Option<Spooled>, sqlx:
 }
 
 async fn dead_letters(connection: &mut PgConnection) -> Result<BTreeMap<Kind, i64>, sqlx::Error> {
-    // The beginning of a problem tells its kind.
-    let rows: Vec<(String, i64)> = sqlx::query_as(
-        "select left(problem, 60), count(*)
-           from (select problem from events
+    let rows: Vec<(Option<String>, i64)> = sqlx::query_as(
+        "select problem_kind, count(*)
+           from (select problem_kind from events
                   where problem is not null and dismissed_at is null
                   limit $1) open
           group by 1",
@@ -170,8 +169,8 @@ async fn dead_letters(connection: &mut PgConnection) -> Result<BTreeMap<Kind, i6
     .fetch_all(connection)
     .await?;
     let mut kinds = BTreeMap::new();
-    for (problem, events) in rows {
-        *kinds.entry(Kind::of(&problem)).or_default() += events;
+    for (kind, events) in rows {
+        *kinds.entry(Kind::shown(kind.as_deref())).or_default() += events;
     }
     Ok(kinds)
 }

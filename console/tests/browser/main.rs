@@ -221,6 +221,7 @@ async fn desk_with_letters(pool: &PgPool) -> App {
     sample::sql(
         pool,
         "update events set problem = '`data` is not that of the vendor its type names: older',
+                problem_kind = 'wrong-data',
                 raw = convert_to(payload::text, 'utf8');
          delete from vendors",
     )

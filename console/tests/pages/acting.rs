@@ -124,8 +124,10 @@ async fn an_operator_dismisses_what_was_shown_and_restores_it(pool: PgPool) {
 async fn one_action_takes_ten_thousand_and_says_so(pool: PgPool) {
     store(&pool, [event("msg_1", "no JSON")]).await;
     sqlx::raw_sql(
-        "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem, attempts)
-         select 'many_' || n, event_type, received_at, raw, body_sha256, problem, attempts
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem,
+                             problem_kind, attempts)
+         select 'many_' || n, event_type, received_at, raw, body_sha256, problem, problem_kind,
+                attempts
            from events, generate_series(1, 10001) n where webhook_id = 'msg_1'",
     )
     .execute(&pool)

@@ -233,8 +233,9 @@ async fn a_search_that_takes_long_stops_and_goes_on_from_there(pool: PgPool) {
 async fn a_search_by_problem_looks_at_no_healthy_event(pool: PgPool) {
     sql(
         &pool,
-        "insert into events (webhook_id, event_type, problem, received_at, raw, body_sha256)
+        "insert into events (webhook_id, event_type, problem, problem_kind, received_at, raw, body_sha256)
          select 'msg_' || n, 'unknown', case when n = 1 then 'the body is empty' end,
+                case when n = 1 then 'not-an-event' end,
                 '2026-01-01'::timestamptz + interval '1 second' * n, '', ''
            from generate_series(1, 5000) n",
     )

@@ -72,7 +72,7 @@ async fn dead_letters_are_grouped_with_the_commands_for_exactly_them(pool: PgPoo
     );
     sql(
         &pool,
-        "update events set problem = 'another body was accepted under this webhook id before'
+        "update events set problem = 'another body', problem_kind = 'conflict'
                  where webhook_id = 'msg_1'",
     )
     .await;

@@ -26,6 +26,7 @@ async fn letters(pool: &PgPool, ids: &[&str]) {
         pool,
         &format!(
             "update events set problem = '`data` is not that of the vendor its type names: older',
+                    problem_kind = 'wrong-data',
                     raw = convert_to(payload::text, 'utf8')
               where webhook_id in ('{ids}');
              delete from vendors where webhook_id in ('{ids}')"
@@ -162,7 +163,8 @@ async fn a_trial_shows_what_a_replay_would_do_and_changes_nothing(pool: PgPool) 
     .await;
     sql(
         &pool,
-        "update events set problem = 'stopped the worker' where webhook_id = 'm2'",
+        "update events set problem = 'stopped the worker', problem_kind = 'stopped-worker'
+          where webhook_id = 'm2'",
     )
     .await;
     let all = "select string_agg(e::text, ' ' order by webhook_id) from events e";
@@ -211,8 +213,10 @@ async fn a_trial_of_too_many_says_how_many_it_left_out(pool: PgPool) {
     store(&pool, [event("msg_1", "no JSON")]).await;
     sql(
         &pool,
-        "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem, attempts)
-         select 'many_' || n, event_type, received_at, raw, body_sha256, problem, attempts
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem,
+                             problem_kind, attempts)
+         select 'many_' || n, event_type, received_at, raw, body_sha256, problem, problem_kind,
+                attempts
            from events, generate_series(1, 520) n where webhook_id = 'msg_1'",
     )
     .await;

@@ -131,26 +131,27 @@ async fn groups(
 ) -> anyhow::Result<Found<Group>> {
     // The line number in the body, or in Postgres' source, would separate equal problems.
     let mut query = QueryBuilder::<Postgres>::new(
-        "select event_type, what, count(*),
+        "select event_type, problem_kind, what, count(*),
                 extract(epoch from now() - min(stored_at))::float8 as oldest,
                 extract(epoch from now() - max(stored_at))::float8 as newest,
                 count(*) over () as total
-           from (select event_type, stored_at,
+           from (select event_type, problem_kind, stored_at,
                         regexp_replace(problem, ' at line \\d+( column \\d+)?', '') as what
                    from events",
     );
     args.filter.push(state, &mut query);
-    query.push(") as letter group by event_type, what order by count(*) desc, what limit ");
+    query.push(
+        ") as letter group by event_type, problem_kind, what order by count(*) desc, what limit ",
+    );
     query.push_bind(i64::from(args.limit));
     let rows = query.build().fetch_all(connection).await?;
     Ok(Found::read(&rows, |row| {
         let event_type: String = row.try_get("event_type")?;
-        let problem: String = row.try_get("what")?;
         Ok(Group {
             family: family(&event_type),
             event_type,
-            kind: Kind::of(&problem).name(),
-            problem,
+            kind: Kind::shown(row.try_get("problem_kind")?).name(),
+            problem: row.try_get("what")?,
             count: row.try_get("count")?,
             oldest_s: row.try_get("oldest")?,
             newest_s: row.try_get("newest")?,

@@ -13,7 +13,7 @@ use operations::dead_letters::{
 };
 use shared::{config::DatabaseArgs, database, shutdown};
 use sqlx::{Postgres, QueryBuilder};
-use worker::problem::STOPPED_WORKER;
+use worker::problem::Kind;
 
 use self::child::Child;
 use super::connect;
@@ -141,8 +141,10 @@ pub(super) async fn run(args: &Args) -> anyhow::Result<Verdict> {
 
 /// Finds the dead letters to replay.
 async fn find(connection: &mut Connection, args: &Args) -> anyhow::Result<Letters> {
-    let mut query = QueryBuilder::<Postgres>::new("select webhook_id, starts_with(problem, ");
-    query.push_bind(STOPPED_WORKER).push(") from events");
+    let mut query = QueryBuilder::<Postgres>::new("select webhook_id, coalesce(problem_kind = ");
+    query
+        .push_bind(Kind::StoppedWorker.name())
+        .push(", false) from events");
     args.filter.push(State::Open, &mut query);
     query.push(" order by stored_at, webhook_id");
     let mut transaction = connection.begin(&READING).await?;

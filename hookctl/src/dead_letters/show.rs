@@ -159,10 +159,9 @@ impl Event {
             Some(Ok(text)) => (Some(text), None),
             Some(Err(bytes)) => (None, Some(hex::encode(bytes.as_bytes()))),
         };
-        let is_conflict = problem.as_deref().map(Kind::of) == Some(Kind::Conflict);
-        let replayed_over: Option<String> = row.try_get("replayed_problem")?;
-        let is_conflict =
-            is_conflict || replayed_over.as_deref().map(Kind::of) == Some(Kind::Conflict);
+        let stored_kind: Option<&str> = row.try_get("problem_kind")?;
+        // Also after a replay.
+        let is_conflict = stored_kind == Some(Kind::Conflict.name());
         Ok(Self {
             webhook_id: row.try_get("webhook_id")?,
             family: family(&event_type),
@@ -174,11 +173,11 @@ impl Event {
             secret_companies: row
                 .try_get::<Option<String>, _>("companies")?
                 .map(|companies| companies.split_whitespace().map(str::to_owned).collect()),
-            kind: problem.as_deref().map(|problem| Kind::of(problem).name()),
+            kind: problem.as_ref().map(|_| Kind::shown(stored_kind).name()),
             problem,
             attempts: row.try_get("attempts")?,
             dismissal: Dismissal::read(row)?,
-            replayed_problem: replayed_over,
+            replayed_problem: row.try_get("replayed_problem")?,
             history: history(row)?,
             conflicts_with: row
                 .try_get::<Option<_>, _>("other")?

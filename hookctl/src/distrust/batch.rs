@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 
 use anyhow::bail;
-use operations::distrusted;
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{PgConnection, QueryBuilder};
 use thiserror::Error;
-use worker::problem::DISTRUSTED;
+use worker::problem::{DISTRUSTED, Kind};
 
 use super::{Which, set::Group};
 use crate::{
@@ -131,9 +130,10 @@ impl Batch<'_> {
         self.which.push_trusted(&mut query);
         query.push(" order by e.webhook_id for update) update events set problem = ");
         query.push_bind(format!("{DISTRUSTED}: {}", self.which.secret));
-        query.push(" || coalesce(").push_bind(distrusted::BEFORE);
+        query.push(" || coalesce('; before that: ' || was, ''), problem_kind = ");
+        query.push_bind(Kind::Distrusted.name());
         query.push(
-            " || was, '') from chosen where webhook_id = id
+            " from chosen where webhook_id = id
               returning jsonb_build_object(
                   'webhook_id', webhook_id,
                   'before', jsonb_build_object('problem', was),

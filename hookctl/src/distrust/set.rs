@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use shared::{Family, database::TransactionMode};
 use sqlx::{Postgres, QueryBuilder};
-use worker::problem::DISTRUSTED;
+use worker::problem::Kind;
 
 use super::Which;
 use crate::{
@@ -62,8 +62,8 @@ impl Which {
 
 /// Appends the condition that no run has distrusted an event `e` yet.
 fn push_not_distrusted(query: &mut QueryBuilder<Postgres>) {
-    query.push(" and (e.problem is null or not starts_with(e.problem, ");
-    query.push_bind(DISTRUSTED).push("))");
+    query.push(" and (e.problem is null or e.problem_kind is distinct from ");
+    query.push_bind(Kind::Distrusted.name()).push(")");
 }
 
 impl Set {

@@ -116,8 +116,8 @@ impl Table {
             Self::Events => "update events e
                     set event_type = 'erased', event_id = null, company_id = null,
                         resource_id = null, payload = null, raw = '', problem = null,
-                        secret_name = null, secret_companies = null, replayed_problem = null,
-                        dismissal_note = null, erased_at = now()
+                        problem_kind = null, secret_name = null, secret_companies = null,
+                        replayed_problem = null, dismissal_note = null, erased_at = now()
                    from chosen where e.webhook_id = chosen.key
                  returning e.webhook_id"
                 .to_owned(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
-use worker::problem;
+use worker::problem::Kind;
 
 use super::{
     Args,
@@ -134,13 +134,14 @@ impl Events {
                     count(*) filter (where problem is not null and dismissed_at is not null)
                         as dismissed,
                     count(*) filter (where r.published_at = e.stored_at) as without_dedup,
-                    count(*) filter (where r.webhook_id is null and problem is distinct from $1)
+                    count(*) filter (where r.webhook_id is null
+                                       and (problem is null or problem_kind is distinct from $1))
                         as receipt_swept,
-                    count(*) filter (where problem = $1 or replayed_problem = $1) as second_bodies
+                    count(*) filter (where problem_kind = $1) as second_bodies
                from events e
                left join webhook_receipts r on r.webhook_id = e.webhook_id",
         )
-        .bind(problem::CONFLICT)
+        .bind(Kind::Conflict.name())
         .fetch_one(connection)
         .await?;
         Ok(Self {
@@ -236,9 +237,9 @@ async fn second_bodies(
 ) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar(
         "select webhook_id from events
-          where problem = $1 or replayed_problem = $1 order by stored_at limit $2",
+          where problem_kind = $1 order by stored_at limit $2",
     )
-    .bind(problem::CONFLICT)
+    .bind(Kind::Conflict.name())
     .bind(i64::from(limit))
     .fetch_all(connection)
     .await

@@ -66,7 +66,8 @@ grant select (webhook_id, body_sha256, family),
 -- there under an id counts as the event only if it is of the worker's family.
 grant select (webhook_id, body_sha256, event_type, erased_at),
       insert (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
-              payload, raw, body_sha256, secret_name, secret_companies, problem, attempts)
+              payload, raw, body_sha256, secret_name, secret_companies, problem,
+              problem_kind, attempts)
    on events to :"export_job_worker", :"vendor_worker", :"other_worker";
 -- Each writes the newest states of its own family.
 grant select, insert, update on export_jobs to :"export_job_worker";
@@ -102,8 +103,8 @@ grant select (webhook_id, family, event_type, received_at, attempts, claims, due
 
 -- With this account operators change dead letters in the console. Each change is recorded with the account,
 -- which Postgres knows, and the person. For dismissing and restoring:
-grant select (webhook_id, event_type, company_id, resource_id, problem, attempts, received_at, stored_at,
-              dismissed_at, dismissed_by, dismissal_note),
+grant select (webhook_id, event_type, company_id, resource_id, problem, problem_kind, attempts, received_at,
+              stored_at, dismissed_at, dismissed_by, dismissal_note),
       update (dismissed_at, dismissed_by, dismissal_note)
    on events to :"console_operator";
 -- For replaying: it reads their bodies, clears their problems, and writes the newest states. It sees no other

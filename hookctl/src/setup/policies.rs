@@ -62,7 +62,8 @@ fn wanted(prefix: &str) -> Vec<Policy> {
             command: "INSERT".to_owned(),
             sees: None,
             adds: Some(format!(
-                "({} OR ((problem ~ '{}'::text) AND (sha256(raw) = body_sha256)))",
+                "({} OR ((problem IS NOT NULL) AND (problem_kind = ANY (ARRAY[{}])) AND \
+                 (sha256(raw) = body_sha256)))",
                 is_of(family),
                 withheld()
             )),
@@ -113,15 +114,10 @@ fn of_operators(prefix: &str) -> [Policy; 2] {
     [sees, changes]
 }
 
-/// The prefixes of the problems with which a replay withholds a worker's event.
+/// The kinds of problems with which a replay withholds a worker's event.
 fn withheld() -> String {
     let kinds = [Kind::Misrouted, Kind::Conflict, Kind::Unidentified];
-    let beginnings: Vec<&str> = kinds
-        .iter()
-        .flat_map(|kind| kind.beginnings())
-        .copied()
-        .collect();
-    format!("^({})", beginnings.join("|"))
+    kinds.map(|kind| format!("'{kind}'::text")).join(", ")
 }
 
 /// Whether an event's type is of the family, by the rule of [`Family::of`].

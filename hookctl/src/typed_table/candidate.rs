@@ -51,7 +51,8 @@ impl Candidate {
         let disagreement = stored_type::disagreement(event_type, &record);
         let typed = match (disagreement, record.typed, record.problem) {
             (None, Some(typed), _) => Ok(typed),
-            (Some(reason), _, _) | (None, None, Some(reason)) => Err(reason),
+            (Some(reason), _, _) => Err(reason),
+            (None, None, Some(problem)) => Err(problem.text),
             (None, None, None) => Err("its type has no table".to_owned()),
         };
         Ok(Self { webhook_id, typed })

@@ -10,7 +10,7 @@ use operations::{
 };
 use shared::{Family, Program, database::DatabaseUrl};
 use sqlx::{Connection, PgConnection, PgPool};
-use worker::problem;
+use worker::problem::Kind;
 
 use crate::place::{Place, SOON, text};
 
@@ -120,8 +120,10 @@ async fn ingest_can_read_no_event_and_take_nothing_back(pool: PgPool) {
 
 /// Events of a vendor that a replay can store.
 const LETTERS: &str = r#"
-    insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem, attempts)
-    select id, 'v1.vendor.created', now(), body, sha256(body), problem, 1
+    insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem,
+                        problem_kind, attempts)
+    select id, 'v1.vendor.created', now(), body, sha256(body), problem,
+           case when problem is not null then 'wrong-data' end, 1
       from (values ('m', 'wrong'), ('replayed', 'wrong'), ('healthy', null)) as event (id, problem)
      cross join convert_to('{"eventType": "v1.vendor.created", "data": {"id": "v", "companyId": "c",
                              "name": "Acme", "state": "DRAFT"}}', 'utf8') as body"#;
@@ -738,8 +740,8 @@ async fn a_worker_stores_an_event_of_another_family_only_as_a_dead_letter_with_i
 ) {
     const INSERT: &str =
         "insert into events (webhook_id, event_type, received_at, raw, body_sha256,
-                                              problem)
-                          values ($1, $2, now(), $3, sha256('the body'), $4)";
+                             problem, problem_kind)
+         values ($1, $2, now(), $3, sha256('the body'), $4, $5)";
     let place = Place::prepared(&pool).await;
     // Among them what is of a family by one rule and not by another.
     let types = [
@@ -764,30 +766,33 @@ async fn a_worker_stores_an_event_of_another_family_only_as_a_dead_letter_with_i
             .expect("a login");
         for event_type in types {
             let what = format!("{family} stores {event_type:?}");
-            let mut store = async |raw: &str, problem: Option<&str>| {
+            let mut store = async |raw: &str, text: Option<&str>, kind: Option<Kind>| {
                 let id = format!("{:x}", rand::random::<u64>());
                 let insert = sqlx::query(INSERT)
                     .bind(id)
                     .bind(event_type)
                     .bind(raw.as_bytes());
-                insert.bind(problem).execute(&mut worker).await
+                let insert = insert.bind(text).bind(kind.map(Kind::name));
+                insert.execute(&mut worker).await
             };
-            let misrouted = problem::misrouted(family);
-            for (raw, problem) in [
-                ("the body", None),
-                // A replay of many would take it.
-                ("the body", Some("a problem")),
-                ("another body", Some(&*misrouted)),
+            for (raw, text, kind) in [
+                ("the body", None, None),
+                // A replay of many would take these.
+                ("the body", Some("a problem"), None),
+                ("the body", Some("a problem"), Some(Kind::Refused)),
+                ("the body", None, Some(Kind::Misrouted)),
+                ("another body", Some("a problem"), Some(Kind::Misrouted)),
             ] {
-                let stored = store(raw, problem).await;
+                let stored = store(raw, text, kind).await;
                 if Family::of(event_type) == family {
                     stored.expect(&what);
                 } else {
                     assert_row_denied(&stored, &what);
                 }
             }
-            for problem in [&misrouted, problem::CONFLICT, problem::UNIDENTIFIED] {
-                store("the body", Some(problem)).await.expect(&what);
+            for kind in [Kind::Misrouted, Kind::Conflict, Kind::Unidentified] {
+                let stored = store("the body", Some("a problem"), Some(kind)).await;
+                stored.expect(&what);
             }
         }
     }

@@ -550,3 +550,39 @@ async fn until(pool: &PgPool, condition: &'static str) {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
+
+#[sqlx::test(migrations = false)]
+async fn problems_that_a_worker_of_an_earlier_version_stores_get_their_kinds(pool: PgPool) {
+    const EVENTS: &str = "
+        insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem)
+        select n || problem, 'unknown', now(), '', '', nullif(problem, '')
+          from generate_series(1, 600) n
+         cross join unnest($1::text[]) as problem";
+    const FOUND: &str = r#"
+        select problem, kind, number
+          from (select coalesce(problem, '') as problem, problem_kind as kind, count(*) as number
+                  from events group by 1, 2) found
+         order by problem collate "C""#;
+    let kinds = [
+        ("", None),
+        ("error returned from database: x", Some("refused")),
+        (
+            "it came by the queue of other, whose worker has no right",
+            Some("misrouted"),
+        ),
+        ("the body is empty", Some("not-an-event")),
+    ];
+    let place = Place::prepared(&pool).await;
+    sqlx::query(EVENTS)
+        .bind(kinds.map(|(problem, _)| problem))
+        .execute(&pool)
+        .await
+        .expect("events");
+    let output = place.set_up(&[]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    let found: Vec<(String, Option<String>, i64)> =
+        sqlx::query_as(FOUND).fetch_all(&pool).await.expect("kinds");
+    let expected = kinds.map(|(problem, kind)| (problem.to_owned(), kind.map(str::to_owned), 600));
+    assert_eq!(found, expected);
+    place.clean_up().await;
+}

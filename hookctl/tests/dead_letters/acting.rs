@@ -80,7 +80,8 @@ async fn a_replay_is_written_down_as_one_run_with_its_child(pool: PgPool) {
     stop_worker(&pool, &vendor("m3")).await;
     sql(
         &pool,
-        "update events set problem = 'value out of range' where webhook_id = 'm2'",
+        "update events set problem = 'value out of range', problem_kind = 'refused'
+          where webhook_id = 'm2'",
     )
     .await;
     let replay = ["dead-letters", "replay"];

@@ -10,6 +10,7 @@ use crate::place::{hookctl, is, json, lines, sql, store_events, text, until, ven
 /// this one can.
 const UNREADABLE_BEFORE: &str = "
     update events set problem = '`data` is not that of the vendor its type names: older',
+           problem_kind = 'wrong-data',
            raw = convert_to(payload::text, 'utf8');
     delete from vendors where id <> 'taken'";
 

@@ -102,10 +102,11 @@ pub(crate) async fn forge(
 ) {
     sqlx::query(
         "insert into events (webhook_id, event_type, company_id, resource_id, received_at, payload, raw,
-                             body_sha256, secret_name, problem)
+                             body_sha256, secret_name, problem, problem_kind)
          select $1, $2, b.body->'data'->>'companyId', b.body->'data'->>'id', $3,
                 case when $4 is null then b.body end,
-                case when $4 is not null then $5 end, sha256($5), 'stolen', $4
+                case when $4 is not null then $5 end, sha256($5), 'stolen', $4,
+                case when $4 is not null then 'wrong-data' end
            from (select convert_from($5, 'utf8')::jsonb as body) as b",
     )
     .bind(&event.webhook_id)

@@ -442,7 +442,8 @@ async fn a_typed_table_that_does_not_agree_with_the_events_is_found(pool: PgPool
     sql(
         &pool,
         "update vendors set stored_at = now() - interval '50 days' where id = 'm3';
-         update events set problem = 'distrusted: stolen', stored_at = now() - interval '50 days'
+         update events set problem = 'distrusted: stolen', problem_kind = 'distrusted',
+                stored_at = now() - interval '50 days'
           where webhook_id = 'm3'",
     )
     .await;

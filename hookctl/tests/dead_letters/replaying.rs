@@ -18,6 +18,7 @@ const MEND: &str = "alter table vendors drop constraint no_poison";
 /// read what this one can.
 const UNREADABLE_BEFORE: &str = "
     update events set problem = '`data` is not that of the vendor its type names: older',
+           problem_kind = 'wrong-data',
            raw = convert_to(payload::text, 'utf8');
     delete from vendors";
 
@@ -323,6 +324,24 @@ async fn what_nobody_has_verified_is_withheld(pool: PgPool) {
     let replayed = json(&pool, &["replay", "--yes"], 3).await;
     assert_eq!(replayed[0]["outcome"], "withheld");
     assert!(is(&pool, "select not exists (select from vendors)").await);
+}
+
+/// As a worker of an earlier version has stored it, or one of a newer version.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn one_whose_kind_is_not_known_is_withheld(pool: PgPool) {
+    store_events(&pool, ["m1", "m2"].map(vendor)).await;
+    sql(&pool, UNREADABLE_BEFORE).await;
+    sql(
+        &pool,
+        "update events set problem_kind = case when webhook_id = 'm2' then 'newer' end",
+    )
+    .await;
+    let listed = json(&pool, &["list", "--problem", "refused"], 0).await;
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    assert!(listed.iter().all(|letter| letter["kind"] == "refused"));
+    let replayed = json(&pool, &["replay", "--yes"], 3).await;
+    let withheld = [("m1", "withheld"), ("m2", "withheld")];
+    assert_eq!(outcomes(&replayed), expected(&withheld));
 }
 
 #[sqlx::test(migrator = "migrations::MIGRATOR")]

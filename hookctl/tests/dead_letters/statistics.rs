@@ -7,8 +7,9 @@ use crate::place::{hookctl, sql, text};
 /// More dead letters than any batch has.
 const LETTERS: &str = r#"
     insert into events (webhook_id, event_type, company_id, resource_id, received_at, raw,
-                        body_sha256, secret_name, problem)
-    select 'm' || n, 'v1.vendor.created', 'c1', 'v' || n, now(), body, sha256(body), 'stolen', 'a test'
+                        body_sha256, secret_name, problem, problem_kind)
+    select 'm' || n, 'v1.vendor.created', 'c1', 'v' || n, now(), body, sha256(body), 'stolen', 'a test',
+           'refused'
       from generate_series(1, 1200) n
      cross join lateral convert_to(
                format('{"eventType":"v1.vendor.created","data":{"id":"v%s","companyId":"c1",

@@ -148,6 +148,7 @@ async fn a_trial_says_of_two_companies_what_the_run_does(pool: PgPool) {
     store_events(&pool, [vendor_at("m3", "v1", "Older", 0)]).await;
     let make_dead_letters = "
         update events set problem = '`data` is not that of the vendor its type names: older',
+               problem_kind = 'wrong-data',
                raw = convert_to(payload::text, 'utf8');
         delete from vendors";
     for rate in ["1", "1000"] {

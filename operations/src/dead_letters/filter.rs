@@ -126,7 +126,7 @@ impl Filter {
 }
 
 fn push_problem(problem: &str, query: &mut QueryBuilder<Postgres>) {
-    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.name() == problem) else {
+    let Some(kind) = Kind::named(problem) else {
         query.push(" and position(lower(");
         query.push_bind(problem.to_owned());
         query.push(") in lower(problem)) > 0");

@@ -7,7 +7,7 @@ use sqlx::{Row as _, postgres::PgRow};
 use worker::problem::Kind;
 
 /// What [`Letter::read`] wants to be selected from `events`.
-pub const COLUMNS: &str = "webhook_id, event_type, company_id, resource_id, problem,
+pub const COLUMNS: &str = "webhook_id, event_type, company_id, resource_id, problem, problem_kind,
     attempts, received_at, stored_at, dismissed_at, dismissed_by, dismissal_note,
     extract(epoch from now() - stored_at)::float8 as age";
 
@@ -44,15 +44,14 @@ impl Letter {
     /// Reads a row with [`COLUMNS`].
     pub fn read(row: &PgRow) -> Result<Self, sqlx::Error> {
         let event_type: String = row.try_get("event_type")?;
-        let problem: String = row.try_get("problem")?;
         Ok(Self {
             webhook_id: row.try_get("webhook_id")?,
             family: family(&event_type),
             event_type,
             company_id: row.try_get("company_id")?,
             resource_id: row.try_get("resource_id")?,
-            kind: Kind::of(&problem).name(),
-            problem,
+            kind: Kind::shown(row.try_get("problem_kind")?).name(),
+            problem: row.try_get("problem")?,
             attempts: row.try_get("attempts")?,
             received_at: row.try_get("received_at")?,
             stored_at: row.try_get("stored_at")?,

@@ -15,9 +15,10 @@ const DOCUMENT: &str = include_str!("../../../docs/queries.md");
 
 /// Rows that cannot be made by sending events: traces of outages.
 const TRACES: &str = "
-    insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem)
+    insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem,
+                        problem_kind)
     values ('msg_1#conflict-0123456789abcdef', 'v1.vendor.created', now(), '{}', '',
-            'another body was accepted under this webhook id before');
+            'another body was accepted under this webhook id before', 'conflict');
     insert into webhook_receipts (webhook_id, body_sha256, received_at, published_at)
     values ('msg_in_rabbitmq', '', now(), now());
     update events set attempts = 2 where event_type = 'v1.card.created';

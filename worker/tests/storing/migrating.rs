@@ -5,6 +5,7 @@ use std::{path::Path, process::Stdio, sync::mpsc, time::Duration};
 use migrations::Error;
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 use tokio::{process::Command, time::Instant};
+use worker::problem::{COMPANY_CHANGE, CONFLICT, FOREIGN_COMPANY, Kind, NO_DATA, UNIDENTIFIED};
 
 use crate::sample::{SOON, count, event, export_job_body, persist, sql, until_count, vendor_body};
 
@@ -222,6 +223,71 @@ async fn many_may_migrate_an_empty_database_at_once(pool: PgPool) {
     };
     let outcomes = tokio::join!(migrate(), migrate(), migrate());
     assert!(matches!(outcomes, (Ok(()), Ok(()), Ok(()))), "{outcomes:?}");
+}
+
+/// The last migration before `events` has the kinds of problems.
+const BEFORE_PROBLEM_KINDS: i64 = 25;
+
+#[sqlx::test(migrations = false)]
+async fn problems_of_earlier_versions_get_their_kinds(pool: PgPool) {
+    const KINDS: [(&str, Kind); 14] = [
+        (
+            "the body is not a JSON object: duplicate field `data`",
+            Kind::NotAnEvent,
+        ),
+        ("the body has no `eventType`", Kind::NotAnEvent),
+        ("`eventType` is not a type", Kind::NotAnEvent),
+        ("`data` is not that of the vendor: x", Kind::WrongData),
+        (NO_DATA, Kind::WrongData),
+        (
+            "error returned from database: violates the body is",
+            Kind::Refused,
+        ),
+        ("", Kind::Refused),
+        ("stopped the worker 3 times", Kind::StoppedWorker),
+        (CONFLICT, Kind::Conflict),
+        (UNIDENTIFIED, Kind::Unidentified),
+        (
+            "signed with a secret that is distrusted: x; before that: the body is empty",
+            Kind::Distrusted,
+        ),
+        (FOREIGN_COMPANY, Kind::ForeignCompany),
+        (COMPANY_CHANGE, Kind::CompanyChange),
+        (
+            "it came by the queue of other, whose worker has no right",
+            Kind::Misrouted,
+        ),
+    ];
+    migrations::MIGRATOR
+        .run_to(BEFORE_PROBLEM_KINDS, &pool)
+        .await
+        .expect("an older schema");
+    insert_event(&pool).await;
+    sqlx::query(
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256, problem,
+                             replayed_problem)
+         select gen_random_uuid(), 'v1.x.y', now(), '', '', case when is_open then text end,
+                case when not is_open then text end
+           from unnest($1::text[]) text, unnest(array[true, false]) is_open",
+    )
+    .bind(KINDS.map(|(text, _)| text))
+    .execute(&pool)
+    .await
+    .expect("dead letters, and some that were replayed");
+    migrations::MIGRATOR.run(&pool).await.expect("migrated");
+    let mut found: Vec<(String, String, i64)> = sqlx::query_as(
+        "select coalesce(problem, replayed_problem), problem_kind, count(*)
+           from events where problem_kind is not null group by 1, 2",
+    )
+    .fetch_all(&pool)
+    .await
+    .expect("kinds");
+    let mut expected = KINDS.map(|(text, kind)| (text.to_owned(), kind.name().to_owned(), 2));
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    let without = "select count(*) from events where problem_kind is null";
+    assert_eq!(count(&pool, without).await, 1, "the healthy one");
 }
 
 /// The sort keys by the earlier rule: the time of the last update, or of the creation.

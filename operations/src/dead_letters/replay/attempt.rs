@@ -383,8 +383,9 @@ impl Attempt {
 
     /// What this version makes of it.
     fn judge(&self, letter: Letter, keep_bytes: bool) -> Judgement {
-        let kind = Kind::of(&letter.problem);
-        let is_withheld = kind.is_withheld() || problem::known_of(&letter.event).is_some();
+        // Where the kind is not known, the event may be one that nobody should trust.
+        let is_withheld =
+            letter.kind.is_none_or(Kind::is_withheld) || problem::known_of(&letter.event).is_some();
         if is_withheld && !self.include_withheld {
             return Judgement::Left(letter.event.webhook_id, Outcome::Withheld, letter.problem);
         }
@@ -412,7 +413,7 @@ impl Attempt {
             record = record.as_bytes(&work);
         }
         let left = match (record.problem.take(), self.disagreement(&letter, &record)) {
-            (Some(problem), _) => Some((Outcome::StillWrong, problem)),
+            (Some(problem), _) => Some((Outcome::StillWrong, problem.text)),
             (None, Some(left)) => Some(left),
             (None, None) => (self.trial().makes_a_stranger(&record))
                 .then(|| (Outcome::StillWrong, problem::COMPANY_CHANGE.to_owned())),

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
-use worker::problem::STOPPED_WORKER;
+use worker::problem::Kind;
 
 use super::{
     ACTION, Replayed,
@@ -195,14 +195,14 @@ impl Job {
     ) -> anyhow::Result<Vec<(String, bool)>> {
         let mut transaction = connection.begin(&READING).await?;
         let undone = sqlx::query_as(
-            "select l.webhook_id, coalesce(starts_with(e.problem, $2), false)
+            "select l.webhook_id, coalesce(e.problem_kind = $2, false)
                from replay_job_letters l
                left join events e on e.webhook_id = l.webhook_id
               where l.job = $1 and l.outcome is null
               order by l.position",
         )
         .bind(self.id)
-        .bind(STOPPED_WORKER)
+        .bind(Kind::StoppedWorker.name())
         .fetch_all(&mut *transaction)
         .await?;
         transaction.rollback().await?;

@@ -3,13 +3,15 @@
 use chrono::{DateTime, Utc};
 use shared::{AcceptedEvent, Companies, EventType};
 use sqlx::{Row as _, postgres::PgRow};
+use worker::problem::Kind;
 
 /// Whoever comes second waits, and then finds the row changed and no dead letter any more. One order
 /// for all keeps two replays from deadlocking; a worker changes no row of `events`, and takes those
 /// of the typed tables in the order in which `families::upsert` takes them here.
 pub(super) const LOCK: &str = "
-    select webhook_id, event_type, problem, raw, payload::text as json, body_sha256, received_at,
-           attempted_at, secret_name, array_to_string(secret_companies, ' ') as companies
+    select webhook_id, event_type, problem, problem_kind, raw, payload::text as json, body_sha256,
+           received_at, attempted_at, secret_name,
+           array_to_string(secret_companies, ' ') as companies
       from events
      where webhook_id = any($1) and problem is not null and dismissed_at is null
      order by webhook_id
@@ -18,6 +20,8 @@ pub(super) const LOCK: &str = "
 /// An open dead letter that is locked.
 pub(super) struct Letter {
     pub(super) problem: String,
+    /// `None` if an older version has stored the problem.
+    pub(super) kind: Option<Kind>,
     /// Its type as it is stored, which may be spelled in a way that no worker writes.
     pub(super) stored_type: String,
     pub(super) event: AcceptedEvent,
@@ -39,6 +43,9 @@ impl Letter {
         let body = raw.unwrap_or_else(|| json.unwrap_or_default().into_bytes());
         Ok(Self {
             problem: row.try_get("problem")?,
+            kind: row
+                .try_get::<Option<&str>, _>("problem_kind")?
+                .and_then(Kind::named),
             stored_type: event_type.to_owned(),
             event: AcceptedEvent {
                 webhook_id: row.try_get("webhook_id")?,

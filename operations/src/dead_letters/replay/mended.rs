@@ -6,11 +6,11 @@ use shared::Family;
 use sqlx::{AssertSqlSafe, PgConnection};
 use worker::{
     families::{self, Text},
+    problem::Kind,
     record::{Body, Record},
 };
 
 use super::letter::Letter;
-use crate::distrusted;
 
 /// One without a problem any more, and what it becomes.
 pub(super) type Mended = (Letter, Box<Record>);
@@ -55,7 +55,8 @@ pub(super) async fn clear(
     }))
     .bind(any_company)
     .bind(column(mended, |letter, _| {
-        !letter.has_bytes && distrusted::was_healthy(&letter.problem)
+        // One with a problem before has the bytes of its body.
+        !letter.has_bytes && letter.kind == Some(Kind::Distrusted)
     }))
     .execute(connection)
     .await?;

@@ -1,10 +1,10 @@
 -- The events $1 to $2 of $3, in the order of time, of the thirty days before $4. Of ten, six are states of
 -- vendors, three of export jobs, and one is of another type. There are a tenth as many vendors as events, and
 -- as many export jobs, so that a vendor has six states and a job three. Every fifth resource is of the
--- company 0. Every $5th event has a problem, which begins like one of $6; every 11th of those was dismissed.
+-- company 0. Every $5th event has a problem of one of the kinds $6; every 11th of those was dismissed.
 -- $7 and $8 are the bodies of the samples. The last secret came when three fifths of the time were over.
 insert into events (webhook_id, event_id, event_type, company_id, resource_id, attempted_at, received_at,
-                    stored_at, payload, raw, body_sha256, secret_name, problem, dismissed_at,
+                    stored_at, payload, raw, body_sha256, secret_name, problem, problem_kind, dismissed_at,
                     dismissed_by, dismissal_note)
 with numbers as (
     select n, n / 10 as ten, n % 10 as digit, n / $5 as letter, n % $5 = $5 / 2 as is_dead,
@@ -64,11 +64,14 @@ select webhook_id, event_id, event_type, company_id, resource_id,
        payload, case when is_dead then payload::text::bytea end, sha256(n::text::bytea),
        case when n < $3 * 3 / 5 then 'retired' when n % 50 = 0 then 'previous' else 'current' end,
        case when is_dead then
-           ($6::text[])[1 + (letter + letter / 10) % cardinality($6::text[])]
+           'a problem of the kind ' || kind
            || (array['', ': expected a string, found null at line 1 column 17', ': `data.name`',
                      ': `data.companyId`', ' (3 times)'])[1 + letter % 7 % 5]
        end,
+       case when is_dead then kind end,
        case when is_dead and letter % 11 = 0 then received_at + interval '1 hour' end,
        case when is_dead and letter % 11 = 0 then 'ada' end,
        case when is_dead and letter % 11 = 0 then 'a test of the sender' end
   from bodies
+ cross join lateral (
+     select ($6::text[])[1 + (letter + letter / 10) % cardinality($6::text[])] as kind) of_one

@@ -35,9 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// For the replays at the end.
 const REPLAYED_WITHIN: Duration = Duration::from_secs(120);
 
-/// The console's own kind of this problem is `refused`.
 const SPOIL: &str = "
-    update events set problem = 'the drill has taken its row away'
+    update events set problem = 'the drill has taken its row away', problem_kind = 'refused'
      where webhook_id in (select webhook_id from events
                            where problem is null and event_type like '%.vendor.%'
                            order by received_at desc limit 100)";

@@ -122,6 +122,10 @@ impl Pace {
 mod tests {
     use super::*;
 
+    // As docs/siege.md says.
+    const SMALL: usize = 65_536;
+    const MIN_BYTES: usize = 16_384;
+
     #[test]
     fn a_large_body_that_stalls_is_due_soon_and_a_steady_one_at_the_deadline() {
         let start = Instant::now();

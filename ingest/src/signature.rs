@@ -179,6 +179,8 @@ fn decode_key(encoded: &str) -> Result<Vec<u8>, KeyError> {
 }
 
 fn authenticate(mac: &HmacSha256, id: &str, timestamp: &str, body: &[u8]) -> HmacSha256 {
+    #[cfg(test)]
+    tests::PASSES.set(tests::PASSES.get() + 1);
     let mut mac = mac.clone();
     for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
         mac.update(part);
@@ -304,9 +306,16 @@ pub fn most_passes(keys: &[(String, Key)]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use rstest::rstest;
 
     use super::*;
+
+    thread_local! {
+        /// How many times this thread has hashed a body for an HMAC.
+        pub(super) static PASSES: Cell<usize> = const { Cell::new(0) };
+    }
 
     #[rstest]
     #[case("", KeyError::Prefix)]
@@ -363,6 +372,31 @@ mod tests {
         let tokens: Vec<_> = SignatureToken::parse_list(&list).collect();
         let expected = [[1; 32], [2; 32]].map(SignatureToken::V1);
         assert_eq!(tokens, expected, "{list}");
+    }
+
+    #[test]
+    fn a_shared_secret_hashes_the_body_once_for_all_signatures() {
+        let list = vec![format!("v1,{}", BASE64.encode([1; 32])); 16].join(" ");
+        let headers = WebhookHeaders::parse(|name| {
+            let value: &[u8] = match name {
+                "webhook-id" => b"id",
+                "webhook-timestamp" => b"1",
+                "webhook-signature" => list.as_bytes(),
+                _ => return None.into_iter(),
+            };
+            Some(value).into_iter()
+        });
+        let headers = headers.expect("good headers");
+        let signatures = Signatures::of(&headers);
+        let keys = [1, 2, 3].map(|number| {
+            let secret = BASE64.encode([number; 32]);
+            let key = Key::parse(&format!("whsec_{secret}")).expect("a key");
+            (number.to_string(), key)
+        });
+        PASSES.set(0);
+        assert_eq!(signatures.matching_key(&keys, &headers, b"body"), None);
+        assert_eq!(PASSES.get(), 3);
+        assert_eq!(signatures.work(&keys, 100), 300);
     }
 
     #[test]

@@ -28,12 +28,23 @@ impl Door {
 
     async fn with(pool: &PgPool, users: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("users"), users).expect("a file");
+        let app = Self::app(pool, &folder).await;
+        Self { app, folder }
+    }
+
+    async fn app(pool: &PgPool, folder: &TempDir) -> App {
         let file = folder.path().join("users");
-        fs::write(&file, users).expect("a file");
         let file = file.to_str().expect("a path");
         let url = pool.connect_options().to_url_lossy();
-        let app = App::with(url.as_str(), &["--users-file", file]).await;
-        Self { app, folder }
+        App::with(url.as_str(), &["--users-file", file]).await
+    }
+
+    /// Stops the console and starts it again.
+    async fn restart(self, pool: &PgPool) -> Self {
+        self.app.stop().await;
+        let app = Self::app(pool, &self.folder).await;
+        Self { app, ..self }
     }
 
     async fn sign_in(&self, name: &str, password: &str, next: &str) -> Response {
@@ -150,6 +161,17 @@ async fn who_is_taken_out_of_the_file_or_has_another_password_is_out(pool: PgPoo
         password = new_password;
     }
     assert_eq!(door.sign_in("bob", PASSWORD, "/").await.status(), 303);
+    door.app.stop().await;
+}
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_restart_signs_everybody_out(pool: PgPool) {
+    let door = Door::new(&pool).await;
+    let cookie = cookie(&door.sign_in("ada", PASSWORD, "/").await);
+    assert_eq!(door.get("/events", &cookie).await.status(), 200);
+    let door = door.restart(&pool).await;
+    assert_eq!(door.get("/events", &cookie).await.status(), 303);
+    assert_eq!(door.sign_in("ada", PASSWORD, "/").await.status(), 303);
     door.app.stop().await;
 }
 

@@ -161,3 +161,47 @@ async fn a_trial_says_of_two_companies_what_the_run_does(pool: PgPool) {
         }
     }
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_replayed_event_keeps_the_companies_of_its_secret(pool: PgPool) {
+    stop_worker(&pool, &tied_to("c1 c3", vendor("own"))).await;
+    let replayed = json(&pool, &["replay", "--yes"], 0).await;
+    assert_eq!(outcome(&replayed, "own"), "newest");
+    assert!(is(&pool, "select secret_companies = '{c1,c3}' from events").await);
+}
+
+/// As a version stored it that did not compare the companies yet.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn no_row_is_computed_of_an_event_of_a_company_that_its_secret_does_not_speak_for(
+    pool: PgPool,
+) {
+    let stolen = AcceptedEvent {
+        secret_name: Some("stolen".to_owned()),
+        ..vendor_at("stolen", "v1", "Forged", 9)
+    };
+    store_events(&pool, [vendor_at("foreign", "v1", "Foreign", 1), stolen]).await;
+    store_events(&pool, [vendor_at("own", "v2", "Own", 1)]).await;
+    sql(
+        &pool,
+        "update events set secret_companies = '{c2}' where webhook_id = 'foreign';
+         update events set secret_companies = '{c1}' where webhook_id = 'own'",
+    )
+    .await;
+    let distrust = [
+        "secrets",
+        "distrust",
+        "--secret=stolen",
+        "--since=2025-01-01T00:00:00Z",
+        "--yes",
+    ];
+    let output = hookctl(&pool, &distrust).output().await;
+    let output = output.expect("hookctl runs");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    let only_own = "select array_agg(webhook_id) = array['own'] from vendors";
+    assert!(is(&pool, only_own).await);
+
+    sql(&pool, "truncate vendors").await;
+    let report = rebuild(&pool, 3).await;
+    assert_eq!(report[0]["problems"], 1, "{report:?}");
+    assert!(is(&pool, only_own).await);
+}

@@ -3,11 +3,13 @@
 use std::process::Output;
 
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, PgPool, postgres::PgConnectOptions};
+use shared::AcceptedEvent;
+use sqlx::{AssertSqlSafe, ConnectOptions, PgPool, postgres::PgConnectOptions};
+use tokio::time::timeout;
 
 use crate::place::{
-    event, hookctl, is, json as dead_letters, lines, nameless, run, sql, stop_worker, store_events,
-    text, vendor, vendor_at,
+    SOON, event, hookctl, is, json as dead_letters, lines, nameless, run, spool, sql, stop_worker,
+    store_events, text, vendor, vendor_at,
 };
 
 async fn hookctl_ends(pool: &PgPool, arguments: &[&str], code: i32) -> Output {
@@ -271,4 +273,121 @@ async fn nothing_is_changed_that_cannot_be_written_down(pool: PgPool) {
     }
     assert!(is(&pool, "select count(*) = 2 from dead_letters").await);
     sql(&pool, &format!("drop owned by {role}; drop role {role}")).await;
+}
+
+/// Each makes exactly one of the changes for which [`fill_for_commands`] leaves something.
+const COMMANDS: [&[&str]; 8] = [
+    &["dead-letters", "dismiss", "--id", "open", "--note", "n"],
+    &["dead-letters", "restore", "--id", "dismissed"],
+    &["dead-letters", "replay", "--id", "mended"],
+    &["rebuild"],
+    &[
+        "secrets",
+        "distrust",
+        "--secret",
+        "stolen",
+        "--since",
+        "2025-01-01T00:00:00Z",
+    ],
+    &["erase", "--event", "waits"],
+    &["receipts", "write-off", "--id", "gone", "--reason", "r"],
+    &["receipts", "restore", "--id", "lost"],
+];
+
+async fn fill_for_commands(pool: &PgPool) {
+    let stolen = AcceptedEvent {
+        secret_name: Some("stolen".to_owned()),
+        ..vendor("stolen")
+    };
+    let healthy = [vendor("mended"), vendor("damaged"), stolen];
+    store_events(pool, healthy).await;
+    store_events(pool, [nameless("open"), nameless("dismissed")]).await;
+    spool(pool, &vendor("waits"), 0, 0).await;
+    sql(
+        pool,
+        "update events set dismissed_at = now() where webhook_id = 'dismissed';
+         update events set problem = 'value out of range' where webhook_id = 'mended';
+         update vendors set name = 'by hand' where id = 'damaged';
+         insert into webhook_receipts (webhook_id, body_sha256, received_at)
+         select id, '', now() - interval '1 day' from unnest(array['gone', 'lost']) as id;
+         update webhook_receipts set written_off_at = now(), write_off_reason = 'r'
+          where webhook_id = 'lost'",
+    )
+    .await;
+}
+
+/// The rows of the tables that commands change.
+async fn rows(pool: &PgPool) -> String {
+    let tables = [
+        "events",
+        "webhook_spool",
+        "vendors",
+        "export_jobs",
+        "webhook_receipts",
+    ];
+    let all = tables
+        .map(|table| format!("(select string_agg(t::text, ' ' order by t::text) from {table} t)"));
+    let rows = format!("select concat_ws(' ', {})", all.join(", "));
+    sqlx::query_scalar(AssertSqlSafe(rows))
+        .fetch_one(pool)
+        .await
+        .expect("text")
+}
+
+async fn recorded(pool: &PgPool) -> i64 {
+    sqlx::query_scalar("select count(*) from operator_actions")
+        .fetch_one(pool)
+        .await
+        .expect("a count")
+}
+
+/// Runs a command that must not succeed, and must leave everything as it is.
+async fn assert_changes_nothing(pool: &PgPool, command: &[&str], before: &str) {
+    let output = hookctl(pool, &[command, &["--yes"]].concat()).output();
+    let output = timeout(SOON, output).await.expect("it ends");
+    let output = output.expect("it runs");
+    let shown = text(&output);
+    assert_ne!(output.status.code(), Some(0), "{command:?}: {shown}");
+    assert_eq!(rows(pool).await, before, "{command:?}: {shown}");
+    assert_eq!(recorded(pool).await, 0, "{command:?}: {shown}");
+}
+
+/// Each command passes the check of its rights, and then its record or its change fails.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_change_and_its_record_are_kept_together_or_not_at_all(pool: PgPool) {
+    fill_for_commands(&pool).await;
+    let before = rows(&pool).await;
+    sql(
+        &pool,
+        "create function refuse() returns trigger language plpgsql as
+             'begin raise ''refused by a test''; end';
+         create trigger refuse before insert on operator_actions
+             for each row execute function refuse()",
+    )
+    .await;
+    for command in COMMANDS {
+        assert_changes_nothing(&pool, command, &before).await;
+    }
+
+    // The record is written, and the commit fails because of the change.
+    sql(&pool, "drop trigger refuse on operator_actions").await;
+    for table in ["events", "webhook_spool", "vendors", "webhook_receipts"] {
+        let trigger = format!(
+            "create constraint trigger refuse after insert or update or delete on {table}
+                 deferrable initially deferred for each row execute function refuse()"
+        );
+        sql(&pool, &trigger).await;
+    }
+    for command in COMMANDS {
+        assert_changes_nothing(&pool, command, &before).await;
+    }
+
+    sql(&pool, "drop function refuse() cascade").await;
+    for (command, records) in COMMANDS.into_iter().zip(1..) {
+        let before = rows(&pool).await;
+        let output = hookctl(&pool, &[command, &["--yes"]].concat()).output();
+        let shown = text(&output.await.expect("it runs"));
+        assert_ne!(rows(&pool).await, before, "{command:?}: {shown}");
+        assert!(recorded(&pool).await >= records, "{command:?}: {shown}");
+    }
 }

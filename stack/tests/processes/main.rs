@@ -4,6 +4,7 @@
 mod arguments;
 mod confinement;
 mod haproxy;
+mod haproxy_limits;
 mod inside;
 mod postgres;
 mod process;

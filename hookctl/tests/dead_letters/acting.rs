@@ -306,7 +306,8 @@ async fn fill_for_commands(pool: &PgPool) {
     sql(
         pool,
         "update events set dismissed_at = now() where webhook_id = 'dismissed';
-         update events set problem = 'value out of range' where webhook_id = 'mended';
+         update events set problem = 'value out of range', problem_kind = 'refused'
+          where webhook_id = 'mended';
          update vendors set name = 'by hand' where id = 'damaged';
          insert into webhook_receipts (webhook_id, body_sha256, received_at)
          select id, '', now() - interval '1 day' from unnest(array['gone', 'lost']) as id;

@@ -65,23 +65,32 @@ async fn until_found(
     }
 }
 
-/// Takes the queue from these nodes. RabbitMQ may refuse that for a moment after it has elected a leader, and may
-/// also answer "ok" although the member stays. So it is asked until doctor finds one member.
-async fn remove_members(hookctl: &std::path::Path, node: &RabbitMq, nodes: &[&str]) {
+/// Takes `pleo.vendor` from all nodes but the third. If RabbitMQ 3.10 removes a member that is the leader, it may keep
+/// it in its own list for ever. So the third member becomes the leader first.
+const KEEP_THE_THIRD: &str = r#"
+    Nodes = ['stack-1@localhost', 'stack-2@localhost'],
+    Third = {'%2F_pleo.vendor', 'stack-3@localhost'},
+    case ra:members(Third) of
+        {ok, _, Third} ->
+            [rabbit_quorum_queue:delete_member(<<"/">>, <<"pleo.vendor">>, Node) || Node <- Nodes];
+        {ok, _, Leader} -> ra:transfer_leadership(Leader, Third);
+        Other -> Other
+    end."#;
+
+/// RabbitMQ may refuse a change of members for a moment after an election. So it is asked until doctor finds one.
+async fn keep_the_third(hookctl: &std::path::Path, third: &RabbitMq) {
     let deadline = Instant::now() + SOON;
     loop {
-        for gone in nodes {
-            let delete = format!(
-                r#"rabbit_quorum_queue:delete_member(<<"/">>, <<"pleo.vendor">>, '{gone}')."#
-            );
-            node.ctl(&["eval", &delete]).await.ok();
-        }
-        let findings = examine(hookctl, node).await;
+        let answer = third.ctl(&["eval", KEEP_THE_THIRD]).await;
+        let findings = examine(hookctl, third).await;
         let members = &findings["members of pleo.vendor"].1;
         if members.starts_with("1 of 1") {
             return;
         }
-        assert!(Instant::now() < deadline, "members stay: {members}");
+        assert!(
+            Instant::now() < deadline,
+            "members stay: {members}; RabbitMQ answered {answer:?}"
+        );
         sleep(Duration::from_millis(500)).await;
     }
 }
@@ -120,7 +129,7 @@ async fn doctor_sees_how_the_queues_lie_on_a_cluster() {
     }
     until_found(&hookctl, second, "leaders", "ok", "pleo.vendor on").await;
 
-    remove_members(&hookctl, third, &["stack-1@localhost", "stack-2@localhost"]).await;
+    keep_the_third(&hookctl, third).await;
     until_found(
         &hookctl,
         second,

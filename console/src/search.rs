@@ -13,7 +13,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
-use sqlx::{Postgres, QueryBuilder};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 use tokio::time::Instant;
 use worker::problem::Kind;
 
@@ -198,6 +198,17 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// That of an event with this webhook id.
+    pub async fn get(
+        connection: &mut PgConnection,
+        webhook_id: &str,
+    ) -> Result<Option<Self>, sqlx::Error> {
+        let mut query = QueryBuilder::<Postgres>::new("select ");
+        query.push(SUMMARY).push(" from events where webhook_id = ");
+        query.push_bind(webhook_id);
+        query.build_query_as().fetch_optional(connection).await
+    }
+
     /// The kind of its problem.
     pub fn kind(&self) -> Option<Kind> {
         let problem = self.problem.as_ref();
@@ -242,6 +253,19 @@ pub struct Found {
     pub rows: Vec<Summary>,
     /// Why there are no more.
     pub end: End,
+}
+
+impl Found {
+    /// Adds an event that the search did not find, and says whether there was one to add.
+    pub fn add(&mut self, event: Option<Summary>) -> bool {
+        let missing = event.filter(|event| {
+            let mut rows = self.rows.iter();
+            rows.all(|row| row.webhook_id != event.webhook_id)
+        });
+        let is_missing = missing.is_some();
+        self.rows.extend(missing);
+        is_missing
+    }
 }
 
 /// Finds at most `limit` events before a place, the newest first. It looks for as long as `budget`.

@@ -85,13 +85,13 @@ pub(crate) async fn page(
     store: web::Data<Store>,
 ) -> Result<HttpResponse, PageError> {
     let query = query.into_inner();
-    let (row, known_at) = store
+    let (row, known) = store
         .look(async |connection| row(connection, &query.id).await)
         .await?;
     // All of them are found at once, so there is no reason to begin at the known one.
     let begin = match search::resources_are_indexed(&store).await? {
         true => None,
-        false => known_at,
+        false => known.as_ref().map(|known| known.received_at),
     };
     let before = query.before(begin)?;
     let filter = Filter {
@@ -99,7 +99,9 @@ pub(crate) async fn page(
         ..Filter::default()
     };
     let budget = query.search.budget();
-    let found = search::find(&store, &filter, before.clone(), PAGE, budget).await?;
+    let mut found = search::find(&store, &filter, before.clone(), PAGE, budget).await?;
+    // The first page has the row's state, even if the search did not get so far.
+    let is_apart = query.before.is_empty() && found.add(known);
     if row.is_none() && found.rows.is_empty() && found.end == End::All {
         return Err(PageError::NotFound(
             "No event that is stored has this resource.",
@@ -121,7 +123,7 @@ pub(crate) async fn page(
     );
     html(&ResourcePage {
         frame: Frame::new(&request, &title, Section::Events),
-        states: states(found.rows, bodies, current),
+        states: states(found.rows, bodies, current, is_apart),
         older,
         looked_back_to,
         looked_up_to: before.map(|before| before.at).filter(|at| *at < Utc::now()),
@@ -166,11 +168,11 @@ impl Row {
     }
 }
 
-/// The row of either typed table, and when the event of its state was received.
+/// The row of either typed table, and the event of its state.
 async fn row(
     connection: &mut PgConnection,
     id: &str,
-) -> Result<(Option<Row>, Option<DateTime<Utc>>), sqlx::Error> {
+) -> Result<(Option<Row>, Option<Summary>), sqlx::Error> {
     let statements = [
         (
             "export_jobs",
@@ -193,16 +195,14 @@ async fn row(
             .find(|(name, _)| name == "webhook_id")
             .and_then(|(_, value)| value.clone());
         if let Some(webhook_id) = webhook_id {
-            let at = sqlx::query_scalar("select received_at from events where webhook_id = $1")
-                .bind(&webhook_id)
-                .fetch_optional(connection)
-                .await?;
+            let event = Summary::get(connection, &webhook_id).await?;
             let row = Row {
                 table,
                 columns,
                 webhook_id,
             };
-            return Ok((Some(row), at));
+            let event = event.filter(|event| event.resource_id.as_deref() == Some(id));
+            return Ok((Some(row), event));
         }
     }
     Ok((None, None))
@@ -228,8 +228,14 @@ async fn bodies(
         .collect())
 }
 
-/// The states by their own time, the newest first, each with what changed.
-fn states(rows: Vec<Summary>, bodies: Vec<Option<String>>, current: Option<&str>) -> Vec<State> {
+/// The states by their own time, the newest first, each with what changed. If there may be others between
+/// the row's state and the next one, the two are not compared.
+fn states(
+    rows: Vec<Summary>,
+    bodies: Vec<Option<String>>,
+    current: Option<&str>,
+    current_is_apart: bool,
+) -> Vec<State> {
     let mut read: Vec<_> = rows
         .into_iter()
         .zip(bodies)
@@ -245,14 +251,18 @@ fn states(rows: Vec<Summary>, bodies: Vec<Option<String>>, current: Option<&str>
     for (n, (key, event, body)) in read.into_iter().enumerate() {
         let is_late = earliest.is_some_and(|earliest| event.received_at > earliest);
         earliest = Some(earliest.map_or(event.received_at, |at| at.min(event.received_at)));
-        let older = fields.get(n + 1);
+        let is_current = current == Some(event.webhook_id.as_str());
+        let older = match is_current && current_is_apart {
+            true => None,
+            false => fields.get(n + 1),
+        };
         let changes = match (fields[n].as_ref(), older) {
             (Some(after), Some(Some(before))) => changes(before, after),
             _ => Vec::new(),
         };
         states.push(State {
             at: own_time(&key),
-            is_current: current == Some(event.webhook_id.as_str()),
+            is_current,
             is_late,
             changes,
             is_first: older.is_none(),

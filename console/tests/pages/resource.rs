@@ -116,3 +116,34 @@ async fn with_an_index_on_resources_all_states_are_looked_at(pool: PgPool) {
     assert!(page.contains("/event?id=msg_1"), "{page}");
     app.stop().await;
 }
+
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn the_state_of_the_row_is_there_however_many_events_came_after_it(pool: PgPool) {
+    let ago = |minutes| Utc::now() - TimeDelta::minutes(minutes);
+    for (id, name, minute, at) in [
+        ("msg_1", "Acme", 1, ago(50)),
+        ("msg_2", "Acme Ltd", 2, ago(40)),
+    ] {
+        let state = vendor(id, "v-1", name, "DRAFT", minute);
+        store(&pool, [received(state, at)]).await;
+    }
+    // The search begins with them, and its time is over before it has seen all.
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, received_at, raw, body_sha256)
+                select 'other_' || n, 'unknown', now() - interval '30 minutes', '', ''
+                  from generate_series(1, 200000) n",
+    )
+    .await;
+    let app = App::start(&pool).await;
+    let page = app.page("/resource?id=v-1").await;
+    assert!(page.contains("the row's state"), "{page}");
+    assert!(page.contains("/event?id=msg_2"), "{page}");
+    // It is compared only with a state that is known to be the one before.
+    assert_eq!(
+        page.contains("/event?id=msg_1"),
+        page.contains("<ins>"),
+        "{page}"
+    );
+    app.stop().await;
+}

@@ -17,7 +17,7 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 use tokio::time::Instant;
 use worker::problem::Kind;
 
-pub use self::{of_resource::is_indexed as resources_are_indexed, walk::Walk};
+pub use self::{of_resource::is_found_at_once, walk::Walk};
 use crate::{
     store::{STATEMENT_TIMEOUT, Store, StoreError},
     time,

@@ -89,7 +89,7 @@ pub(crate) async fn page(
         .look(async |connection| row(connection, &query.id).await)
         .await?;
     // All of them are found at once, so there is no reason to begin at the known one.
-    let begin = match search::resources_are_indexed(&store).await? {
+    let begin = match search::is_found_at_once(&store, &query.id).await? {
         true => None,
         false => known.as_ref().map(|known| known.received_at),
     };

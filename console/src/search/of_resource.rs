@@ -6,25 +6,42 @@
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
 use super::{Filter, Key, SUMMARY, Summary};
-use crate::store::{Store, StoreError};
+use crate::store::{STATEMENT_TIMEOUT, Store, StoreError};
 
-/// Whether there is such an index.
-pub async fn is_indexed(store: &Store) -> Result<bool, StoreError> {
-    store
-        .look(async |connection| {
-            sqlx::query_scalar(
-                "select exists (
-                     select from pg_index i
-                       join pg_class own on own.oid = i.indexrelid
-                       join pg_am am on am.oid = own.relam
-                       join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-                      where i.indrelid = to_regclass('events') and a.attname = 'resource_id'
-                        and am.amname in ('btree', 'hash') and i.indisvalid and i.indpred is null)",
-            )
-            .fetch_one(connection)
-            .await
+/// Of a resource with more events, each page would have to read and sort too many. It is searched like all
+/// others.
+const MOST: i64 = 2_000;
+
+const IS_INDEXED: &str = "
+    select exists (
+        select from pg_index i
+          join pg_class own on own.oid = i.indexrelid
+          join pg_am am on am.oid = own.relam
+          join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+         where i.indrelid = to_regclass('events') and a.attname = 'resource_id'
+           and am.amname in ('btree', 'hash') and i.indisvalid and i.indpred is null)";
+
+/// Whether all events of a resource are found at once: there is such an index, and they are not too many.
+pub async fn is_found_at_once(store: &Store, resource: &str) -> Result<bool, StoreError> {
+    let counted = store
+        .look_by_index(STATEMENT_TIMEOUT, async |connection| {
+            if !sqlx::query_scalar(IS_INDEXED)
+                .fetch_one(&mut *connection)
+                .await?
+            {
+                return Ok(None);
+            }
+            let count =
+                "select count(*) from (select from events where resource_id = $1 limit $2) e";
+            sqlx::query_scalar::<_, i64>(count)
+                .bind(resource)
+                .bind(MOST + 1)
+                .fetch_one(connection)
+                .await
+                .map(Some)
         })
-        .await
+        .await?;
+    Ok(counted.is_some_and(|events| events <= MOST))
 }
 
 /// At most `wanted` events before a place that match a filter with a resource, the newest first.

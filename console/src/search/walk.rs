@@ -25,15 +25,9 @@ const GROWTH: f64 = 4.0;
 /// The share of the time limit that a slice should take, by the rate of the slice before.
 const SHARE: f64 = 0.7;
 
-/// Longer than this, the events of a resource are not looked for by its index. A resource with so many has
-/// some in each slice.
-const OF_RESOURCE_WITHIN: Duration = Duration::from_millis(500);
-
 /// What a walk follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path {
-    /// Not known before the first slice.
-    Unknown,
     /// The events' time of receipt.
     Time,
     /// The index on resources.
@@ -44,7 +38,8 @@ enum Path {
 #[derive(Debug)]
 pub struct Walk {
     filter: Filter,
-    path: Path,
+    /// Not known before the first slice.
+    path: Option<Path>,
     /// Everything from here on was looked at.
     at: Key,
     /// How many events the next slice has.
@@ -63,10 +58,7 @@ impl Walk {
                 Some(before) if before.at < end.at => before,
                 _ => end,
             },
-            path: match filter.resource {
-                Some(_) => Path::Unknown,
-                None => Path::Time,
-            },
+            path: None,
             length,
             rate: None,
             is_over: false,
@@ -93,19 +85,24 @@ impl Walk {
         wanted: usize,
         limit: Duration,
     ) -> Result<Vec<Summary>, StoreError> {
-        if self.path == Path::Unknown {
-            self.path = match of_resource::is_indexed(store).await? {
-                true => Path::Resource,
-                false => Path::Time,
-            };
+        match self.path(store).await? {
+            Path::Time => self.slice_of_time(store, wanted, limit).await,
+            Path::Resource => self.rest_of_resource(store, wanted, limit).await,
         }
-        if self.path == Path::Resource {
-            match self.rest_of_resource(store, wanted, limit).await {
-                Err(StoreError::TooSlow) => self.path = Path::Time,
-                found => return found,
+    }
+
+    async fn path(&mut self, store: &Store) -> Result<Path, StoreError> {
+        if let Some(path) = self.path {
+            return Ok(path);
+        }
+        let path = match &self.filter.resource {
+            Some(resource) if of_resource::is_found_at_once(store, resource).await? => {
+                Path::Resource
             }
-        }
-        self.slice_of_time(store, wanted, limit).await
+            Some(_) | None => Path::Time,
+        };
+        self.path = Some(path);
+        Ok(path)
     }
 
     async fn rest_of_resource(
@@ -115,7 +112,7 @@ impl Walk {
         limit: Duration,
     ) -> Result<Vec<Summary>, StoreError> {
         let rows = store
-            .look_by_index(limit.min(OF_RESOURCE_WITHIN), async |connection| {
+            .look_by_index(limit, async |connection| {
                 of_resource::find(connection, &self.filter, &self.at, wanted).await
             })
             .await?;

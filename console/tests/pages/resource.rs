@@ -147,3 +147,27 @@ async fn the_state_of_the_row_is_there_however_many_events_came_after_it(pool: P
     );
     app.stop().await;
 }
+
+/// Each page would sort all of them.
+#[sqlx::test(migrator = "migrations::MIGRATOR")]
+async fn a_resource_of_thousands_of_events_is_searched_from_its_state_in_spite_of_an_index(
+    pool: PgPool,
+) {
+    let at = Utc::now() - TimeDelta::hours(400);
+    let state = vendor("msg_1", "v-1", "Acme", "DRAFT", 1);
+    store(&pool, [received(state, at)]).await;
+    sql(
+        &pool,
+        "insert into events (webhook_id, event_type, resource_id, received_at, raw, body_sha256)
+                select 'old_' || n, 'unknown', 'v-1', now() - interval '401 hours', '', ''
+                  from generate_series(1, 2500) n;
+         create index on events (resource_id)",
+    )
+    .await;
+    let app = App::start(&pool).await;
+    let page = app.page("/resource?id=v-1").await;
+    assert!(page.contains("were not looked at"), "{page}");
+    assert!(page.contains("/event?id=msg_1"), "{page}");
+    assert!(link(&page, "Older states").is_some(), "{page}");
+    app.stop().await;
+}
